@@ -1,0 +1,138 @@
+"""What an embedder is: the description that travels with its weights."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+from unified_embedding.codes import BIT_RULE, code_bytes
+from unified_embedding.errors import ImageError, SpecError
+from unified_embedding.image import PREPROCESSING_REVISION, Preprocessing
+
+SPEC_FILE: Final = "spec.json"
+ONNX_FILE: Final = "embedder.onnx"
+VERSION_KEY: Final = "unified_embedding.version"
+"""Key of the version in the ONNX metadata and in Triton's model configuration."""
+ENGINE_KEY: Final = "unified_embedding.engine"
+"""Key of the engine id in Triton's model configuration."""
+RANDOM_WEIGHTS: Final = "random"
+
+INPUT: Final = "pixels"
+OUTPUT: Final = "embedding"
+FEATURES: Final = "features"
+
+
+@dataclass(frozen=True)
+class EmbedderSpec:
+    """Everything needed to use an embedder's vectors correctly.
+
+    Attributes:
+        name: folder name of the model, for people.
+        trunk: timm name of the trunk, for instance "tf_efficientnet_lite0".
+        dim: width D of the embedding, a multiple of 8.
+        weights: where the weights come from; "random" marks an untrained trunk.
+        graph_sha256: SHA-256 of the ONNX graph, constants included.
+        preprocessing: how pictures become pixels.
+        license: SPDX expression of the weights' licence.
+    """
+
+    name: str
+    trunk: str
+    dim: int
+    weights: str
+    graph_sha256: str
+    preprocessing: Preprocessing
+    license: str
+
+    def __post_init__(self) -> None:
+        code_bytes(self.dim)
+        if len(self.graph_sha256) != 64 or set(self.graph_sha256) - set("0123456789abcdef"):
+            raise SpecError(f"graph_sha256 {self.graph_sha256!r} is not a SHA-256 in hex")
+
+    @property
+    def version(self) -> str:
+        """Twelve hex digits over weights, preprocessing and bit rule.
+
+        Vectors and codes of equal version may be compared; of different ones never.
+        The name, the licence and the engine that runs the weights do not enter.
+        """
+        identity = {
+            "graph_sha256": self.graph_sha256,
+            "preprocessing": asdict(self.preprocessing),
+            "preprocessing_revision": PREPROCESSING_REVISION,
+            "bit_rule": BIT_RULE,
+        }
+        return digest(identity)
+
+    @property
+    def code_bytes(self) -> int:
+        """Bytes of one packed code, D / 8."""
+        return code_bytes(self.dim)
+
+    @property
+    def random(self) -> bool:
+        """True when the weights are untrained: numbers computed with them mean nothing."""
+        return self.weights == RANDOM_WEIGHTS
+
+    def save(self, folder: Path) -> None:
+        """Write `folder/spec.json`, with the version for readers' convenience."""
+        text = json.dumps({"version": self.version, **asdict(self)}, indent=2) + "\n"
+        (folder / SPEC_FILE).write_text(text)
+
+    @classmethod
+    def load(cls, folder: Path) -> "EmbedderSpec":
+        """Read `folder/spec.json`.
+
+        Raises:
+            SpecError: the file is missing, malformed, or states another version than its
+                contents have (edited by hand, or written by another revision of the library).
+        """
+        path = folder / SPEC_FILE
+        try:
+            raw = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise SpecError(
+                f"{path} does not exist; an embedder folder holds {SPEC_FILE} and {ONNX_FILE} "
+                "(python -m unified_embedding.training.export writes both)"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise SpecError(f"{path} is not readable JSON ({error})") from error
+        return cls.from_dict(raw, str(path))
+
+    @classmethod
+    def from_dict(cls, raw: object, source: str = SPEC_FILE) -> "EmbedderSpec":
+        """Build a spec from decoded JSON; `source` is named in errors. Raises SpecError."""
+        if not isinstance(raw, Mapping):
+            raise SpecError(f"{source} does not hold a JSON object")
+        stated = dict(raw)
+        version = stated.pop("version", None)
+        try:
+            preprocessing = Preprocessing(**_checked(Preprocessing, stated.get("preprocessing")))
+            spec = cls(**{**_checked(cls, stated), "preprocessing": preprocessing})
+        except (SpecError, ImageError, TypeError) as error:
+            raise SpecError(f"{source}: {error}") from error
+        if version != spec.version:
+            raise SpecError(
+                f"{source} states version {version} but its contents have {spec.version}; "
+                "export the model again instead of editing the file"
+            )
+        return spec
+
+
+def digest(value: object) -> str:
+    """Twelve hex digits of the SHA-256 of `value` as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _checked(cls: type, raw: object) -> dict[str, Any]:
+    names = {field.name for field in fields(cls)}
+    given = set(raw) if isinstance(raw, Mapping) else set()
+    if not isinstance(raw, Mapping) or given != names:
+        raise SpecError(
+            f"{cls.__name__} needs exactly the fields {sorted(names)}; "
+            f"missing {sorted(names - given)}, unknown {sorted(given - names)}"
+        )
+    return dict(raw)
