@@ -1,0 +1,71 @@
+"""One real tritonserver for the whole session, on free ports, with an engine built for it."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from triton_process import assemble, start, stop
+
+from unified_embedding.gallery import Gallery
+from unified_embedding.spec import EmbedderSpec
+
+MODEL = "models/unified-embedder-lite0"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. `pid` is tritonserver's own."""
+
+    grpc_url: str
+    http_url: str
+    metrics_url: str
+    repository: Path
+    spec: EmbedderSpec
+    engine: str
+    pid: int
+
+
+@pytest.fixture(scope="session")
+def gallery(root: Path) -> Gallery:
+    return Gallery.load(root / "demo")
+
+
+@pytest.fixture(scope="session")
+def repository(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with an engine that the real build step put there."""
+    pytest.importorskip("pytriton", reason="the extra `serve` is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
+    folder = assemble(root, tmp_path_factory.mktemp("server") / "model_repository")
+    build = subprocess.run(
+        [sys.executable, root / "build/engine.py", "--model", root / MODEL, "--repository", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert build.returncode == 0, build.stdout + build.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(
+    root: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    process, (http, grpc, metrics) = start(repository, tmp_path_factory.mktemp("log") / "log")
+    spec = EmbedderSpec.load(repository / "embedder" / "1")
+    config = (repository / "embedder" / "config.pbtxt").read_text()
+    engine = config.split('"unified_embedding.engine" value { string_value: "')[1].split('"')[0]
+    yield Server(
+        grpc_url=f"127.0.0.1:{grpc}",
+        http_url=f"http://127.0.0.1:{http}",
+        metrics_url=f"http://127.0.0.1:{metrics}/metrics",
+        repository=repository,
+        spec=spec,
+        engine=engine,
+        pid=process.pid,
+    )
+    assert stop(process) == 0

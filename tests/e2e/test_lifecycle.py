@@ -1,0 +1,43 @@
+"""Start and stop of the real tritonserver."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from triton_process import assemble, start, stop
+
+pytestmark = pytest.mark.e2e
+
+
+def shared_memory() -> set[str]:
+    return {name for name in os.listdir("/dev/shm") if "triton" in name}
+
+
+def children(pid: int) -> list[int]:
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(child) for child in listed]
+
+
+def test_sigterm_leaves_no_process_and_no_shared_memory(repository: Path, tmp_path: Path) -> None:
+    before = shared_memory()
+    process, _ = start(repository, tmp_path / "log")
+    stubs = children(process.pid)
+    assert len(stubs) == 4
+    assert shared_memory() - before
+    assert stop(process) == 0
+    assert [pid for pid in stubs if Path(f"/proc/{pid}").exists()] == []
+    assert shared_memory() <= before
+
+
+def test_a_repository_without_an_engine_says_make_engine(root: Path, tmp_path: Path) -> None:
+    folder = assemble(root, tmp_path / "model_repository")
+    run = subprocess.run(
+        [sys.executable, "-m", "unified_embedding.tritonserver", f"--model-repository={folder}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 1
+    assert "run `make engine` first" in run.stderr
