@@ -11,11 +11,13 @@ import contact_sheet
 import numpy as np
 import typer
 from numpy.typing import NDArray
+from PIL import Image
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from unified_embedding.client import EmbedderClient
 
+from unified_embedding.client import EmbedderClient
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, Picture, relevance
 from unified_embedding.local_server import running
@@ -112,35 +114,36 @@ def report(answers: Answers, gallery: Gallery) -> None:
     }
     table = Table(
         title=f"{len(shots)} simulated shots of {len(catalogue)} products, "
-        f"searched in {len(catalogue)} catalogue pictures"
+        f"searched in {len(catalogue)} catalogue pictures",
+        box=SIMPLE_HEAD,
     )
-    for column in ("compared by", "R@1", "R@5", "R@1 against float", "bytes stored an image"):
-        table.add_column(column, justify="left" if column == "compared by" else "right")
+    table.add_column("scores", no_wrap=True)
+    for column in ("R@1 %", "R@5 %", "R@1, change", "bytes"):
+        table.add_column(column, justify="right", no_wrap=True)
     for name in COMPARISONS:
-        one, five = (bootstrap(hits[name][k], products) for k in (1, 5))
-        change = bootstrap(hits[name][1] - hits["float"][1], products)
+        one, five = (bootstrap(100 * hits[name][k], products) for k in (1, 5))
+        lost = bootstrap(100 * (hits[name][1] - hits["float"][1]), products)
         table.add_row(
             name,
-            f"{one.mean:.3f} [{one.low:.3f}, {one.high:.3f}]",
-            f"{five.mean:.3f} [{five.low:.3f}, {five.high:.3f}]",
+            f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]",
+            f"{five.mean:.1f} [{five.low:.1f}, {five.high:.1f}]",
             ""
             if name == "float"
-            else f"{change.mean:+.3f} [{change.low:+.3f}, {change.high:+.3f}]",
+            else f"{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]",
             f"{stored[name]:,}",
         )
     console.print(table)
     console.print(
-        "95 % intervals by bootstrap over products; differences are paired.\n"
+        "95 % intervals by bootstrap over products; change: paired, against float\n"
         f"embedder {answers.version}, engine {answers.engine}\n"
-        f"one image: p50 {answers.latency_ms:.1f} ms; "
-        f"{len(gallery.pictures)} images in requests of up to 16: "
-        f"{answers.images_per_second:.0f} images/s (client on the same machine)\n"
+        f"one image: p50 {answers.latency_ms:.1f} ms; in requests of 16: "
+        f"{answers.images_per_second:.0f} images/s, client on the same machine\n"
         "every code equals packbits(embedding > 0)",
         highlight=False,
     )
 
 
-def sheet(answers: Answers, gallery: Gallery) -> contact_sheet.Image.Image:
+def sheet(answers: Answers, gallery: Gallery) -> Image.Image:
     """Evenly spaced queries, hits and misses alike, with the best five by float and by code."""
     shots, catalogue = gallery.role(SHOT), gallery.role(CATALOGUE)
     by_float = similarity(answers, gallery, "float")
