@@ -127,9 +127,7 @@ def report(answers: Answers, gallery: Gallery) -> None:
             name,
             f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]",
             f"{five.mean:.1f} [{five.low:.1f}, {five.high:.1f}]",
-            ""
-            if name == "float"
-            else f"{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]",
+            "" if name == "float" else f"{lost.mean:+.1f} [{lost.low:+.1f}, {lost.high:+.1f}]",
             f"{stored[name]:,}",
         )
     console.print(table)
