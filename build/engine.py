@@ -163,7 +163,7 @@ def is_current(installed: Path, recipe: str) -> bool:
     """True when `installed` holds, whole, what `recipe` would build."""
     try:
         record = json.loads((installed / "1" / "engine.json").read_text())
-        return record["recipe"] == recipe and record["files"] == file_hashes(installed)
+        return bool(record["recipe"] == recipe and record["files"] == file_hashes(installed))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -1,6 +1,7 @@
 """One real tritonserver for the whole session, on free ports, with an engine built for it."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from triton_process import assemble, start, stop
 
 from unified_embedding.gallery import Gallery
+from unified_embedding.local_server import start
 from unified_embedding.spec import EmbedderSpec
 
 MODEL = "models/unified-embedder-lite0"
@@ -27,6 +28,13 @@ class Server:
     spec: EmbedderSpec
     engine: str
     pid: int
+
+
+def assemble(root: Path, folder: Path) -> Path:
+    """A model repository with the checkout's static models; the installed engine is left alone."""
+    for name in ("unified_embedding", "preprocess", "binarizer"):
+        shutil.copytree(root / "model_repository" / name, folder / name)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -55,17 +63,17 @@ def repository(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(
     root: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    process, (http, grpc, metrics) = start(repository, tmp_path_factory.mktemp("log") / "log")
+    started = start(repository, tmp_path_factory.mktemp("log") / "log")
     spec = EmbedderSpec.load(repository / "embedder" / "1")
     config = (repository / "embedder" / "config.pbtxt").read_text()
     engine = config.split('"unified_embedding.engine" value { string_value: "')[1].split('"')[0]
     yield Server(
-        grpc_url=f"127.0.0.1:{grpc}",
-        http_url=f"http://127.0.0.1:{http}",
-        metrics_url=f"http://127.0.0.1:{metrics}/metrics",
+        grpc_url=started.grpc_url,
+        http_url=started.http_url,
+        metrics_url=started.metrics_url,
         repository=repository,
         spec=spec,
         engine=engine,
-        pid=process.pid,
+        pid=started.process.pid,
     )
-    assert stop(process) == 0
+    assert started.stop() == 0

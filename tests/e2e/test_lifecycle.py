@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from triton_process import assemble, start, stop
+
+from unified_embedding.local_server import start
 
 pytestmark = pytest.mark.e2e
 
@@ -22,17 +23,18 @@ def children(pid: int) -> list[int]:
 
 def test_sigterm_leaves_no_process_and_no_shared_memory(repository: Path, tmp_path: Path) -> None:
     before = shared_memory()
-    process, _ = start(repository, tmp_path / "log")
-    stubs = children(process.pid)
+    server = start(repository, tmp_path / "log")
+    stubs = children(server.process.pid)
     assert len(stubs) == 4
     assert shared_memory() - before
-    assert stop(process) == 0
+    assert server.stop() == 0
     assert [pid for pid in stubs if Path(f"/proc/{pid}").exists()] == []
     assert shared_memory() <= before
 
 
 def test_a_repository_without_an_engine_says_make_engine(root: Path, tmp_path: Path) -> None:
-    folder = assemble(root, tmp_path / "model_repository")
+    folder = tmp_path / "model_repository"
+    (folder / "unified_embedding").mkdir(parents=True)
     run = subprocess.run(
         [sys.executable, "-m", "unified_embedding.tritonserver", f"--model-repository={folder}"],
         capture_output=True,
