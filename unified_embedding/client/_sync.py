@@ -192,7 +192,7 @@ class EmbedderClient(BaseClient):
 
 
 @contextmanager
-def _held(lock: threading.Lock | threading.Semaphore, deadline: Deadline) -> Iterator[None]:
+def _held(lock: "threading.Lock | threading.Semaphore", deadline: Deadline) -> Iterator[None]:
     if not lock.acquire(timeout=deadline.remaining()):
         raise deadline.exceeded()
     try:
