@@ -103,8 +103,8 @@ def build(model: Path, target: Target, repository: Path, gallery: Gallery) -> No
     if is_current(installed, recipe):
         console.print(f"engine {engine} of {spec.name} {spec.version} is up to date")
         return
-    OUT.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix="staging-", dir=OUT))
+    # Beside the repository, so that installing is a rename; not inside, where Triton would see it.
+    staging = Path(tempfile.mkdtemp(prefix=".engine-", dir=repository.resolve().parent))
     try:
         folder = staging / "embedder" / "1"
         folder.mkdir(parents=True)
@@ -163,7 +163,7 @@ def is_current(installed: Path, recipe: str) -> bool:
     """True when `installed` holds, whole, what `recipe` would build."""
     try:
         record = json.loads((installed / "1" / "engine.json").read_text())
-        return record["recipe"] == recipe and record["files"] == file_hashes(installed)
+        return bool(record["recipe"] == recipe and record["files"] == file_hashes(installed))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

@@ -24,11 +24,12 @@ class GalleryError(EmbeddingError, ValueError):
 
 @dataclass(frozen=True)
 class Picture:
-    """One row of gallery.csv: the file, the product it shows, and its role."""
+    """One row of gallery.csv: the file, the product it shows, its role, and a name for people."""
 
     path: Path
     product: str
     role: str
+    name: str
 
 
 @dataclass(frozen=True)
@@ -81,4 +82,4 @@ def _picture(folder: Path, row: dict[str, str], number: int) -> Picture:
         raise GalleryError(f"{folder / MANIFEST} line {number}: {path} does not exist")
     if row["role"] not in (CATALOGUE, SHOT):
         raise GalleryError(f"{folder / MANIFEST} line {number}: role {row['role']!r} is unknown")
-    return Picture(path, row["product"], row["role"])
+    return Picture(path, row["product"], row["role"], row.get("name") or row["product"])

@@ -70,9 +70,10 @@ def zero_shot_training(spec: EmbedderSpec, pictures: str) -> str:
     return (
         "**Zero-shot: not trained jointly for visual search yet.** The trunk is EfficientNet-Lite0 "
         "as its publishers trained it to name the 1,000 classes of ImageNet-1k (ILSVRC 2012): "
-        f"{spec.weights}. ImageNet's pictures come from the web, mostly from North America and Europe; "
-        "their labels and biases enter every embedding. Its own terms restrict the pictures "
-        "to non-commercial research; the weights were published under the licence above."
+        f"{spec.weights}. ImageNet's pictures come from the web, mostly from North America and "
+        "Europe; their labels and biases enter every embedding. Its own terms restrict them "
+        "to non-commercial research; the weights were published under the licence above "
+        "(Copyright (c) 2020, ML Illustrated); their layout was changed here, not their values."
     )
 
 
