@@ -11,17 +11,15 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import trt_observers
 from rich.console import Console
 
 from unified_embedding.spec import FEATURES, INPUT, OUTPUT
 
-DEFAULT_OPTIMIZATION_LEVEL: Final = 3
 
-
-class TrtError(Exception):
+class TrtError(ValueError):
     """TensorRT refused the graph or did not build it; the message names the node if it did."""
 
 
@@ -55,14 +53,10 @@ class Options:
     """
 
     profile: Profile
-    optimization_level: int = DEFAULT_OPTIMIZATION_LEVEL
+    optimization_level: int
     timing_cache: Path | None = None
     version_compatible: bool = False
     compute_capabilities: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.optimization_level <= 5:
-            raise ValueError(f"optimisation level {self.optimization_level} is not in 0..5")
 
 
 @dataclass(frozen=True)
