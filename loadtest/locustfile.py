@@ -13,7 +13,7 @@ import time
 
 import gevent  # type: ignore[import-untyped]
 import gevent.event  # type: ignore[import-untyped]
-import grpc.experimental.gevent as grpc_gevent  # type: ignore[import-untyped]
+import grpc.experimental.gevent as grpc_gevent
 from _service import connect
 from _settings import Settings, SettingsError
 from locust import User, events, task
