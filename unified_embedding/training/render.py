@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
-from embreex import rtcore_scene  # type: ignore[import-untyped]
-from embreex.mesh_construction import TriangleMesh  # type: ignore[import-untyped]
+from embreex import rtcore_scene
+from embreex.mesh_construction import TriangleMesh
 from numpy.typing import NDArray
 from PIL import Image
 
