@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
-from onnx_nodes import consumers, initialisers, label
+from onnx_nodes import consumers, described, initialisers, label
 
 
 def fold(graph: onnx.GraphProto) -> None:
@@ -27,7 +27,7 @@ def fold(graph: onnx.GraphProto) -> None:
         alone = conv is not None and len(readers[conv.output[0]]) == 1
         if conv is None or conv.op_type != "Conv" or not alone or conv.input[1] not in constants:
             raise ValueError(
-                f"{label(norm)} does not follow a convolution of its own, so it cannot be folded "
+                f"{described(norm)} does not follow a convolution of its own, so it cannot be folded "
                 "in fp32; fold it before the export"
             )
         _fold_one(graph, conv, norm, constants)

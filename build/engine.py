@@ -105,8 +105,9 @@ def build(model: Path, target: targets.Target, repository: Path, gallery: Galler
     if served and is_current(place, recipe):
         console.print(f"engine {engine} of {spec.name} {spec.version} is up to date")
         return
-    # Beside its place, so that installing is a rename; not in the repository, where Triton looks.
-    staging = Path(tempfile.mkdtemp(prefix=".engine-", dir=place.parent.resolve().parent))
+    # On the place's file system, so that installing is a rename, but not where Triton looks.
+    beside = repository.resolve().parent if served else OUT
+    staging = Path(tempfile.mkdtemp(prefix=".engine-", dir=beside))
     try:
         staged = staging / "embedder"
         folder = staged / "1" if served else staged

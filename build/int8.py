@@ -40,6 +40,8 @@ def nncf_version() -> str:
 
 
 def _nncf() -> Any:
+    # Where torch is installed, NNCF imports it, and it would report that there is no GPU.
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     try:
         nncf = import_module("nncf")
     except ImportError:

@@ -53,7 +53,7 @@ def check_range(graph: fp16_graph.Fp16Graph, pixels: NDArray[np.uint8]) -> dict[
     node, peak = fp16_emulation.check_peaks(fp16_emulation.peaks(graph, chosen))
     return {
         "largest_value": {"node": node, "value": peak},
-        "weights_lost_to_zero": [asdict(underflow) for underflow in graph.underflows],
+        "share_of_weights_lost_to_zero": {lost.node: lost.share for lost in graph.underflows},
     }
 
 

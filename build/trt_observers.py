@@ -74,6 +74,7 @@ class Progress:
             rich_progress.TimeElapsedColumn(),
             console=console,
             transient=True,
+            disable=not console.is_terminal,
         )
         self._stop = threading.Event()
         self._previous: Any = None
