@@ -27,8 +27,8 @@ def fold(graph: onnx.GraphProto) -> None:
         alone = conv is not None and len(readers[conv.output[0]]) == 1
         if conv is None or conv.op_type != "Conv" or not alone or conv.input[1] not in constants:
             raise ValueError(
-                f"{described(norm)} does not follow a convolution of its own, so it cannot be folded "
-                "in fp32; fold it before the export"
+                f"{described(norm)} does not follow a convolution of its own, so it cannot be "
+                "folded in fp32; fold it before the export"
             )
         _fold_one(graph, conv, norm, constants)
 

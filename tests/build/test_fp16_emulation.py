@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="the extra `build` is not installed")
-ort = pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
+pytest.importorskip("onnx", reason="the extra `build` is not installed")
+pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
-import fp16_emulation  # noqa: E402
-import fp16_graph  # noqa: E402
-import tiny_embedder as tiny  # noqa: E402
+import fp16_emulation
+import fp16_graph
+import onnx
+import onnxruntime as ort
+import tiny_embedder as tiny
 
 
 def run(model, pixels: np.ndarray, output: str = "embedding") -> np.ndarray:

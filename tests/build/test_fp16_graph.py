@@ -5,13 +5,15 @@ import copy
 import numpy as np
 import pytest
 
-onnx = pytest.importorskip("onnx", reason="the extra `build` is not installed")
-ort = pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
+pytest.importorskip("onnx", reason="the extra `build` is not installed")
+pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
-import fp16_graph  # noqa: E402
-import tiny_embedder as tiny  # noqa: E402
-from fp16_graph import Fp16Error  # noqa: E402
-from onnx import TensorProto, helper  # noqa: E402
+import fp16_graph
+import onnx
+import onnxruntime as ort
+import tiny_embedder as tiny
+from fp16_graph import Fp16Error
+from onnx import TensorProto, helper
 
 
 def run(model, pixels: np.ndarray) -> np.ndarray:

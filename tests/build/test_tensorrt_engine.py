@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
-onnx = pytest.importorskip("onnx", reason="the extra `build` is not installed")
+pytest.importorskip("onnx", reason="the extra `build` is not installed")
 
-import gpu  # noqa: E402
-import tiny_embedder as tiny  # noqa: E402
 
-from unified_embedding import onnx_file  # noqa: E402
+import gpu
+import tiny_embedder as tiny
+
+from unified_embedding import onnx_file
 
 MODEL = "models/unified-embedder-lite0"
 

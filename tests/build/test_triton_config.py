@@ -4,15 +4,17 @@ from pathlib import Path
 
 import pytest
 
-text_format = pytest.importorskip("google.protobuf.text_format")
-model_config = pytest.importorskip(
+pytest.importorskip("google.protobuf.text_format")
+pytest.importorskip(
     "tritonclient.grpc.model_config_pb2", reason="the extra `client` is not installed"
 )
 
-import triton_config  # noqa: E402
-from triton_config import MAX_BATCH_SIZE, EmbedderConfig  # noqa: E402
+import triton_config
+from google.protobuf import text_format
+from triton_config import MAX_BATCH_SIZE, EmbedderConfig
+from tritonclient.grpc import model_config_pb2 as model_config
 
-from unified_embedding.spec import EmbedderSpec  # noqa: E402
+from unified_embedding.spec import EmbedderSpec
 
 CPU = EmbedderConfig(backend="python", kind="KIND_CPU", parameters={"threads": "2"})
 GPU = EmbedderConfig(backend="tensorrt", kind="KIND_GPU", instances=2, warm_up=True)

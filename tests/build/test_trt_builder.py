@@ -8,18 +8,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-trt = pytest.importorskip("tensorrt_rtx", reason="the extra `tensorrt-rtx` is not installed")
-onnx = pytest.importorskip("onnx", reason="the extra `build` is not installed")
+pytest.importorskip("tensorrt_rtx", reason="the extra `tensorrt-rtx` is not installed")
+pytest.importorskip("onnx", reason="the extra `build` is not installed")
 
-import fp16_graph  # noqa: E402
-import tensorrt_plan  # noqa: E402
-import tiny_embedder as tiny  # noqa: E402
-import trt_builder  # noqa: E402
-import trt_observers  # noqa: E402
-from onnx import TensorProto, helper  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.progress import Progress  # noqa: E402
-from trt_builder import Options, Profile, TrtError  # noqa: E402
+import fp16_graph
+import onnx
+import tensorrt_plan
+import tensorrt_rtx as trt
+import tiny_embedder as tiny
+import trt_builder
+import trt_observers
+from onnx import TensorProto, helper
+from rich.console import Console
+from rich.progress import Progress
+from trt_builder import Options, Profile, TrtError
 
 OPTIONS = Options(profile=Profile(1, 4, 8), optimization_level=3)
 
