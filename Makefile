@@ -64,7 +64,10 @@ lint: .venv/.stamp-all ## ruff and mypy
 	@$(PY) -m ruff check .
 	@build/lint_types.sh
 
+gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, tests, speeds -> docs/gpu-results/<gpu>.md
+	@$(PY) build/gpu_check.py
+
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env train-env engine demo test test-serving lint clean
+.PHONY: gpu-check help env train-env engine demo test test-serving lint clean

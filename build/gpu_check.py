@@ -41,6 +41,7 @@ from unified_embedding.spec import EmbedderSpec
 ROOT: Final = Path(__file__).resolve().parent.parent
 RESULTS: Final = ROOT / "docs" / "gpu-results"
 COMPOSE: Final = ROOT / "deploy" / "compose.yaml"
+IMAGE_COMMAND: Final = (".venv/bin/python", "build/gpu_check.py")
 RELEASED: Final = ROOT / "models" / "unified-embedder-lite0"
 BATCHES: Final = (1, 2, 4, 8, 16)
 LOADS: Final = ((1, 1), (4, 1), (16, 1), (64, 1), (8, 16))
@@ -91,7 +92,8 @@ def main(
         except (BuildError, EmbeddingError, ValueError) as error:
             sys.exit(f"gpu-check: {folder.name}: {error}")
     console.print("running the tests")
-    tests = [sys.executable, "-m", "pytest", "-q", "-m", "e2e or gpu"]
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "e2e or gpu"]
+
     tests_passed = subprocess.run(tests, cwd=ROOT, check=False).returncode == 0
     document = RESULTS / f"{slug(gpus[0].name)}.md"
     write(document, "\n".join(report(gpus[0], found, tests_passed)))
@@ -169,8 +171,11 @@ def _run_in_image() -> None:
             "gpu-check: this machine has a GPU, but neither Triton's TensorRT backend nor docker "
             "to fetch it with; see docs/gpu-runbook.md"
         )
-    command = [docker, "compose", "--file", str(COMPOSE), "run", "--rm", "--build", "gpu-check"]
-    os.execv(docker, command)
+    # Made here, or docker would make it and own it.
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    os.environ["CHECK_USER"] = f"{os.getuid()}:{os.getgid()}"
+    service = ["run", "--rm", "--build", "gpu-check", *IMAGE_COMMAND, *sys.argv[1:]]
+    os.execv(docker, [docker, "compose", "--file", str(COMPOSE), *service])
 
 
 def report(device: gpu.Gpu, found: Sequence[Findings], tests_passed: bool) -> Iterator[str]:
