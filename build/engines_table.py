@@ -70,6 +70,7 @@ def main(
     into: Annotated[
         Path | None, typer.Option(help="Markdown file whose table for MODEL is replaced.")
     ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of an engine's turn.")] = 1.0,
 ) -> None:
     """Print the table of engines for MODEL, or put it into a document."""
     _, spec = onnx_file.load(model)
@@ -78,7 +79,9 @@ def main(
     with tempfile.TemporaryDirectory() as folder:
         engines = dict(_openvino_engines(model, pixels, Path(folder)))
         console.print("timing")
-        speeds = {batch: speed.measure(engines, pixels, batch) for batch in BATCHES}
+        speeds = {
+            batch: speed.measure(engines, pixels, batch, seconds=seconds) for batch in BATCHES
+        }
         if spec.random:
             accuracy = ["Random weights: nothing but the speeds means anything."]
         else:
