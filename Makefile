@@ -24,12 +24,18 @@ help: ## list the targets
 	@$(PIP) --editable '.[$(SERVING_EXTRAS)]'
 	@touch $@
 
-.venv/.stamp-all: .venv/.stamp-serving
-	@echo "installing the training and test environment into .venv (about 8 GB with torch, once)"
+.venv/.stamp-train: .venv/.stamp-serving
+	@echo "installing the training environment into .venv (about 7 GB, torch's CUDA libraries, once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),train]'
+	@touch $@
+
+.venv/.stamp-all: .venv/.stamp-train
+	@echo "installing the test environment into .venv"
 	@$(PIP) --editable '.[$(ALL_EXTRAS)]'
 	@touch $@
 
 env: .venv/.stamp-serving ## the environment for building and serving (no torch)
+train-env: .venv/.stamp-train ## the environment for training and exporting (torch)
 
 engine: .venv/.stamp-serving ## compile MODEL and install it: TARGET=auto|openvino|tensorrt|tensorrt-rtx PRECISION=auto|fp32|bf16
 	@$(PY) build/engine.py --model "$(MODEL)" --target "$(TARGET)" --precision "$(PRECISION)"
@@ -40,9 +46,9 @@ demo: engine ## serve the demo gallery, search it by float and by code, draw a c
 test: .venv/.stamp-all ## every test that this machine can run
 	@$(PY) -m pytest
 
-test-serving: .venv/.stamp-serving ## the tests that need no torch
+test-serving: .venv/.stamp-serving ## the tests that need no torch: everything but tests/training
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),dev]'
-	@$(PY) -m pytest
+	@$(PY) -m pytest --ignore tests/training
 
 lint: .venv/.stamp-all ## ruff and mypy
 	@$(PY) -m ruff format --check .
@@ -52,4 +58,4 @@ lint: .venv/.stamp-all ## ruff and mypy
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env engine demo test test-serving lint clean
+.PHONY: help env train-env engine demo test test-serving lint clean

@@ -4,6 +4,7 @@ EmbeddingError
 ├── SpecError            a spec.json, or what belongs to it, does not fit
 ├── ImageError           one picture cannot be embedded; the message says why
 ├── CodeError            embeddings or codes of the wrong shape, type or value
+├── DataError            training data are missing, damaged or malformed
 └── ClientError          a call to the server failed
     ├── ServerUnavailable    not reachable, not ready, or overloaded
     ├── DeadlineExceeded     no answer within the deadline
@@ -27,6 +28,10 @@ class ImageError(EmbeddingError, ValueError):
 
 class CodeError(EmbeddingError, ValueError):
     """Embeddings or packed codes have the wrong shape, dtype or value."""
+
+
+class DataError(EmbeddingError, ValueError):
+    """Training data are missing, damaged or malformed. The message says how to get them."""
 
 
 class ClientError(EmbeddingError):
