@@ -4,6 +4,8 @@ EmbeddingError
 ├── SpecError            a spec.json, or what belongs to it, does not fit
 ├── ImageError           one picture cannot be embedded; the message says why
 ├── CodeError            embeddings or codes of the wrong shape, type or value
+├── CodeIndexError       a code index is missing, damaged or asked for what it does not hold
+│   └── IndexMismatch        codes of another version or width than the index holds
 └── ClientError          a call to the server failed
     ├── ServerUnavailable    not reachable, not ready, or overloaded
     ├── DeadlineExceeded     no answer within the deadline
@@ -27,6 +29,14 @@ class ImageError(EmbeddingError, ValueError):
 
 class CodeError(EmbeddingError, ValueError):
     """Embeddings or packed codes have the wrong shape, dtype or value."""
+
+
+class CodeIndexError(EmbeddingError, ValueError):
+    """A code index is missing, damaged, or asked for something it does not hold."""
+
+
+class IndexMismatch(CodeIndexError):
+    """Codes of another embedder version or width than the index holds; they cannot be compared."""
 
 
 class ClientError(EmbeddingError):

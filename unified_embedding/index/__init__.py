@@ -1,0 +1,27 @@
+"""Search over packed sign-bit codes: FAISS behind one small interface.
+
+An index is a folder. Its codes are a memory-mapped base, searched exactly or through IVF or
+HNSW, and a small tail in memory that takes additions and is always searched exactly.
+
+    index = CodeIndex.create(path, Origin("0123456789ab", "openvino-bf16-..."), dim=1280)
+    index.add(ids, codes, origin)
+    index.save()
+    for hit in CodeIndex.open(path).search(query, origin, k=10).hits(0): ...
+"""
+
+from unified_embedding.index.code_index import Batch, CodeIndex
+from unified_embedding.index.header import EngineWarning, Header, Origin, Settings
+from unified_embedding.index.matches import Hit, Matches
+from unified_embedding.index.monitor import RecallMonitor
+
+__all__ = [
+    "Batch",
+    "CodeIndex",
+    "EngineWarning",
+    "Header",
+    "Hit",
+    "Matches",
+    "Origin",
+    "RecallMonitor",
+    "Settings",
+]
