@@ -1,0 +1,109 @@
+"""The hand-over file: `embedder.onnx`, checked against its `spec.json` on the way out and in.
+
+Needs `onnx` only (extra `build`), so that the build step reads models without torch.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from unified_embedding.errors import SpecError
+from unified_embedding.spec import (
+    FEATURES,
+    INPUT,
+    ONNX_FILE,
+    OUTPUT,
+    VERSION_KEY,
+    EmbedderSpec,
+)
+
+_FLOAT: Final = int(onnx.TensorProto.FLOAT)
+_UINT8: Final = int(onnx.TensorProto.UINT8)
+
+
+def graph_sha256(model: onnx.ModelProto) -> str:
+    """SHA-256 in hex of the graph with its constants; metadata and producer do not enter."""
+    return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
+
+
+def save(model: onnx.ModelProto, spec: EmbedderSpec, folder: Path) -> None:
+    """Write `folder/embedder.onnx`, stamped with the version, and `folder/spec.json`.
+
+    The same model and spec give the same bytes.
+
+    Raises:
+        SpecError: the graph is not the one the spec describes.
+    """
+    _check(model, spec, "the model to be saved")
+    stamped = onnx.ModelProto()
+    stamped.CopyFrom(model)
+    del stamped.metadata_props[:]
+    onnx.helper.set_model_props(stamped, {VERSION_KEY: spec.version})
+    (folder / ONNX_FILE).write_bytes(stamped.SerializeToString(deterministic=True))
+    spec.save(folder)
+
+
+def load(folder: Path) -> tuple[onnx.ModelProto, EmbedderSpec]:
+    """Read an embedder folder and verify that weights and description belong together.
+
+    Raises:
+        SpecError: a file is missing or unreadable, the graph's hash or its stamped version is
+            not the spec's, or inputs and outputs are not those of an embedder.
+    """
+    spec = EmbedderSpec.load(folder)
+    path = folder / ONNX_FILE
+    try:
+        model = onnx.load(str(path))
+    except FileNotFoundError:
+        raise SpecError(
+            f"{path} does not exist; python -m unified_embedding.training.export writes it"
+        ) from None
+    except Exception as error:  # protobuf's DecodeError has no public home in every version.
+        raise SpecError(f"{path} is not a readable ONNX file ({error})") from error
+    _check(model, spec, str(path))
+    stamped = {entry.key: entry.value for entry in model.metadata_props}.get(VERSION_KEY)
+    if stamped != spec.version:
+        raise SpecError(
+            f"{path} carries version {stamped} but its spec.json has {spec.version}; "
+            "export the model again"
+        )
+    return model, spec
+
+
+def _check(model: onnx.ModelProto, spec: EmbedderSpec, source: str) -> None:
+    found = graph_sha256(model)
+    if found != spec.graph_sha256:
+        raise SpecError(
+            f"{source} has graph {found[:12]} but its spec describes {spec.graph_sha256[:12]}; "
+            "the file was changed or belongs to another export: export the model again"
+        )
+    side = spec.preprocessing.size
+    _check_tensors(model.graph.input, {INPUT: (_UINT8, [side, side, 3])}, "input", source)
+    outputs = {OUTPUT: (_FLOAT, [spec.dim]), FEATURES: (_FLOAT, [spec.dim])}
+    _check_tensors(model.graph.output, outputs, "output", source)
+
+
+def _check_tensors(
+    found: Iterable[onnx.ValueInfoProto],
+    wanted: dict[str, tuple[int, list[int]]],
+    kind: str,
+    source: str,
+) -> None:
+    values = list(found)
+    names = [value.name for value in values]
+    if names != list(wanted):
+        raise SpecError(f"{source} has {kind}s {names}; an embedder has {list(wanted)}")
+    for value in values:
+        tensor = value.type.tensor_type
+        shape = [d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim]
+        dtype, sides = wanted[value.name]
+        batch_is_free = bool(shape) and isinstance(shape[0], str)
+        if tensor.elem_type != dtype or shape[1:] != sides or not batch_is_free:
+            raise SpecError(
+                f"{source}: {kind} {value.name!r} is "
+                f"{onnx.TensorProto.DataType.Name(tensor.elem_type)} {shape}, expected "
+                f"{onnx.TensorProto.DataType.Name(dtype)} with any batch and sides {sides}"
+            )

@@ -1,0 +1,88 @@
+"""The model card and licence that travel with an exported embedder."""
+
+import textwrap
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from unified_embedding.errors import SpecError
+from unified_embedding.spec import EmbedderSpec
+from unified_embedding.training.weights import LITE0_PACKAGE
+
+APACHE: Final = "Apache-2.0"
+
+
+def model_card(spec: EmbedderSpec, training: str, difference: float) -> str:
+    """README.md of an embedder folder.
+
+    Args:
+        spec: what was exported.
+        training: a paragraph on data and training, Markdown.
+        difference: largest difference of torch and onnxruntime that the export measured.
+    """
+    preprocessing = spec.preprocessing
+    side = preprocessing.size
+    return f"""# {spec.name}
+
+An image embedder for visual search: one picture in, one {spec.dim}-dimensional embedding and one
+{spec.code_bytes}-byte sign-bit code out.
+
+| | |
+|---|---|
+| version | `{spec.version}` (hash of graph, preprocessing and bit rule) |
+| trunk | timm `{spec.trunk}`, average pool, LayerNorm without affine |
+| weights | {spec.weights} |
+| licence of the weights | {spec.license} |
+| input `pixels` | uint8 [N, {side}, {side}, 3], RGB; normalised inside |
+| resize | {preprocessing.resize}, {preprocessing.interpolation} |
+| outputs `embedding`, `features` | float32 [N, {spec.dim}], equal values |
+| torch against onnxruntime, fp32 | largest difference {difference:.1g} per value of unit variance |
+
+## Training
+{textwrap.fill(training.strip(), 100)}
+
+## Use
+`make engine MODEL=<this folder>` compiles it behind accuracy gates; the README at the root of the
+repository serves it. Compare embeddings by cosine, codes by Hamming distance, and never across
+versions.
+
+## Limits
+- Embeddings tell what looks alike to this network. They are no statement about identity, safety,
+  price or ownership, and were not evaluated on people or faces.
+- Pictures unlike the training data (medical, satellite, text) are out of scope.
+- A sign-bit code loses some precision against the float embedding; measure it on your own data.
+"""
+
+
+def zero_shot_training(spec: EmbedderSpec, pictures: str) -> str:
+    """The card's paragraph for a trunk that was not trained jointly."""
+    if spec.random:
+        return (
+            "**Untrained.** The weights are random; BatchNorm statistics were measured on "
+            f"{pictures}. The folder shows the architecture's speed and size. Every retrieval "
+            "figure, and every accuracy gate, computed with it is meaningless."
+        )
+    if LITE0_PACKAGE not in spec.weights:
+        return (
+            f"**Zero-shot.** The trunk carries the weights {spec.weights} as they were given, and "
+            "was not trained jointly for visual search. Their training data is not known here."
+        )
+    return (
+        "**Zero-shot: not trained jointly for visual search yet.** The trunk is EfficientNet-Lite0 "
+        "as its publishers trained it to name the 1,000 classes of ImageNet-1k (ILSVRC 2012): "
+        f"{spec.weights}. ImageNet's pictures come from the web, mostly from North America and "
+        "Europe; their labels and biases enter every embedding. Its own terms restrict them "
+        "to non-commercial research; the weights were published under the licence above "
+        "(Copyright (c) 2020, ML Illustrated); their layout was changed here, not their values."
+    )
+
+
+def license_text(license: str, file: Path | None) -> str:
+    """Text of LICENSE: the file when given, else Apache-2.0's own. Raises SpecError."""
+    if file is not None:
+        if not file.is_file():
+            raise SpecError(f"licence file {file} does not exist")
+        return file.read_text()
+    if license != APACHE:
+        raise SpecError(f"the text of {license} is not known here; pass it with --license-file")
+    return (resources.files(__package__) / "licenses" / "Apache-2.0.txt").read_text()
