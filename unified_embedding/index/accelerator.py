@@ -27,6 +27,9 @@ class Accelerator:
         self._index = index
         if isinstance(index, faiss.IndexBinaryIVF):
             index.nprobe = min(settings.nprobe, index.nlist)
+            lists = faiss.downcast_InvertedLists(index.invlists)
+            if isinstance(lists, faiss.OnDiskInvertedLists):
+                lists.prefetch_nthread = 0  # It would start its threads anew for every query.
         else:
             index.hnsw.efSearch = settings.ef_search
 
