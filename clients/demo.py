@@ -125,8 +125,8 @@ def report(answers: Answers, gallery: Gallery) -> None:
         lost = bootstrap(100 * (hits[name][1] - hits["float"][1]), products)
         table.add_row(
             name,
-            f"{one.mean:.1f} [{one.low:.1f}, {one.high:.1f}]",
-            f"{five.mean:.1f} [{five.low:.1f}, {five.high:.1f}]",
+            f"{one.mean:.1f} [{one.low:.0f}, {one.high:.0f}]",
+            f"{five.mean:.1f} [{five.low:.0f}, {five.high:.0f}]",
             "" if name == "float" else f"{lost.mean:+.1f} [{lost.low:+.1f}, {lost.high:+.1f}]",
             f"{stored[name]:,}",
         )
