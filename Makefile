@@ -20,7 +20,7 @@ help: ## list the targets
 	@touch $@
 
 .venv/.stamp-serving: .venv/.stamp-python pyproject.toml constraints.txt
-	@echo "installing the serving environment into .venv (about 1.2 GB, once)"
+	@echo "installing the serving environment into .venv (0.9 GB, once)"
 	@$(PIP) --editable '.[$(SERVING_EXTRAS)]'
 	@touch $@
 

@@ -192,9 +192,11 @@ def show(status: Status, console: Console) -> None:
     ):
         facts.add_row(f"[bold]{name}[/bold]", value)
     console.print(facts)
-    stages = Table(title="\nmean milliseconds per request", title_justify="left", box=SIMPLE)
+    stages = Table(
+        title="\nmean milliseconds per call", title_justify="left", box=SIMPLE, pad_edge=False
+    )
     stages.add_column("model", no_wrap=True)
-    for name in ("requests", "mean batch", "queue", "input", "compute", "output", "total"):
+    for name in ("calls", "batch", "queue", "input", "compute", "output", "total"):
         stages.add_column(name, justify="right")
     for name, stage in status.stages.items():
         times = (f"{value:.2f}" for value in stage_ms(stage).values())

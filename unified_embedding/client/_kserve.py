@@ -31,8 +31,8 @@ from unified_embedding.errors import (
 from unified_embedding.spec import ENGINE_KEY, VERSION_KEY
 
 try:
-    import grpc  # type: ignore[import-untyped]
-    from tritonclient.grpc import service_pb2 as pb  # type: ignore[import-untyped]
+    import grpc
+    from tritonclient.grpc import service_pb2 as pb
     from tritonclient.grpc import service_pb2_grpc
 except (ImportError, RuntimeError) as missing:  # tritonclient without its extra: RuntimeError.
     raise ImportError(
