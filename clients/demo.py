@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
 
-import contact_sheet
+import _contact_sheet
 import numpy as np
 import typer
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ def main(
         with running(repository) as server, EmbedderClient(server.grpc_url) as client:
             answers = ask(client, pictures)
     except EmbeddingError as error:
-        console.print(f"[bold red]demo failed:[/] {error}", highlight=False)
+        console.print(f"[bold red]demo failed:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     report(answers, pictures)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -148,7 +148,7 @@ def sheet(answers: Answers, gallery: Gallery) -> Image.Image:
     by_code = similarity(answers, gallery, "code")
     chosen = np.linspace(0, len(shots) - 1, min(SHEET_ROWS, len(shots))).astype(int)
     rows = [
-        contact_sheet.Row(
+        _contact_sheet.Row(
             shots[index].path,
             shots[index].name,
             [
@@ -158,7 +158,7 @@ def sheet(answers: Answers, gallery: Gallery) -> Image.Image:
         )
         for index in chosen
     ]
-    return contact_sheet.draw(
+    return _contact_sheet.draw(
         "Products found from a shot",
         f"embedder {answers.version}, engine {answers.engine}; right answers are framed",
         ["nearest by float embedding (cosine)", "nearest by packed code (Hamming distance)"],
@@ -168,10 +168,10 @@ def sheet(answers: Answers, gallery: Gallery) -> Image.Image:
 
 def _hits(
     shot: Picture, catalogue: tuple[Picture, ...], row: NDArray[np.float32], form: str
-) -> list[contact_sheet.Hit]:
+) -> list[_contact_sheet.Hit]:
     best = np.argsort(-row, kind="stable")[:SHEET_TOP]
     return [
-        contact_sheet.Hit(
+        _contact_sheet.Hit(
             catalogue[index].path,
             f"{form.format(abs(row[index]))}  {catalogue[index].name}",
             catalogue[index].product == shot.product,

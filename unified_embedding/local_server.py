@@ -102,10 +102,10 @@ def _wait_until_ready(server: LocalServer, timeout: float) -> None:
                 return
         except OSError:
             time.sleep(0.1)
-    raise ServerUnavailable(
-        f"tritonserver was not ready after {timeout:.0f} s (exit code {server.process.poll()}); "
-        f"the end of its log:\n{server.log.read_text(errors='replace')[-_LOG_TAIL:]}"
-    )
+    code = server.process.poll()
+    what = f"was not ready after {timeout:.0f} s" if code is None else f"ended with code {code}"
+    log = server.log.read_text(errors="replace")[-_LOG_TAIL:].strip()
+    raise ServerUnavailable(f"tritonserver {what}; the end of its log:\n{log}")
 
 
 def _free_ports(count: int) -> list[int]:
