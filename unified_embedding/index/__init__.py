@@ -9,7 +9,7 @@ HNSW, and a small tail in memory that takes additions and is always searched exa
     for hit in CodeIndex.open(path).search(query, origin, k=10).hits(0): ...
 """
 
-from unified_embedding.index.code_index import Batch, CodeIndex
+from unified_embedding.index.code_index import Batch, CodeIndex, Stored
 from unified_embedding.index.header import EngineWarning, Header, Origin, Settings
 from unified_embedding.index.matches import Hit, Matches
 from unified_embedding.index.monitor import RecallMonitor
@@ -24,4 +24,5 @@ __all__ = [
     "Origin",
     "RecallMonitor",
     "Settings",
+    "Stored",
 ]

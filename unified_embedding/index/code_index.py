@@ -13,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unified_embedding.codes import code_bytes
+from unified_embedding.codes import code_bytes, hamming
 from unified_embedding.errors import CodeIndexError, IndexMismatch
 from unified_embedding.index.header import HEADER_FILE, EngineWarning, Header, Origin, Settings
-from unified_embedding.index.matches import Matches, Rerank, Snapshot, rescored
-from unified_embedding.index.segments import Base, Tail, as_records, cast_to
+from unified_embedding.index.matches import Matches, Rerank, Snapshot, by_embedding, rescored
+from unified_embedding.index.segments import ID, Base, Record, Tail, as_records, cast_to
 from unified_embedding.index.writer import Progress, Writer, commit
 
 if TYPE_CHECKING:
@@ -28,6 +28,23 @@ _BLOCK: Final = 65_536
 _LEAST_CANDIDATES: Final = 100
 
 Metadata: TypeAlias = Mapping[str, Sequence[Any]] | pa.Table | None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One row of an index.
+
+    Attributes:
+        id: the row's id.
+        code: uint8 [D / 8].
+        embedding: float32 [D] as stored in float16, or None when the index holds none.
+        metadata: the row's other columns.
+    """
+
+    id: str
+    code: NDArray[np.uint8]
+    embedding: NDArray[np.float32] | None
+    metadata: Record
 
 
 @dataclass(frozen=True)
@@ -293,6 +310,48 @@ class CodeIndex:
                 self._segments = _carried(base, old, len(parts.tail), kept)
                 self._header = header
 
+    def search_embeddings(
+        self, embedding: NDArray[np.floating[Any]], origin: Origin, *, k: int = 10
+    ) -> Matches:
+        """The k rows of highest cosine with each float query [N, D]: the yardstick for codes.
+
+        Reads every stored embedding, 2 D bytes a row.
+
+        Raises:
+            IndexMismatch: a query of another version or width.
+            CodeIndexError: k < 1, or the index stores no embeddings.
+        """
+        if k < 1:
+            raise CodeIndexError(f"k is {k}; ask for at least 1 result")
+        self._admit(origin)
+        floats = _check_rerank(self._header, len(embedding), embedding, "embedding")
+        snapshot = self.snapshot()
+        found = by_embedding(snapshot, floats, k)
+        distances = np.stack(
+            [
+                hamming(np.packbits(query > 0)[None], snapshot.codes(rows))[0]
+                for query, rows in zip(floats, found.rows, strict=True)
+            ]
+        )
+        return Matches(distances, found.rows, found.scores, snapshot)
+
+    def fetch(self, name: str) -> Stored:
+        """The row of an id. Raises CodeIndexError when it is not in the index."""
+        base, tail = self._segments
+        snapshot = Snapshot(base.part(), tail.part())
+        added = tail.row_of.get(name)
+        row = int(base.find([name])[0]) if added is None else added + len(snapshot.base)
+        if row < 0:
+            raise CodeIndexError(f"id {name!r} is not in the index {self._folder}")
+        return _stored(snapshot, row)
+
+    def sample(self, count: int) -> list[Stored]:
+        """Up to `count` living rows, spread evenly over the index."""
+        snapshot = self.snapshot()
+        living = np.flatnonzero(np.concatenate((snapshot.base.alive, snapshot.tail.alive)))
+        places = np.linspace(0, len(living) - 1, min(count, len(living))).astype(int)
+        return [_stored(snapshot, int(row)) for row in living[places]]
+
     def compare_engine(
         self, origin: Origin, ids: Sequence[str], codes: NDArray[np.uint8]
     ) -> float | None:
@@ -347,6 +406,13 @@ class CodeIndex:
             EngineWarning,
             stacklevel=3,
         )
+
+
+def _stored(snapshot: Snapshot, row: int) -> Stored:
+    metadata = dict(snapshot.record(row))
+    rows = np.array([row])
+    embedding = None if snapshot.base.embeddings is None else snapshot.embeddings(rows)[0]
+    return Stored(metadata.pop(ID), snapshot.codes(rows)[0], embedding, metadata)
 
 
 def _check_codes(header: Header, codes: NDArray[np.uint8]) -> None:

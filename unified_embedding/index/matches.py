@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from unified_embedding.index.segments import ID, Part, Record
 
 Rerank = Literal["asymmetric", "embedding"]
 
-_BITS: Final = 8
+_BLOCK_ROWS: Final = 16_384
 
 
 @dataclass(frozen=True)
@@ -143,6 +143,32 @@ def rescored(
         np.take_along_axis(scores, order, axis=1),
         snapshot,
     )
+
+
+class ByEmbedding(NamedTuple):
+    """Rows int64 [N, k] by descending cosine float32 [N, k], then row."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+def by_embedding(snapshot: Snapshot, query: NDArray[np.float32], k: int) -> ByEmbedding:
+    """The k living rows of highest cosine with each query [N, D], by reading every embedding."""
+    living = np.flatnonzero(np.concatenate((snapshot.base.alive, snapshot.tail.alive)))
+    best = ByEmbedding(np.empty((len(query), 0), np.int64), np.empty((len(query), 0), np.float32))
+    unit = query / np.linalg.norm(query, axis=1, keepdims=True)
+    for first in range(0, len(living), _BLOCK_ROWS):
+        rows = living[first : first + _BLOCK_ROWS]
+        stored = snapshot.embeddings(rows)
+        scores = unit @ (stored / np.linalg.norm(stored, axis=1, keepdims=True)).T
+        all_rows = np.concatenate((best.rows, np.broadcast_to(rows, scores.shape)), axis=1)
+        all_scores = np.concatenate((best.scores, scores), axis=1)
+        order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
+        best = ByEmbedding(
+            np.take_along_axis(all_rows, order, axis=1),
+            np.take_along_axis(all_scores, order, axis=1),
+        )
+    return best
 
 
 def _signs(

@@ -192,6 +192,9 @@ def test_reranking_orders_by_the_float_query(tmp_path: Path) -> None:
         pack(query), ORIGIN, k=9, embedding=query, rerank="embedding", candidates=400
     )
     assert np.array_equal(found.rows, np.argsort(-cosine, axis=1, kind="stable")[:, :9])
+    whole = index.search_embeddings(query, ORIGIN, k=9)
+    assert np.array_equal(whole.rows, found.rows)
+    assert np.array_equal(whole.distances, found.distances)
     # Few candidates: only they can come back, in the new order.
     few = index.search(pack(query), ORIGIN, k=3, embedding=query, rerank="embedding", candidates=5)
     nearest = index.search(pack(query), ORIGIN, k=5)
@@ -213,6 +216,28 @@ def test_hits_carry_metadata_from_base_and_tail(tmp_path: Path) -> None:
     assert "a" in index
     assert "b" in index
     assert "c" not in index
+
+
+def test_rows_are_fetched_by_id_and_sampled(tmp_path: Path) -> None:
+    index = CodeIndex.create(tmp_path / "i", ORIGIN, 8, embeddings=True)
+    values = np.arange(1, 81, dtype=np.float32).reshape(10, 8)
+    codes = np.arange(10, dtype=np.uint8)[:, None]
+    index.add(names(range(6)), codes[:6], ORIGIN, embeddings=values[:6], metadata={"n": range(6)})
+    index.save()
+    rest = {"n": list(range(6, 10))}
+    index.add(names(range(6, 10)), codes[6:], ORIGIN, embeddings=values[6:], metadata=rest)
+    for row in (2, 8):
+        stored = index.fetch(f"r{row}")
+        assert (stored.id, stored.code.tolist(), stored.metadata) == (f"r{row}", [row], {"n": row})
+        assert stored.embedding is not None
+        assert stored.embedding.tolist() == values[row].tolist()
+    index.delete(["r2", "r8"])
+    with pytest.raises(CodeIndexError, match="'r8' is not in the index"):
+        index.fetch("r8")
+    assert [one.id for one in index.sample(3)] == ["r0", "r4", "r9"]
+    assert len(index.sample(100)) == 8
+    found = index.search_embeddings(values[:1], ORIGIN, k=20)
+    assert sorted(found.ids(0)) == sorted(names([0, 1, 3, 4, 5, 6, 7, 9]))
 
 
 def test_another_version_or_width_is_refused(tmp_path: Path) -> None:
