@@ -24,12 +24,18 @@ help: ## list the targets
 	@$(PIP) --editable '.[$(SERVING_EXTRAS)]'
 	@touch $@
 
-.venv/.stamp-all: .venv/.stamp-serving
-	@echo "installing the training and test environment into .venv (about 8 GB with torch, once)"
+.venv/.stamp-train: .venv/.stamp-serving
+	@echo "installing the training environment into .venv (about 7 GB, torch's CUDA libraries, once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),train]'
+	@touch $@
+
+.venv/.stamp-all: .venv/.stamp-train
+	@echo "installing the test environment into .venv"
 	@$(PIP) --editable '.[$(ALL_EXTRAS)]'
 	@touch $@
 
 env: .venv/.stamp-serving ## the environment for building and serving (no torch)
+train-env: .venv/.stamp-train ## the environment for training and exporting (torch)
 
 engine: .venv/.stamp-serving ## compile MODEL and install it: TARGET=auto|openvino|tensorrt|tensorrt-rtx PRECISION=auto|fp32|bf16
 	@$(PY) build/engine.py --model "$(MODEL)" --target "$(TARGET)" --precision "$(PRECISION)"
@@ -52,4 +58,4 @@ lint: .venv/.stamp-all ## ruff and mypy
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env engine demo test test-serving lint clean
+.PHONY: help env train-env engine demo test test-serving lint clean

@@ -98,7 +98,7 @@ class Journal:
     def holds(self, index: int, mark: str) -> bool:
         """Whether the part is finished, for exactly these files."""
         try:
-            with np.load(self._path(index)) as arrays:
+            with self._path(index).open("rb") as file, np.load(file) as arrays:
                 return str(arrays["fingerprint"]) == mark
         except (FileNotFoundError, BadZipFile):
             return False

@@ -13,7 +13,7 @@ from _vector_files import Rows
 
 from unified_embedding import Box
 from unified_embedding.client import EmbedderClient
-from unified_embedding.errors import RequestRejected
+from unified_embedding.errors import RequestRejected, VersionMismatch
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -33,11 +33,16 @@ def cut(part: int, files: Sequence[Path], size: int) -> list[Chunk]:
 
 
 def embed_files(
-    client: EmbedderClient, files: Sequence[Path], outputs: Sequence[str], crop: Box | None
+    client: EmbedderClient,
+    files: Sequence[Path],
+    version: str,
+    outputs: Sequence[str],
+    crop: Box | None,
 ) -> Part:
     """Read and embed the files of one request; unreadable and refused ones are skipped.
 
     Raises:
+        VersionMismatch: the server no longer runs embedder `version`.
         ClientError: the server failed, so that nothing is known about the pictures.
     """
     names, images, skipped = [], [], []
@@ -56,6 +61,11 @@ def embed_files(
             raise error
         skipped.append((names[row], str(error).removeprefix(f"image {row}: ")))
     good = answer.embedded
+    if good.version != version:
+        raise VersionMismatch(
+            f"the server's embedder version changed from {version} to {good.version} during the "
+            "run; vectors of both must not be mixed in one file"
+        )
     rows = Rows(
         ids=np.array([names[row] for row in answer.rows], dtype=np.str_),
         embedding=good.embedding,

@@ -135,7 +135,7 @@ def run(
     fresh = sum(len(chunk.files) for chunk in chunks)
 
     def work(chunk: Chunk) -> tuple[Chunk, Part]:
-        return chunk, embed_files(client, chunk.files, outputs, crop)
+        return chunk, embed_files(client, chunk.files, server.version, outputs, crop)
 
     with (
         progress_bar() as progress,

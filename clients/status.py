@@ -109,9 +109,9 @@ def probe(client: EmbedderClient, picture: bytes, pictures: int) -> Status:
         answer = client.embed([picture])
         milliseconds.append(1000 * (time.perf_counter() - began))
         check_code(answer)
-    stages = {
-        name: now - before.get(name, StageStatistics()) for name, now in client.statistics().items()
-    }
+    after = client.statistics()
+    order = [name for name in STAGES if name in after] + sorted(set(after) - set(STAGES))
+    stages = {name: after[name] - before.get(name, StageStatistics()) for name in order}
     return Status(
         url=client.url,
         server=server,

@@ -6,6 +6,7 @@ EmbeddingError
 ├── CodeError            embeddings or codes of the wrong shape, type or value
 ├── CodeIndexError       a code index is missing, damaged or asked for what it does not hold
 │   └── IndexMismatch        codes of another version or width than the index holds
+├── DataError            training data are missing, damaged or malformed
 └── ClientError          a call to the server failed
     ├── ServerUnavailable    not reachable, not ready, or overloaded
     ├── DeadlineExceeded     no answer within the deadline
@@ -37,6 +38,10 @@ class CodeIndexError(EmbeddingError, ValueError):
 
 class IndexMismatch(CodeIndexError):
     """Codes of another embedder version or width than the index holds; they cannot be compared."""
+
+
+class DataError(EmbeddingError, ValueError):
+    """Training data are missing, damaged or malformed. The message says how to get them."""
 
 
 class ClientError(EmbeddingError):
