@@ -12,7 +12,8 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
@@ -25,7 +26,7 @@ FILE: Final = "file"
 TAR: Final = "tar"
 PARQUET: Final = "parquet"
 
-# A table beside the pictures of a folder, and its column with the picture's path in the folder.
+# A table in a folder, and its column with a picture's path relative to that folder.
 METADATA_TABLES: Final = {"gallery.csv": "image", "metadata.csv": "file_name"}
 IMAGE_COLUMNS: Final = ("image", "jpg", "jpeg", "png", "bytes", "path", "file_name")
 
@@ -60,21 +61,25 @@ class Item:
         return self.place.partition("?")[0] + (f"::{member}" if member else "")
 
 
-def find(inputs: Sequence[str], image_column: str | None = None) -> Iterator[Item]:
+def find(
+    inputs: Sequence[str], image_column: str | None = None, metadata: Path | None = None
+) -> Iterator[Item]:
     """Every picture that the inputs name, in a stable order; a picture may be named twice.
 
     A folder is searched for pictures, .tar and .parquet files; its gallery.csv or metadata.csv
-    gives metadata to the pictures it lists.
+    gives metadata to the pictures it lists; so does the CSV file `metadata`, for local files.
 
     Raises:
         InputError: an input names nothing, or a file cannot be understood.
     """
+    known = _known(metadata) if metadata else {}
     for argument in inputs:
         count = 0
         for name, entry in _matches(argument):
             for item in _expand(name, entry, image_column):
                 count += 1
-                yield item
+                said = known.get(item.place)
+                yield replace(item, metadata=_json(said)) if said else item
         if not count:
             raise InputError(f"{argument} holds no picture, .tar or .parquet file")
 
@@ -163,17 +168,33 @@ def _files(place: str) -> list[str]:
 
 
 def _folder_metadata(filesystem: Any, path: str, files: Sequence[str]) -> dict[str, dict[str, str]]:
-    for table, key in METADATA_TABLES.items():
-        if f"{path}/{table}" not in files:
-            continue
-        with filesystem.open_input_file(f"{path}/{table}") as file:
-            rows = csv.DictReader(io.StringIO(file.read().decode("utf-8-sig")))
-            if key not in (rows.fieldnames or ()):
-                raise InputError(f"{path}/{table} has no column {key!r}")
-            return {
-                row.pop(key): {name: value for name, value in row.items() if value} for row in rows
-            }
+    for table in METADATA_TABLES:
+        if f"{path}/{table}" in files:
+            with filesystem.open_input_file(f"{path}/{table}") as file:
+                return _table(f"{path}/{table}", file.read())
     return {}
+
+
+def _known(table: Path) -> dict[str, dict[str, str]]:
+    """Metadata by absolute path."""
+    try:
+        rows = _table(str(table), table.read_bytes())
+    except OSError as error:
+        raise InputError(f"{table} cannot be read ({error.strerror})") from error
+    return {os.path.abspath(table.parent / name): facts for name, facts in rows.items()}
+
+
+def _table(name: str, data: bytes) -> dict[str, dict[str, str]]:
+    try:
+        rows = csv.DictReader(io.StringIO(data.decode("utf-8-sig")))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{name} is not UTF-8 ({error})") from error
+    keys = [key for key in METADATA_TABLES.values() if key in (rows.fieldnames or ())]
+    if not keys:
+        raise InputError(f"{name} has neither of the columns {list(METADATA_TABLES.values())}")
+    return {
+        row.pop(keys[0]): {column: value for column, value in row.items() if value} for row in rows
+    }
 
 
 def _in_file(

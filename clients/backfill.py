@@ -24,12 +24,11 @@ from typing import Annotated, Any, Final
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 
 import ray
 import ray.data
 import typer
-from _corpus import HEADER, Corpus, CorpusError, Entry
+from _corpus import HEADER, QUARANTINE, Corpus, CorpusError, Entry
 from _fleet import Fleet
 from _picture_files import InputError
 from _shard_worker import Load, ShardWorker
@@ -51,12 +50,24 @@ from unified_embedding.errors import ClientError
 REPORT: Final = "report.json"
 # The object store carries shard numbers and counts, no pictures.
 OBJECT_STORE_BYTES: Final = 100_000_000
+MODULES: Final = ("_corpus", "_fleet", "_picture_files", "_shard_worker", "_sources", "_store")
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class RunError(Exception):
     """The run cannot go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a new corpus is made of."""
+
+    inputs: tuple[str, ...]
+    embeddings: bool
+    shard_size: int
+    image_column: str | None
+    metadata: Path | None
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,10 @@ def main(
     image_column: Annotated[
         str | None, typer.Option(help="Parquet column with pictures or their paths")
     ] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(help="CSV with a column image or file_name, relative to the CSV's folder"),
+    ] = None,
     ray_address: Annotated[
         str | None, typer.Option("--ray", help="address of a Ray cluster; by default, this machine")
     ] = None,
@@ -105,7 +120,8 @@ def main(
     urls = tuple(url or [os.environ.get("UNIFIED_EMBEDDING_URL", DEFAULT_URL)])
     try:
         server = _ask(urls, timeout)
-        corpus = begin(Store(out), server, inputs, embeddings, shard_size, image_column)
+        asked = Asked(tuple(inputs), embeddings, shard_size, image_column, metadata)
+        corpus = begin(Store(out), server, asked)
         workers = min(workers, max_inflight, corpus.header.shards)
         load = Load(
             urls=urls,
@@ -125,25 +141,19 @@ def main(
     report(outcome, urls)
 
 
-def begin(
-    out: Store,
-    server: ServerInfo,
-    inputs: list[str],
-    embeddings: bool,
-    shard_size: int,
-    image_column: str | None,
-) -> Corpus:
+def begin(out: Store, server: ServerInfo, asked: Asked) -> Corpus:
     """The corpus of the server's version: a begun one, or a new one with a plan.
 
     Raises:
-        RunError: a corpus of this version was begun with other arguments, or there is no picture.
+        RunError: a corpus of this version was begun with other arguments.
+        InputError: there is no picture.
     """
     store = out.within(server.version)
     if store.exists(HEADER):
         corpus = Corpus.open(store)
         header = corpus.header
-        asked = (tuple(inputs), embeddings, shard_size)
-        if (header.inputs, header.embeddings, header.shard_size) != asked:
+        wanted = (asked.inputs, asked.embeddings, asked.shard_size)
+        if (header.inputs, header.embeddings, header.shard_size) != wanted:
             kept = f"{' '.join(header.inputs)} --shard-size {header.shard_size}"
             kept += " --embeddings" if header.embeddings else ""
             raise RunError(
@@ -152,8 +162,10 @@ def begin(
             )
         return corpus
     with console.status("looking for pictures"):
-        items = list(unique(find(inputs, image_column)))
-    return Corpus.begin(store, server.version, server.dim, embeddings, inputs, items, shard_size)
+        items = list(unique(find(asked.inputs, asked.image_column, asked.metadata)))
+    return Corpus.begin(
+        store, server.version, server.dim, asked.embeddings, asked.inputs, items, asked.shard_size
+    )
 
 
 def run(corpus: Corpus, load: Load, workers: int, ray_address: str | None) -> Outcome:
@@ -212,19 +224,20 @@ def _embed(
 
 
 def _connect(address: str | None) -> None:
-    for module in ("_corpus", "_fleet", "_shard_worker", "_sources", "_store", "_picture_files"):
-        # Other machines need the installed package only, not a checkout.
-        ray.cloudpickle.register_pickle_by_value(sys.modules[module])  # type: ignore[no-untyped-call]
+    if address is not None:
+        # Other machines have the installed package only, not a checkout.
+        for name in MODULES:
+            ray.cloudpickle.register_pickle_by_value(sys.modules[name])  # type: ignore[no-untyped-call]
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    if ray.is_initialized():
-        return
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     ray.init(address or "local", **options)
+    # Ray Data sets its own level when it is first used; our progress bar shares the terminal.
+    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 def _ask(urls: tuple[str, ...], timeout: float) -> ServerInfo:
@@ -267,11 +280,11 @@ def report(outcome: Outcome, urls: tuple[str, ...]) -> None:
     }
     corpus.store.write(REPORT, (json.dumps(facts, indent=2) + "\n").encode())
     console.print(
-        f"{corpus.store}: {rows:,} rows in {len(entries)} shards, version "
-        f"{corpus.header.version}; {outcome.images:,} pictures in {outcome.seconds:.1f} s "
-        f"({outcome.images / outcome.seconds:.0f}/s), {outcome.finished} shards from earlier "
-        f"runs, {bad:,} pictures in {Path(corpus.store.place).name}/quarantine.parquet"
+        f"{corpus.store}: {rows:,} rows in {len(entries)} shards, {outcome.finished} of them from "
+        f"earlier runs; {outcome.images:,} pictures in {outcome.seconds:.1f} s"
     )
+    if bad:
+        console.print(f"{bad:,} pictures have no row: {corpus.store}/{QUARANTINE}", style="yellow")
 
 
 if __name__ == "__main__":
