@@ -54,7 +54,7 @@ def test_json(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
     # The peer counts 5 ms in all and 2 ms in the queue for each request.
     stage = record["stages"]["embedder"]
     assert (stage["requests"], stage["total_ms"], stage["queue_ms"]) == (5, 5.0, 2.0)
-    assert len(peer.requests) == 5
+    assert len(peer.requests) == 6
 
 
 def test_the_picture_it_sends_is_a_real_one(peer: Peer, tmp_path: Path) -> None:
