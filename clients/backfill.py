@@ -24,6 +24,8 @@ from typing import Annotated, Any, Final
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray Data 2.60 alarms users about a restart problem of its own actors on every run.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
 import ray.data
@@ -50,6 +52,7 @@ from unified_embedding.errors import ClientError
 REPORT: Final = "report.json"
 # The object store carries shard numbers and counts, no pictures.
 OBJECT_STORE_BYTES: Final = 100_000_000
+QUIET: Final = ("ray.data._internal.progress", "ray.data._internal.execution.streaming_executor")
 MODULES: Final = ("_corpus", "_fleet", "_picture_files", "_shard_worker", "_sources", "_store")
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -174,14 +177,14 @@ def run(corpus: Corpus, load: Load, workers: int, ray_address: str | None) -> Ou
     header = corpus.header
     finished = corpus.finished()
     missing = [shard for shard in range(header.shards) if shard not in finished]
-    done = sum(entry.rows + entry.bad for entry in finished.values())
+    done, fresh = sum(entry.rows + entry.bad for entry in finished.values()), 0
     with _progress() as progress:
         bar = progress.add_task("embedding", total=header.images, completed=done, rate="")
         if missing:
             for entry in _embed(corpus, load, missing, workers, ray_address):
-                progress.advance(bar, entry.rows + entry.bad)
-                speed = progress.tasks[0].speed
-                progress.update(bar, rate=f"{speed:.0f} pictures/s" if speed else "")
+                fresh += entry.rows + entry.bad
+                rate = f"{fresh / (time.monotonic() - began):.0f} pictures/s"
+                progress.update(bar, completed=done + fresh, rate=rate)
     entries = corpus.complete()
     return Outcome(corpus, entries, len(finished), header.images - done, time.monotonic() - began)
 
@@ -236,7 +239,7 @@ def _connect(address: str | None) -> None:
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
     ray.init(address or "local", **options)
     # Ray Data sets its own level when it is first used; our progress bar shares the terminal.
-    for name in ("ray.data", "ray.data._internal.execution.streaming_executor"):
+    for name in QUIET:
         logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
