@@ -40,6 +40,7 @@ class Pace:
 class _Member:
     client: EmbedderClient
     busy: int = 0
+    taken: float = 0.0
     rest_until: float = 0.0
 
 
@@ -124,14 +125,15 @@ class Fleet:
             member.client.close()
 
     def _take(self) -> _Member:
-        """The least busy server that is not resting; wait when all rest."""
+        """The least busy server that is not resting, in turn; wait when all rest."""
         while True:
             with self._lock:
                 now = time.monotonic()
                 awake = [member for member in self._members if member.rest_until <= now]
                 if awake:
-                    member = min(awake, key=lambda one: one.busy)
+                    member = min(awake, key=lambda one: (one.busy, one.taken))
                     member.busy += 1
+                    member.taken = now
                     return member
                 wait = min(member.rest_until for member in self._members) - now
             time.sleep(max(0.01, wait))

@@ -17,10 +17,11 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, cast
 
 # Ray reads these when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -216,11 +217,15 @@ def _embed(
             num_cpus=0.1,
             compute=ray.data.ActorPoolStrategy(size=workers),
         )
-        for row in results.iter_rows():
-            if row["problem"]:
-                raise RunError(f"{row['problem']}; the same command continues from here")
-            raw = json.loads(row["entry"])
-            yield Entry(**{**raw, "engines": tuple(raw["engines"])})
+        # Closed before Ray goes: an executor that outlives its cluster ends the process.
+        with closing(
+            cast(Generator[dict[str, str], None, None], iter(results.iter_rows()))
+        ) as rows:
+            for row in rows:
+                if row["problem"]:
+                    raise RunError(f"{row['problem']}; the same command continues from here")
+                raw = json.loads(row["entry"])
+                yield Entry(**{**raw, "engines": tuple(raw["engines"])})
     finally:
         if address is None:
             ray.shutdown()

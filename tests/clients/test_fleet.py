@@ -29,6 +29,16 @@ def test_requests_go_to_the_server_that_is_free() -> None:
     assert (len(slow.requests), len(fast.requests)) == (1, 11)
 
 
+def test_idle_servers_take_turns() -> None:
+    one, two = Peer(), Peer()
+    with serving(one), serving(two):
+        fleet = Fleet([one.url, two.url])
+        for _ in range(6):
+            fleet.embed_each([b"x"], ("code",))
+        fleet.close()
+    assert (len(one.requests), len(two.requests)) == (3, 3)
+
+
 def test_a_lost_server_is_left_alone_and_its_request_goes_to_another() -> None:
     good = Peer()
     with serving(good):

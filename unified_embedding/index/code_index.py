@@ -380,6 +380,10 @@ class CodeIndex:
         self._disagreement[origin.engine] = float(bits.mean())
         return self._disagreement[origin.engine]
 
+    def disagreement(self, engine: str) -> float | None:
+        """Share of bits in which an engine differs, as `compare_engine` measured it; else None."""
+        return self._disagreement.get(engine)
+
     def _check_version(self, origin: Origin) -> None:
         if origin.version != self._header.origin.version:
             raise IndexMismatch(
