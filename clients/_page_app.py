@@ -137,7 +137,9 @@ class Page:
         uploaded = time.perf_counter()
         try:
             before = await self.client.statistics(timeout=TIMEOUT)
+            asked = time.perf_counter()
             answer = await self.client.embed([data], crops=crop)
+            answered = time.perf_counter()
             after = await self.client.statistics(timeout=TIMEOUT)
         except RequestRejected as error:
             sentence = str(error).removeprefix("image 0: ").removeprefix("image 0: ")
@@ -148,13 +150,12 @@ class Page:
             ) from error
         except ClientError as error:
             raise EmbeddingProblem(502, f"The embedding server failed: {error}") from error
-        embedded = time.perf_counter()
         if answer.code is None or answer.embedding is None:
             raise EmbeddingProblem(502, "The embedding server left out an output.")
         origin = Origin(answer.version, answer.engine)
         note = await self._engine_note(origin)
         columns, searched = await self._columns(answer.code, answer.embedding, origin, k, compare)
-        times = _server_times(before, after, 1e3 * (embedded - uploaded))
+        times = _server_times(before, after, 1e3 * (answered - asked))
         times = {"upload": 1e3 * (uploaded - began), **times, "search": searched}
         return _json(_answer(answer.code[0], columns, times, note))
 

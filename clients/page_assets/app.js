@@ -440,7 +440,7 @@ function drawRaster(hit) {
   }
   $("raster-note").textContent = hit
     ? `${differ} of ${bits} bits differ from ${hit.title}.`
-    : "One cell a bit; dark where the embedding is above zero.";
+    : "One cell a bit, filled where the embedding is above zero.";
 }
 
 function drawTimes(times, total) {
