@@ -164,7 +164,7 @@ const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
 function setCrop(crop) {
   state.crop = crop;
   $("box").hidden = $("shade").hidden = !crop;
-  $("crop").setAttribute("aria-pressed", String(Boolean(crop)));
+  $("crop").classList.toggle("on", Boolean(crop));
   $("crop").textContent = crop ? "Whole photo" : "Crop";
   if (!crop) return;
   const [x0, y0, x1, y1] = crop.map((value) => 100 * value);

@@ -498,7 +498,4 @@ def test_everything_works_by_keyboard(browser: Any, address: str, gallery: Galle
         assert opened.evaluate("document.activeElement.dataset.id") == second
         opened.keyboard.press("Enter")
         opened.wait_for_url(f"**/#like={second}")
-        opened.wait_for_function(
-            f"document.querySelector('#columns .card')?.dataset.id === '{second}'"
-        )
-        opened.go_back()
+        opened.wait_for_selector(f"#columns .card:first-child[data-id='{second}']")
