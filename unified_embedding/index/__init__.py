@@ -9,6 +9,15 @@ HNSW, and a small tail in memory that takes additions and is always searched exa
     for hit in CodeIndex.open(path).search(query, origin, k=10).hits(0): ...
 """
 
+try:
+    import faiss  # noqa: F401
+    import pyarrow  # noqa: F401
+except ImportError as missing:
+    raise ImportError(
+        f"the index needs FAISS and pyarrow ({missing}); "
+        "install them with: pip install 'unified-embedding[search]'"
+    ) from missing
+
 from unified_embedding.index.code_index import Batch, CodeIndex, Stored
 from unified_embedding.index.header import EngineWarning, Header, Origin, Settings
 from unified_embedding.index.matches import Hit, Matches

@@ -1,16 +1,20 @@
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unified_embedding.index import Origin
+if TYPE_CHECKING:
+    from unified_embedding.index import Origin
 
 Codes = NDArray[np.uint8]
 
 
 @pytest.fixture
-def origin() -> Origin:
+def origin() -> "Origin":
+    from unified_embedding.index import Origin
+
     return Origin("0123456789ab", "openvino-fp32-aaaaaaaaaaaa")
 
 

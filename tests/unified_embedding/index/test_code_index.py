@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from numpy.typing import NDArray
 
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
+
 from unified_embedding.codes import asymmetric, hamming, pack
 from unified_embedding.errors import CodeIndexError, IndexMismatch
 from unified_embedding.index import Batch, CodeIndex, EngineWarning, Origin, Settings

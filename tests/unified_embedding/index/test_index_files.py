@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
+
 from unified_embedding.errors import CodeIndexError
 from unified_embedding.index import Batch, CodeIndex, Header, Origin, Settings
 

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import faiss
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
 
 from unified_embedding.errors import CodeIndexError
 from unified_embedding.index import Batch, CodeIndex, Origin, RecallMonitor, Settings
@@ -72,6 +73,8 @@ def test_searches_stay_right_while_others_write(
 def test_a_search_leaves_the_callers_thread_setting(
     tmp_path: Path, origin: Origin, clustered: Make
 ) -> None:
+    import faiss
+
     codes = clustered(100)
     index = CodeIndex.build(tmp_path / "i", [Batch(names(range(100)), codes)], origin, 256)
     before = faiss.omp_get_max_threads()
