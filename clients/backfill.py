@@ -104,6 +104,10 @@ def main(
     max_rate: Annotated[
         float, typer.Option(min=0, help="pictures per second, over all workers; 0: no limit")
     ] = 0,
+    batch: Annotated[
+        int,
+        typer.Option(min=0, help="pictures per request; 0: as many as the server takes at once"),
+    ] = 0,
     workers: Annotated[int, typer.Option(min=1, help="Ray actors that read and send")] = 2,
     image_column: Annotated[
         str | None, typer.Option(help="Parquet column with pictures or their paths")
@@ -129,7 +133,7 @@ def main(
         workers = min(workers, max_inflight, corpus.header.shards)
         load = Load(
             urls=urls,
-            batch=server.max_batch_size,
+            batch=min(batch or server.max_batch_size, server.max_batch_size),
             inflight=max_inflight // workers,
             rate=max_rate / workers,
             timeout=timeout,
