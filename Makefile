@@ -70,4 +70,4 @@ gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, t
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: gpu-check help env train-env engine demo test test-serving lint clean
+.PHONY: help env train-env engine demo test test-serving lint gpu-check clean
