@@ -35,7 +35,7 @@ def main(
         str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
     ] = DEFAULT_URL,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="port to listen on; 0 takes a free one")] = 8080,
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8080,
     demo: Annotated[
         bool, typer.Option("--demo", help="start a server and index the demo catalogue first")
     ] = False,
@@ -55,7 +55,7 @@ def main(
             opened = open_index(index)
             if opened.header.settings.kind != "flat":
                 opened.monitor = RecallMonitor()
-            console.print(f"{len(opened):,} pictures; Ctrl-C ends the page")
+            console.print(f"{len(opened):,} pictures: http://{host}:{port} (Ctrl-C ends it)")
             uvicorn.run(make_app(opened, url), host=host, port=port, log_level="warning")
     except (EmbeddingError, OSError) as error:
         console.print(f"page: {error}", style="red")
