@@ -5,6 +5,7 @@ EmbeddingError
 ├── ImageError           one picture cannot be embedded; the message says why
 ├── TrainingError        a training run is configured wrongly or cannot go on
 ├── CodeError            embeddings or codes of the wrong shape, type or value
+├── DataError            training data are missing, damaged or malformed
 └── ClientError          a call to the server failed
     ├── ServerUnavailable    not reachable, not ready, or overloaded
     ├── DeadlineExceeded     no answer within the deadline
@@ -32,6 +33,10 @@ class TrainingError(EmbeddingError, ValueError):
 
 class CodeError(EmbeddingError, ValueError):
     """Embeddings or packed codes have the wrong shape, dtype or value."""
+
+
+class DataError(EmbeddingError, ValueError):
+    """Training data are missing, damaged or malformed. The message says how to get them."""
 
 
 class ClientError(EmbeddingError):

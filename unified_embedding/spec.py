@@ -109,8 +109,11 @@ class EmbedderSpec:
         stated = dict(raw)
         version = stated.pop("version", None)
         try:
-            preprocessing = Preprocessing(**_checked(Preprocessing, stated.get("preprocessing")))
-            spec = cls(**{**_checked(cls, stated), "preprocessing": preprocessing})
+            values = _checked(cls, stated)
+            values["preprocessing"] = Preprocessing(
+                **_checked(Preprocessing, values["preprocessing"])
+            )
+            spec = cls(**values)
         except (SpecError, ImageError, TypeError) as error:
             raise SpecError(f"{source}: {error}") from error
         if version != spec.version:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime  # type: ignore[import-untyped]
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from onnx import helper

@@ -1,0 +1,65 @@
+"""The truth the gates compare with: the fp32 ONNX on onnxruntime, over a gallery's pictures."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+from rich.progress import track
+
+from unified_embedding.gallery import Gallery
+from unified_embedding.image import Preprocessing, load_pixels
+from unified_embedding.spec import INPUT, ONNX_FILE, OUTPUT, EmbedderSpec
+
+BATCH: Final = 16
+
+
+def load_gallery(gallery: Gallery, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Pixels uint8 [N, S, S, 3] of every picture, in the manifest's order."""
+    pictures = track(gallery.pictures, "reading pictures", transient=True)
+    return np.stack([load_pixels(p.path.read_bytes(), preprocessing) for p in pictures])
+
+
+def embed(
+    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
+    pixels: NDArray[np.uint8],
+    label: str,
+) -> NDArray[np.float32]:
+    """Embeddings [N, D] of pixels [N, S, S, 3] through `run`, `BATCH` rows at a time."""
+    starts = range(0, len(pixels), BATCH)
+    rows = [run(pixels[start : start + BATCH]) for start in track(starts, label, transient=True)]
+    return np.concatenate(rows)
+
+
+def reference_runner(model: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    """The fp32 ONNX of an embedder folder on onnxruntime's CPU provider."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = len(os.sched_getaffinity(0))
+    session = ort.InferenceSession(
+        str(model / ONNX_FILE), options, providers=["CPUExecutionProvider"]
+    )
+
+    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        return np.asarray(session.run([OUTPUT], {INPUT: pixels})[0], dtype=np.float32)
+
+    return run
+
+
+def reference_embeddings(
+    model: Path, spec: EmbedderSpec, gallery: Gallery, pixels: NDArray[np.uint8], cache: Path
+) -> NDArray[np.float32]:
+    """fp32 embeddings [N, D], read from `cache` when this embedder and gallery were run before."""
+    file = cache / f"{spec.version}-{gallery.digest()}.npy"
+    if file.is_file():
+        cached: NDArray[np.float32] = np.load(file)
+        return cached
+    embedding = embed(reference_runner(model), pixels, "fp32 reference")
+    cache.mkdir(parents=True, exist_ok=True)
+    partial = file.with_suffix(".partial")
+    with partial.open("wb") as stream:
+        np.save(stream, embedding)
+    os.replace(partial, file)
+    return embedding

@@ -1,0 +1,54 @@
+"""Triton step `preprocess`: encoded pictures to uint8 pixels."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from PIL import Image
+
+from unified_embedding.errors import ImageError
+from unified_embedding.image import load_pixels, parse_crops
+from unified_embedding.spec import EmbedderSpec
+
+
+class TritonPythonModel:
+    """image BYTES [N, 1] -> pixels UINT8 [N, S, S, 3] and version BYTES [N, 1]."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Read the installed embedder's spec, and decode one picture so that imports are done."""
+        engine_folder = Path(args["model_repository"]).parent / "embedder" / "1"
+        self.preprocessing = EmbedderSpec.load(engine_folder).preprocessing
+        engine = json.loads((engine_folder / "engine.json").read_text())
+        self.stamp = f"{engine['version']} {engine['engine']}".encode()
+        example = io.BytesIO()
+        Image.new("RGB", (64, 48)).save(example, "JPEG")
+        load_pixels(example.getvalue(), self.preprocessing)
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Answer each request by itself: a bad picture fails its own request only."""
+        return [self._answer(request) for request in requests]
+
+    def _answer(self, request: Any) -> Any:
+        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
+        try:
+            pixels = self._pixels(images, json.loads(request.parameters() or "{}").get("crop"))
+        except ImageError as error:
+            refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
+            return pb_utils.InferenceResponse(error=refusal)
+        stamps = np.full((len(images), 1), self.stamp, dtype=np.object_)
+        return pb_utils.InferenceResponse(
+            [pb_utils.Tensor("pixels", pixels), pb_utils.Tensor("version", stamps)]
+        )
+
+    def _pixels(self, images: Any, crop: object) -> Any:
+        boxes = [None] * len(images) if crop is None else parse_crops(str(crop), len(images))
+        rows = []
+        for row, (image, box) in enumerate(zip(images, boxes, strict=True)):
+            try:
+                rows.append(load_pixels(image, self.preprocessing, box))
+            except ImageError as error:
+                raise ImageError(f"image {row}: {error}") from error
+        return np.stack(rows)

@@ -1,0 +1,330 @@
+"""clients/embed.py against a KServe v2 server that takes any bytes for a picture."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
+pytest.importorskip("pyarrow", reason="the extra `client` is not installed")
+pytest.importorskip("typer", reason="the extra `client` is not installed")
+
+import embed
+import pyarrow.parquet as pq
+from _journal import PART_SIZE
+from kserve_peer import ENGINE, VERSION, Peer, serving, vectors
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    with serving(Peer(max_batch_size=16)) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(peer: Peer, *inputs: str, out: str = "e.npz", **options: Any) -> int:
+    """Run the program in this process; its exit code."""
+    with pytest.raises(SystemExit) as end:
+        embed.main(list(inputs), Path(out), url=peer.url, **options)
+    return int(end.value.code or 0)
+
+
+def pictures(folder: str, count: int) -> list[Path]:
+    """`count` different files that the peer takes for pictures, in the order of their names."""
+    Path(folder).mkdir()
+    files = [Path(folder, f"{row:05d}.jpg") for row in range(count)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    return files
+
+
+def read(path: str) -> dict[str, Any]:
+    """A file of vectors as columns, whatever its format."""
+    if path.endswith(".npz"):
+        with np.load(path) as arrays:
+            columns = dict(arrays)
+        return {**columns, "id": columns["id"].tolist()}
+    if path.endswith(".jsonl"):
+        rows = [json.loads(line) for line in Path(path).read_text().splitlines()]
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        columns["code"] = [list(bytes.fromhex(code)) for code in columns["code"]]
+        return {**columns, "embedding": np.array(columns["embedding"])}
+    table = pq.read_table(path).to_pydict()
+    return {**table, "code": [list(code) for code in table["code"]]}
+
+
+@pytest.mark.parametrize("out", ["e.parquet", "e.npz", "e.jsonl"])
+def test_one_row_per_picture_in_every_format(peer: Peer, out: str) -> None:
+    files = pictures("photos", 37)
+    assert run(peer, "photos", out=f"new/{out}") == 0
+    columns = read(f"new/{out}")
+    truth = vectors([file.read_bytes() for file in files])
+    assert list(columns["id"]) == [str(file) for file in files]
+    np.testing.assert_array_equal(np.array(columns["embedding"], np.float32), truth)
+    np.testing.assert_array_equal(
+        np.array(columns["code"], np.uint8), np.packbits(truth > 0, axis=1)
+    )
+    assert set(columns["version"]) == {VERSION}
+    assert set(columns["engine"]) == {ENGINE}
+    assert os.listdir("new") == [out]  # Neither parts nor temporary files are left.
+
+
+def test_parquet_columns_have_fixed_widths(peer: Peer) -> None:
+    pictures("photos", 3)
+    run(peer, "photos", out="e.parquet")
+    schema = pq.read_schema("e.parquet")
+    assert str(schema.field("embedding").type).endswith("[16]")
+    assert str(schema.field("code").type) == "fixed_size_binary[2]"
+
+
+def test_only_the_outputs_that_were_asked_for(peer: Peer) -> None:
+    pictures("photos", 3)
+    assert run(peer, "photos", outputs="code") == 0
+    assert set(read("e.npz")) == {"id", "code", "version", "engine"}
+    assert set(peer.requests[0].outputs) == {"code", "version"}
+
+
+def test_one_crop_for_every_picture(peer: Peer) -> None:
+    files = pictures("photos", 3)
+    assert run(peer, "photos", crop="0,0,0.5,0.5") == 0
+    images = [file.read_bytes() for file in files]
+    np.testing.assert_array_equal(read("e.npz")["embedding"], vectors(images, "0,0,0.5,0.5"))
+
+
+def test_a_folder_is_searched_for_pictures_only(peer: Peer) -> None:
+    for name in ("b/1.JPG", "a/2.webp", "a/notes.md", "a.csv", ".hidden/3.jpg", "a/._2.jpg"):
+        Path("photos", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("photos", name).write_text(name)
+    assert run(peer, "photos/") == 0
+    assert read("e.npz")["id"] == ["photos/a/2.webp", "photos/b/1.JPG"]
+
+
+def test_named_files_patterns_and_repetitions(peer: Peer) -> None:
+    pictures("photos", 12)
+    Path("photos/notes.md").write_text("taken because it is named")
+    inputs = ["photos/notes.md", "photos/0000[12].jpg", "./photos/00001.jpg", "**/00010.*"]
+    assert run(peer, *inputs) == 0
+    names = ["notes.md", "00001.jpg", "00002.jpg", "00010.jpg"]
+    assert read("e.npz")["id"] == [f"photos/{name}" for name in names]
+
+
+def test_bad_files_are_reported_and_skipped(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    files = pictures("photos", 40)
+    for row in (0, 17, 18, 39):
+        files[row].write_bytes(b"bad")
+    files[5].unlink()
+    files[5].symlink_to("nowhere")
+    assert run(peer, "photos") == 1
+    bad = {0, 5, 17, 18, 39}
+    good = [file for row, file in enumerate(files) if row not in bad]
+    columns = read("e.npz")
+    assert columns["id"] == [str(file) for file in good]
+    np.testing.assert_array_equal(
+        columns["embedding"], vectors([file.read_bytes() for file in good])
+    )
+    said = capsys.readouterr().err
+    assert "skipped photos/00017.jpg: not an image\n" in said
+    assert "skipped photos/00005.jpg: cannot be read (No such file or directory)\n" in said
+    assert "35 rows" in said
+    assert "5 skipped" in said
+
+
+def test_a_name_that_is_not_utf8_is_skipped(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures("photos", 2)
+    with open(b"photos/\xff.jpg", "wb") as file:
+        file.write(b"fine")
+    assert run(peer, "photos", out="e.parquet") == 1
+    assert pq.read_metadata("e.parquet").num_rows == 2
+    assert r"skipped photos/\udcff.jpg: its name is not UTF-8" in capsys.readouterr().err
+
+
+def test_nothing_is_written_when_no_picture_is_good(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("e.npz").write_text("from before")
+    Path("a.jpg").write_bytes(b"bad")
+    assert run(peer, "a.jpg") == 2
+    assert Path("e.npz").read_text() == "from before"
+    assert not Path("e.npz.parts").exists()
+    assert "none of 1 files could be embedded" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("inputs", "options", "message"),
+    [
+        (["missing"], {}, "missing does not exist"),
+        (["*.jpg"], {}, "no file matches *.jpg"),
+        (["empty"], {}, "empty holds no picture (.jpg, "),
+        (["one.jpg"], {"out": "e.csv"}, "--out e.csv ends with none of .parquet, .npz, .jsonl"),
+        (["one.jpg"], {"outputs": "code,cod"}, "--outputs code,cod is not a selection"),
+        (["one.jpg"], {"crop": "0,0,2,2"}, "crop"),
+        (["one.jpg"], {"root_certificates": Path("none.pem")}, "none.pem"),
+        (["one.jpg"], {"private_key": Path("none.pem")}, "certificate_chain"),
+    ],
+)
+def test_mistakes_of_the_command_line_are_named(
+    peer: Peer,
+    capsys: pytest.CaptureFixture[str],
+    inputs: list[str],
+    options: dict[str, Any],
+    message: str,
+) -> None:
+    Path("empty").mkdir()
+    if inputs == ["one.jpg"]:
+        Path("one.jpg").write_bytes(b"fine")
+    assert run(peer, *inputs, **options) == 2
+    assert message in capsys.readouterr().err
+    assert not peer.requests
+
+
+def test_a_stopped_server_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    pictures("photos", 2)
+    with serving(Peer()) as peer:
+        pass
+    assert run(peer, "photos") == 2
+    assert peer.url in capsys.readouterr().err
+    assert not Path("e.npz").exists()
+
+
+FILES = 2 * PART_SIZE + 100
+
+
+def broken_from(number: int) -> Any:
+    """A server that fails every request from the given one on."""
+    return lambda count, request: (
+        (grpc.StatusCode.INTERNAL, "Stub process is not healthy") if count >= number else None
+    )
+
+
+@pytest.fixture
+def interrupted() -> list[Path]:
+    """The files of a run that lost its server in the second part; one in the first is bad."""
+    files = pictures("photos", FILES)
+    files[3].write_bytes(b"bad")
+    with serving(Peer(max_batch_size=16)) as lost:
+        lost.respond = broken_from(PART_SIZE // lost.max_batch_size + 20)
+        assert run(lost, "photos", out="e.parquet") == 2
+    assert not Path("e.parquet").exists()
+    return files
+
+
+def test_an_interrupted_run_continues_after_its_finished_parts(
+    peer: Peer, interrupted: list[Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(peer, "photos", out="e.parquet") == 1
+    sent = {image.decode() for request in peer.requests for image in request.images}
+    assert sent == {file.name for file in interrupted[PART_SIZE:]}
+    said = capsys.readouterr().err
+    assert "skipped photos/00003.jpg: not an image" in said
+    assert f"{PART_SIZE} from an interrupted run" in said
+    assert not Path("e.parquet.parts").exists()
+
+    assert run(peer, "photos", out="whole.parquet") == 1
+    assert Path("e.parquet").read_bytes() == Path("whole.parquet").read_bytes()
+
+
+def test_changed_files_are_embedded_again(peer: Peer, interrupted: list[Path]) -> None:
+    interrupted[7].write_bytes(b"another picture")
+    assert run(peer, "photos", out="e.parquet") == 1
+    assert sum(len(request.images) for request in peer.requests) >= FILES
+    columns = read("e.parquet")
+    row = columns["id"].index(str(interrupted[7]))
+    np.testing.assert_array_equal(columns["embedding"][row], vectors([b"another picture"])[0])
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_a_part_that_was_damaged_is_embedded_again(peer: Peer) -> None:
+    Path("e.parquet.parts/000000.npz").write_bytes(b"PK\3\4 damaged")
+    assert run(peer, "photos", out="e.parquet") == 1
+    assert len(read("e.parquet")["id"]) == FILES - 1
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_versions_are_not_mixed_by_continuing(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer.config_version = "fedcba987654"
+    peer.stamp = lambda number: f"fedcba987654 {ENGINE}"
+    assert run(peer, "photos", out="e.parquet") == 2
+    said = capsys.readouterr().err
+    assert f"version '{VERSION}' (now 'fedcba987654')" in said
+    assert "--restart" in said
+    assert not peer.requests
+    assert run(peer, "photos", out="e.parquet", restart=True) == 1
+    assert set(read("e.parquet")["version"]) == {"fedcba987654"}
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_crops_are_not_mixed_by_continuing(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(peer, "photos", out="e.parquet", crop="0,0,1,0.5") == 2
+    assert "crop '' (now '0,0,1,0.5')" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("interrupted")
+def test_another_engine_continues_with_a_warning(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    peer.config_engine = "test-bf16"
+    peer.stamp = lambda number: f"{VERSION} test-bf16"
+    assert run(peer, "photos", out="e.parquet") == 1
+    assert f"used engine {ENGINE}, the server now runs test-bf16" in capsys.readouterr().err
+    engines = read("e.parquet")["engine"]
+    assert engines == [ENGINE] * (PART_SIZE - 1) + ["test-bf16"] * (FILES - PART_SIZE)
+
+
+def test_a_server_that_changes_during_the_run_stops_it(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures("photos", 64)
+    peer.stamp = lambda number: f"{VERSION if number < 3 else 'fedcba987654'} {ENGINE}"
+    assert run(peer, "photos") == 2
+    assert f"version changed from {VERSION} to fedcba987654" in capsys.readouterr().err
+    assert not Path("e.npz").exists()
+
+
+def test_interrupting_with_control_c(peer: Peer, root: Path) -> None:
+    files = pictures("photos", FILES)
+    stuck, release = threading.Event(), threading.Event()
+
+    def respond(number: int, request: Any) -> None:
+        if number > PART_SIZE // peer.max_batch_size + 10:
+            stuck.set()
+            release.wait(timeout=60)
+
+    command = [sys.executable, str(root / "clients/embed.py"), "photos", "--out", "e.npz", "--url"]
+    with serving(Peer(max_batch_size=16, respond=respond)) as hanging:
+        program = subprocess.Popen(
+            [*command, hanging.url],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        try:
+            assert stuck.wait(timeout=60)
+            program.send_signal(signal.SIGINT)
+            _, said = program.communicate(timeout=60)
+        finally:
+            release.set()
+            program.kill()
+    assert program.returncode == 130
+    assert "the same command continues from here" in said
+    assert "Traceback" not in said
+    assert sorted(os.listdir()) == ["e.npz.parts", "photos"]
+
+    assert run(peer, "photos") == 0
+    assert sum(len(request.images) for request in peer.requests) == FILES - PART_SIZE
+    assert read("e.npz")["id"] == [str(file) for file in files]

@@ -1,0 +1,79 @@
+"""One real tritonserver for the whole session, on free ports, with an engine built for it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from unified_embedding.gallery import Gallery
+from unified_embedding.local_server import start
+from unified_embedding.spec import EmbedderSpec
+
+MODEL = "models/unified-embedder-lite0"
+
+
+@dataclass(frozen=True)
+class Server:
+    """A running server. `pid` is tritonserver's own."""
+
+    grpc_url: str
+    http_url: str
+    metrics_url: str
+    repository: Path
+    spec: EmbedderSpec
+    engine: str
+    pid: int
+
+
+def assemble(root: Path, folder: Path) -> Path:
+    """A model repository with the checkout's static models; the installed engine is left alone."""
+    for name in ("unified_embedding", "preprocess", "binarizer"):
+        shutil.copytree(root / "model_repository" / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def gallery(root: Path) -> Gallery:
+    return Gallery.load(root / "demo")
+
+
+@pytest.fixture(scope="session")
+def repository(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository with an engine that the real build step put there."""
+    pytest.importorskip("pytriton", reason="the extra `serve` is not installed")
+    pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
+    folder = assemble(root, tmp_path_factory.mktemp("server") / "model_repository")
+    build = subprocess.run(
+        [sys.executable, root / "build/engine.py", "--model", root / MODEL, "--repository", folder],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    assert build.returncode == 0, build.stdout + build.stderr
+    return folder
+
+
+@pytest.fixture(scope="session")
+def server(
+    root: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    started = start(repository, tmp_path_factory.mktemp("log") / "log")
+    spec = EmbedderSpec.load(repository / "embedder" / "1")
+    config = (repository / "embedder" / "config.pbtxt").read_text()
+    engine = config.split('"unified_embedding.engine" value { string_value: "')[1].split('"')[0]
+    yield Server(
+        grpc_url=started.grpc_url,
+        http_url=started.http_url,
+        metrics_url=started.metrics_url,
+        repository=repository,
+        spec=spec,
+        engine=engine,
+        pid=started.process.pid,
+    )
+    assert started.stop() == 0

@@ -1,0 +1,193 @@
+"""A KServe v2 gRPC server in this process that serves any bytes as a picture.
+
+It is what the clients talk to where a test must decide how the server behaves: how long it
+takes, when it is overloaded, what it refuses, which version it states. Its vectors come from a
+hash of picture and crop, so that tests know the truth without asking it.
+"""
+
+import hashlib
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+VERSION = "0123456789ab"
+ENGINE = "test-fp32-0123456789ab"
+DIM = 16
+Failure = tuple[grpc.StatusCode, str]
+
+
+def vector(image: bytes, crop: str = "") -> np.ndarray:
+    """The embedding the peer answers, float32 [DIM]."""
+    digest = hashlib.sha256(image + crop.encode()).digest()
+    return np.frombuffer(digest[:DIM], np.int8).astype(np.float32)
+
+
+def vectors(images: Sequence[bytes], crop: str = "") -> np.ndarray:
+    return np.stack([vector(image, crop) for image in images])
+
+
+def codes(images: Sequence[bytes], crop: str = "") -> np.ndarray:
+    return np.packbits(vectors(images, crop) > 0, axis=1)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One ModelInfer call as it arrived."""
+
+    images: tuple[bytes, ...]
+    outputs: tuple[str, ...]
+    parameters: dict[str, str]
+
+
+@dataclass
+class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
+    """Set the attributes to change its behaviour; `requests` is what it received.
+
+    `respond` sees every request (counted from 1) before it is answered: it may wait, and it
+    may return a failure to answer with. `alter` may change a good answer.
+    """
+
+    max_batch_size: int = 4
+    url: str = ""
+    stamp: Callable[[int], str] = lambda number: f"{VERSION} {ENGINE}"
+    respond: Callable[[int, Request], Failure | None] = lambda number, request: None
+    alter: Callable[[Any], None] = lambda response: None
+    requests: list[Request] = field(default_factory=list)
+    config_version: str = VERSION
+    config_engine: str = ENGINE
+    most_at_once: int = 0
+    _at_once: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def ServerMetadata(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ServerMetadataResponse(name="triton", version="2.51.0")
+
+    def ModelReady(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return service_pb2.ModelReadyResponse(ready=request.name == "unified_embedding")
+
+    def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        response = service_pb2.ModelConfigResponse()
+        config = response.config
+        config.max_batch_size = self.max_batch_size
+        if request.name == "embedder":
+            config.input.add(name="pixels", dims=[224, 224, 3])
+            config.output.add(name="embedding", dims=[DIM])
+            config.output.add(name="features", dims=[DIM])
+            config.parameters["unified_embedding.version"].string_value = self.config_version
+            config.parameters["unified_embedding.engine"].string_value = self.config_engine
+        return response
+
+    def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802
+        response = service_pb2.ModelStatisticsResponse()
+        rows = sum(len(request.images) for request in self.requests)
+        for name in ("binarizer", "embedder", "preprocess", "unified_embedding"):
+            model = response.model_stats.add(name=name, inference_count=rows, execution_count=1)
+            model.inference_stats.success.count = len(self.requests)
+            model.inference_stats.success.ns = 5_000_000 * len(self.requests)
+            model.inference_stats.queue.ns = 2_000_000 * len(self.requests)
+        return response
+
+    def ModelInfer(self, message: Any, context: Any) -> Any:  # noqa: N802
+        request = Request(
+            images=tuple(_elements(message.raw_input_contents[0])),
+            outputs=tuple(output.name for output in message.outputs),
+            parameters={key: value.string_param for key, value in message.parameters.items()},
+        )
+        with self._lock:
+            self.requests.append(request)
+            number = len(self.requests)
+            self._at_once += 1
+            self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            failure = self.respond(number, request) or _refusal(request)
+        finally:
+            with self._lock:
+                self._at_once -= 1
+        if failure is not None:
+            context.abort(*failure)
+        response = _answer(request, self.stamp(number))
+        self.alter(response)
+        return response
+
+
+def fail_first(count: int, code: grpc.StatusCode) -> Callable[[int, Request], Failure | None]:
+    """Answer the first `count` requests with `code`."""
+    return lambda number, request: (code, "as told") if number <= count else None
+
+
+def slowly(seconds: float) -> Callable[[int, Request], Failure | None]:
+    """Take `seconds` for each request."""
+
+    def respond(number: int, request: Request) -> None:
+        time.sleep(seconds)
+
+    return respond
+
+
+@contextmanager
+def serving(
+    peer: Peer, credentials: grpc.ServerCredentials | None = None, port: int = 0
+) -> Iterator[Peer]:
+    """Serve on loopback for the length of a `with` block; sets `peer.url`."""
+    server = grpc.server(ThreadPoolExecutor(32))
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(peer, server)
+    address = f"127.0.0.1:{port}"
+    if credentials is None:
+        port = server.add_insecure_port(address)
+    else:
+        port = server.add_secure_port(address, credentials)
+    peer.url = f"127.0.0.1:{port}"
+    server.start()
+    try:
+        yield peer
+    finally:
+        server.stop(grace=None).wait()
+
+
+def _refusal(request: Request) -> Failure | None:
+    if len(request.images) > 1 and b"oracle" in request.images:
+        return grpc.StatusCode.INVALID_ARGUMENT, "something in this request is wrong"
+    for row, image in enumerate(request.images):
+        if image.startswith(b"bad"):
+            message = f"in ensemble 'unified_embedding', image {row}: not an image"
+            return grpc.StatusCode.INVALID_ARGUMENT, message
+    return None
+
+
+def _answer(request: Request, stamp: str) -> Any:
+    rows = len(request.images)
+    text = request.parameters.get("crop", "")
+    crops = text.split(";") if ";" in text else [text] * rows
+    embedding = np.stack(
+        [vector(image, crop) for image, crop in zip(request.images, crops, strict=True)]
+    )
+    version = b"".join(struct.pack("<I", len(stamp)) + stamp.encode() for _ in range(rows))
+    tensors = {
+        "embedding": ("FP32", [rows, DIM], embedding.tobytes()),
+        "code": ("UINT8", [rows, DIM // 8], np.packbits(embedding > 0, axis=1).tobytes()),
+        "version": ("BYTES", [rows, 1], version),
+    }
+    response = service_pb2.ModelInferResponse(model_name="unified_embedding")
+    # Triton may answer in another order than asked.
+    for name in sorted(request.outputs):
+        datatype, shape, raw = tensors[name]
+        response.outputs.add(name=name, datatype=datatype, shape=shape)
+        response.raw_output_contents.append(raw)
+    return response
+
+
+def _elements(raw: bytes) -> Iterator[bytes]:
+    at = 0
+    while at < len(raw):
+        (length,) = struct.unpack_from("<I", raw, at)
+        yield raw[at + 4 : at + 4 + length]
+        at += 4 + length

@@ -1,0 +1,103 @@
+"""The three model.py files, called as Triton calls them."""
+
+import importlib.util
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from triton_python_backend_utils import Request
+
+from unified_embedding import load_pixels
+from unified_embedding.gallery import Gallery
+from unified_embedding.spec import EmbedderSpec
+
+MODEL = "models/unified-embedder-lite0"
+
+
+def model_of(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(f"model_{path.parent.parent.name}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.TritonPythonModel()
+
+
+@pytest.fixture
+def images(root: Path) -> list[bytes]:
+    return [picture.path.read_bytes() for picture in Gallery.load(root / "demo").pictures[:3]]
+
+
+def rows(*images: bytes) -> np.ndarray:
+    return np.array([[image] for image in images], dtype=np.object_)
+
+
+def test_preprocess(root: Path, tmp_path: Path, images: list[bytes]) -> None:
+    engine = tmp_path / "embedder" / "1"
+    engine.mkdir(parents=True)
+    shutil.copy(root / MODEL / "spec.json", engine)
+    (engine / "engine.json").write_text(json.dumps({"version": "v", "engine": "e"}))
+    model = model_of(root / "model_repository/preprocess/1/model.py")
+    model.initialize({"model_repository": str(tmp_path / "preprocess")})
+    preprocessing = EmbedderSpec.load(engine).preprocessing
+    good, bad, cropped, no_box = model.execute(
+        [
+            Request("image", rows(*images)),
+            Request("image", rows(images[0], b"text")),
+            Request("image", rows(*images), json.dumps({"crop": "0,0,0.5,0.5"})),
+            Request("image", rows(images[0]), json.dumps({"crop": "1,2"})),
+        ]
+    )
+    expected = np.stack([load_pixels(image, preprocessing) for image in images])
+    assert np.array_equal(good.outputs["pixels"], expected)
+    assert good.outputs["version"].tolist() == [[b"v e"]] * 3
+    assert bad.error.message.startswith("image 1: not an image")
+    assert not np.array_equal(cropped.outputs["pixels"], expected)
+    assert "not four numbers" in no_box.error.message
+
+
+def test_binarizer(root: Path) -> None:
+    model = model_of(root / "model_repository/binarizer/1/model.py")
+    features = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
+    broken = features.copy()
+    broken[2, 1] = np.nan
+    good, bad = model.execute([Request("features", features), Request("features", broken)])
+    assert np.array_equal(good.outputs["code"], np.packbits(features > 0, axis=1))
+    assert "row 2 holds NaN" in bad.error.message
+    assert bad.outputs == {}
+
+
+def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
+    pytest.importorskip("openvino", reason="OpenVINO is not installed")
+    from openvino_target import OpenVinoTarget
+
+    folder = tmp_path / "embedder" / "1"
+    folder.mkdir(parents=True)
+    OpenVinoTarget("fp32").compile(root / MODEL, folder)
+    model = model_of(folder / "model.py")
+    config = {
+        "max_batch_size": 4,
+        "input": [{"dims": ["224", "224", "3"]}],
+        "parameters": {
+            "inference_precision": {"string_value": "f32"},
+            "threads": {"string_value": str(len(os.sched_getaffinity(0)))},
+        },
+    }
+    arguments = {"model_config": json.dumps(config), "model_version": "1"}
+    model.initialize({**arguments, "model_repository": str(folder.parent)})
+    preprocessing = EmbedderSpec.load(root / MODEL).preprocessing
+    pixels = np.stack([load_pixels(image, preprocessing) for image in images])
+    one, two = model.execute([Request("pixels", pixels[:1]), Request("pixels", pixels[1:])])
+    first, second = one.outputs["embedding"].copy(), two.outputs["embedding"].copy()
+    assert first.shape == (1, 1280)
+    assert second.shape == (2, 1280)
+    assert np.array_equal(second, two.outputs["features"])
+    # LayerNorm without affine: every row has mean 0 and variance 1.
+    assert np.abs(second.mean(axis=1)).max() < 1e-5
+    assert np.abs(second.var(axis=1) - 1).max() < 1e-3
+    (alone,) = model.execute([Request("pixels", pixels[2:])])
+    assert np.array_equal(alone.outputs["embedding"][0], second[1])

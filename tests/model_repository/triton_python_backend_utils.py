@@ -1,0 +1,40 @@
+"""A stand-in for Triton's module of this name, which exists inside its stub process only.
+
+The models run in the real server in tests/e2e. Here they run under the production image's
+Python and numpy, for which the embedded server has no working stub.
+"""
+
+from typing import Any
+
+
+class TritonError:
+    INVALID_ARG = 3
+
+    def __init__(self, message: str, code: int) -> None:
+        self.message, self.code = message, code
+
+
+class Tensor:
+    def __init__(self, name: str, rows: Any) -> None:
+        self.name, self.rows = name, rows
+
+    def as_numpy(self) -> Any:
+        return self.rows
+
+
+class InferenceResponse:
+    def __init__(self, output_tensors: Any = (), error: TritonError | None = None) -> None:
+        self.outputs = {tensor.name: tensor.as_numpy() for tensor in output_tensors}
+        self.error = error
+
+
+class Request:
+    def __init__(self, name: str, rows: Any, parameters: str = "") -> None:
+        self.tensors, self.text = {name: Tensor(name, rows)}, parameters
+
+    def parameters(self) -> str:
+        return self.text
+
+
+def get_input_tensor_by_name(request: Request, name: str) -> Tensor:
+    return request.tensors[name]

@@ -1,0 +1,86 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from unified_embedding import tritonserver
+from unified_embedding.tritonserver import SetupError, check_repositories, find_installed
+
+
+def script(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "tritonserver"
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+def test_another_server_on_path_wins_and_our_own_script_never_does(tmp_path: Path) -> None:
+    ours = "#!/usr/bin/python\nfrom unified_embedding.tritonserver import main\nmain()\n"
+    script(tmp_path / "a", ours)
+    script(tmp_path / "b", ours)
+    real = script(tmp_path / "c", "#!/bin/sh\necho the real one $@\n")
+    path = os.pathsep.join(str(tmp_path / name) for name in "abc")
+    assert find_installed(path) == real
+    assert find_installed(str(tmp_path / "a")) in (None, tritonserver.IMAGE_BINARY)
+
+
+def test_it_becomes_the_other_server_with_every_flag(tmp_path: Path) -> None:
+    script(tmp_path, '#!/bin/sh\necho "$@"\nexit 7\n')
+    run = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "unified_embedding.tritonserver",
+            "--model-repository=x",
+            "--a",
+            "b",
+        ],
+        env={**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout) == (7, "--model-repository=x --a b\n")
+
+
+@pytest.mark.parametrize("form", [["--model-repository={}"], ["--model-store", "{}"]])
+def test_a_repository_without_an_engine_says_make_engine(tmp_path: Path, form: list[str]) -> None:
+    arguments = [part.format(tmp_path) for part in form]
+    check_repositories(arguments)  # somebody else's repository is none of our business
+    (tmp_path / "unified_embedding").mkdir()
+    with pytest.raises(SetupError, match="run `make engine` first"):
+        check_repositories(arguments)
+    (tmp_path / "embedder").mkdir()
+    (tmp_path / "embedder" / "config.pbtxt").touch()
+    check_repositories(arguments)
+
+
+def test_without_any_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tritonserver, "_wheel_root", lambda: None)
+    if tritonserver.IMAGE_BINARY.is_file():
+        pytest.skip("this is NVIDIA's image, which has a server")
+    with pytest.raises(SetupError, match=r"pip install 'unified-embedding\[serve\]'"):
+        tritonserver.resolve([], {"PATH": ""})
+
+
+def test_the_embedded_server_is_on_loopback_unless_told_otherwise() -> None:
+    pytest.importorskip("pytriton", reason="the extra `serve` is not installed")
+    command, environment = tritonserver.resolve(["--http-address=0.0.0.0"], {"PATH": "/nowhere"})
+    assert "--grpc-address=127.0.0.1" in command
+    assert "--metrics-address=127.0.0.1" in command
+    assert [flag for flag in command if flag.startswith("--http-address")] == [
+        "--http-address=0.0.0.0"
+    ]
+    assert command[-1] == "--http-address=0.0.0.0"
+    assert environment["OMP_NUM_THREADS"] == "1"
+
+
+def test_numpy_2_is_refused_because_it_empties_every_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.4.0")
+    with pytest.raises(SetupError, match=r"numpy 2\.4\.0 makes the embedded Triton"):
+        tritonserver._check_numpy()

@@ -1,0 +1,39 @@
+"""Typed gRPC clients of the served embedder, blocking and asyncio.
+
+>>> from unified_embedding.client import EmbedderClient
+>>> with EmbedderClient("127.0.0.1:8001") as client:
+...     answer = client.embed([Path("chair.jpg").read_bytes()])
+>>> answer.embedding.shape, answer.code.shape, answer.version
+((1, 1280), (1, 160), '3f1c0a9be2d4')
+
+Both clients take lists of any length, split them at the server's max_batch_size, keep a
+bounded number of requests in flight, and retry what the server sheds. Create one client and
+share it: it is safe to use from many threads (or tasks), and all calls share one connection.
+Needs tritonclient: pip install 'unified-embedding[client]'.
+"""
+
+from unified_embedding.client._aio import AsyncEmbedderClient
+from unified_embedding.client._base import EngineWarning
+from unified_embedding.client._calls import DEFAULT_URL, TLS, Retry
+from unified_embedding.client._results import (
+    OUTPUTS,
+    Embedded,
+    EmbeddedEach,
+    ServerInfo,
+    StageStatistics,
+)
+from unified_embedding.client._sync import EmbedderClient
+
+__all__ = [
+    "DEFAULT_URL",
+    "OUTPUTS",
+    "TLS",
+    "AsyncEmbedderClient",
+    "Embedded",
+    "EmbeddedEach",
+    "EmbedderClient",
+    "EngineWarning",
+    "Retry",
+    "ServerInfo",
+    "StageStatistics",
+]

@@ -1,0 +1,183 @@
+"""The asyncio client."""
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from unified_embedding.client import _kserve as kserve
+from unified_embedding.client._base import BaseClient, in_callers_rows, nothing
+from unified_embedding.client._calls import Deadline, Retry
+from unified_embedding.client._job import Crops, Job, Salvage, collect
+from unified_embedding.client._kserve import grpc, pb
+from unified_embedding.client._results import (
+    OUTPUTS,
+    Embedded,
+    EmbeddedEach,
+    ServerInfo,
+    StageStatistics,
+    join,
+)
+from unified_embedding.errors import ClientError, RequestRejected, VersionMismatch
+
+_T = TypeVar("_T")
+
+
+class AsyncEmbedderClient(BaseClient):
+    """Asyncio client: the methods of EmbedderClient, awaited, with the same results and errors.
+
+    Use it as an asynchronous context manager, or await `close`. A client belongs to the event
+    loop of its first call. Cancelling a call cancels its requests.
+    """
+
+    async def embed(
+        self,
+        images: Sequence[bytes],
+        *,
+        crops: Crops = None,
+        outputs: Collection[str] = OUTPUTS,
+        timeout: float | None = None,
+    ) -> Embedded:
+        """Embed encoded pictures: all of them, or raise. See EmbedderClient.embed."""
+        job, deadline = Job.of(images, crops, outputs), self._deadline(timeout)
+        server = await self._info(deadline)
+        requests = job.split(server.max_batch_size)
+        if not requests:
+            return nothing(server, job)
+        return join(await _map(lambda rows: self._send(job, rows, deadline), requests))
+
+    async def embed_each(
+        self,
+        images: Sequence[bytes],
+        *,
+        crops: Crops = None,
+        outputs: Collection[str] = OUTPUTS,
+        timeout: float | None = None,
+    ) -> EmbeddedEach:
+        """Embed every picture that can be, report the rest. See EmbedderClient.embed_each."""
+        job, deadline = Job.of(images, crops, outputs), self._deadline(timeout)
+        server = await self._info(deadline)
+        requests = job.split(server.max_batch_size)
+        salvaged = await _map(lambda rows: self._salvage(job, rows, deadline), requests)
+        return collect(salvaged, nothing(server, job))
+
+    async def info(self, *, timeout: float | None = None) -> ServerInfo:
+        """What the server runs, asked anew. Raises as `embed`."""
+        return await self._ask(self._deadline(timeout))
+
+    async def is_ready(self, *, timeout: float | None = None) -> bool:
+        """Whether the server says that the model is ready. See EmbedderClient.is_ready."""
+        request = pb.ModelReadyRequest(name=kserve.MODEL)
+        deadline = self._deadline(timeout)
+        answer = await self._call("ModelReady", request, deadline, Retry(attempts=1))
+        return bool(answer.ready)
+
+    async def statistics(self, *, timeout: float | None = None) -> dict[str, StageStatistics]:
+        """Running totals of each of the server's models, by name. Raises as `embed`."""
+        request = pb.ModelStatisticsRequest()
+        answer = await self._call("ModelStatistics", request, self._deadline(timeout))
+        return kserve.statistics(answer)
+
+    async def close(self) -> None:
+        """Close the connection; calls in flight are cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    def _open(self) -> None:
+        self._lock = asyncio.Lock()
+        self._slots = asyncio.Semaphore(self._max_inflight)
+
+    # An asyncio channel binds to the loop that runs when it is created: not before the first call.
+    @cached_property
+    def _channel(self) -> Any:
+        return self._channel_of(grpc.aio)
+
+    @cached_property
+    def _stub(self) -> Any:
+        return kserve.Stub(self._channel)
+
+    async def _info(self, deadline: Deadline) -> ServerInfo:
+        async with _held(self._lock, deadline):
+            if self._server is None:
+                self._server = await self._ask(deadline)
+            return self._server
+
+    async def _ask(self, deadline: Deadline) -> ServerInfo:
+        ensemble, embedder = [
+            await self._call("ModelConfig", pb.ModelConfigRequest(name=name), deadline)
+            for name in (kserve.MODEL, kserve.EMBEDDER)
+        ]
+        server = await self._call("ServerMetadata", pb.ServerMetadataRequest(), deadline)
+        return self._server_info(server, ensemble, embedder)
+
+    async def _salvage(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Salvage:
+        salvage = Salvage(rows)
+        while salvage.pending:
+            rows = salvage.pending.pop(0)
+            try:
+                salvage.accept(rows, await self._send(job, rows, deadline))
+            except RequestRejected as error:
+                salvage.refuse(rows, error)
+            except VersionMismatch:
+                raise
+            except ClientError as error:
+                salvage.lose(rows, error)
+        return salvage
+
+    async def _send(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
+        async with _held(self._slots, deadline):
+            with in_callers_rows(rows):
+                request = kserve.infer_request(job, rows)
+                response = await self._call("ModelInfer", request, deadline)
+        return self._embedded(response, job, rows)
+
+    async def _call(
+        self, method: str, request: Any, deadline: Deadline, retry: Retry | None = None
+    ) -> Any:
+        retry = retry or self._retry
+        for attempt in itertools.count(1):
+            try:
+                return await getattr(self._stub, method)(request, timeout=deadline.remaining())
+            except grpc.RpcError as error:
+                problem = kserve.client_error(error, self.url)
+            pause = retry.pause(attempt, problem, deadline)
+            if pause is None:
+                raise problem
+            await asyncio.sleep(pause)
+
+
+async def _map(work: Callable[[range], Awaitable[_T]], requests: Sequence[range]) -> list[_T]:
+    tasks = [asyncio.ensure_future(work(rows)) for rows in requests]
+    try:
+        # In order, so that of several bad pictures the first one is reported.
+        return [await task for task in tasks]
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _held(lock: asyncio.Lock | asyncio.Semaphore, deadline: Deadline) -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(deadline.remaining()):
+            await lock.acquire()
+    except TimeoutError:
+        raise deadline.exceeded() from None
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,132 @@
+"""What the blocking and the asyncio client share: configuration, and checks of every answer."""
+
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from unified_embedding.client import _kserve as kserve
+from unified_embedding.client._calls import (
+    CHANNEL_OPTIONS,
+    DEFAULT_URL,
+    TLS,
+    Deadline,
+    Retry,
+    check_url,
+)
+from unified_embedding.client._job import Job
+from unified_embedding.client._kserve import grpc
+from unified_embedding.client._results import CODE, EMBEDDING, Embedded, ServerInfo
+from unified_embedding.errors import RequestRejected, VersionMismatch
+
+
+class EngineWarning(UserWarning):
+    """Vectors come from another engine than expected; given once per client."""
+
+
+class BaseClient(ABC):
+    """Configuration of a client. No call is made before the first method is."""
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        expect_version: str | None = None,
+        expect_engine: str | None = None,
+        timeout: float = 60.0,
+        max_inflight: int = 16,
+        retry: Retry | None = None,
+        tls: TLS | None = None,
+    ) -> None:
+        """Configure a client.
+
+        Args:
+            url: the server's gRPC address, host:port.
+            expect_version: version the vectors must have; another one raises VersionMismatch.
+            expect_engine: engine id the vectors should have; by default that of the first
+                answer. Another one is accepted with one EngineWarning.
+            timeout: seconds a call may take in all, every request and retry included.
+            max_inflight: most requests in flight at once, over all callers of this client.
+            retry: when to call again; by default up to five attempts on UNAVAILABLE.
+            tls: certificates; None for an unencrypted connection.
+        """
+        Deadline(timeout)
+        if max_inflight < 1:
+            raise ValueError(f"max_inflight {max_inflight} is not a positive number of requests")
+        self.url = check_url(url)
+        self._expect_version = expect_version
+        self._engine = expect_engine
+        self._engine_warned = False
+        self._timeout = timeout
+        self._max_inflight = max_inflight
+        self._retry = retry or Retry()
+        self._credentials = grpc.ssl_channel_credentials(**tls.read()) if tls else None
+        self._server: ServerInfo | None = None
+        self._open()
+
+    @abstractmethod
+    def _open(self) -> None:
+        """Create the channel, or what creates it, and what bounds the calls."""
+
+    def _channel_of(self, channels: Any) -> Any:
+        """Open a channel; `channels` is the module grpc or grpc.aio."""
+        if self._credentials is None:
+            return channels.insecure_channel(self.url, options=CHANNEL_OPTIONS)
+        return channels.secure_channel(self.url, self._credentials, options=CHANNEL_OPTIONS)
+
+    def _deadline(self, timeout: float | None) -> Deadline:
+        return Deadline(self._timeout if timeout is None else timeout)
+
+    def _embedded(self, response: Any, job: Job, rows: Sequence[int]) -> Embedded:
+        answer = kserve.embedded(response, job.outputs, len(rows))
+        self._check(answer.version, answer.engine)
+        return answer
+
+    def _server_info(self, server: Any, ensemble: Any, embedder: Any) -> ServerInfo:
+        info = kserve.server_info(server, ensemble, embedder)
+        self._check(info.version, info.engine)
+        return info
+
+    def _check(self, version: str, engine: str) -> None:
+        if self._expect_version not in (None, version):
+            raise VersionMismatch(
+                f"{self.url} serves embedder version {version}, expected {self._expect_version}: "
+                "their vectors must not be mixed. Serve the expected version, or embed everything "
+                "again with the new one"
+            )
+        if self._engine is None:
+            self._engine = engine
+        if engine != self._engine and not self._engine_warned:
+            self._engine_warned = True
+            warnings.warn(
+                f"{self.url} answers with engine {engine}, expected {self._engine}. Both run "
+                f"embedder version {version}, so their vectors may be compared, but a few "
+                "bits differ (bf16 against fp32: 1.2 % of them on average)",
+                EngineWarning,
+                stacklevel=2,
+            )
+
+
+@contextmanager
+def in_callers_rows(rows: Sequence[int]) -> Iterator[None]:
+    """Let a RequestRejected name the row of the caller's list instead of the request's."""
+    try:
+        yield
+    except RequestRejected as error:
+        if error.row is None or error.row >= len(rows):
+            raise RequestRejected(str(error)) from error
+        row = rows[error.row]
+        raise RequestRejected(f"image {row}: {error}", row) from error
+
+
+def nothing(server: ServerInfo, job: Job) -> Embedded:
+    """The answer to an empty list."""
+    return Embedded(
+        np.empty((0, server.dim), np.float32) if EMBEDDING in job.outputs else None,
+        np.empty((0, server.code_bytes), np.uint8) if CODE in job.outputs else None,
+        server.version,
+        server.engine,
+    )

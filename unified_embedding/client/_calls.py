@@ -1,0 +1,118 @@
+"""How calls are made: where the server is, TLS, deadlines and retries."""
+
+import math
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from unified_embedding.errors import ClientError, DeadlineExceeded, ServerUnavailable
+
+DEFAULT_URL: Final = "127.0.0.1:8001"
+# Triton's own limit of one gRPC message (MAX_GRPC_MESSAGE_SIZE in its constants.h).
+MAX_MESSAGE_BYTES: Final = 2**31 - 1
+CHANNEL_OPTIONS: Final = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # gRPC's own pause before it reconnects starts at 1 s and grows to 120 s; every call in
+    # between fails at once, so that our retries would never reach a server that came back.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+)
+
+
+@dataclass(frozen=True)
+class TLS:
+    """PEM files of an encrypted connection.
+
+    Attributes:
+        root_certificates: whom to trust; None for gRPC's default roots.
+        private_key: the client's key, for mutual TLS; needs `certificate_chain`.
+        certificate_chain: the client's certificate, for mutual TLS; needs `private_key`.
+    """
+
+    root_certificates: Path | None = None
+    private_key: Path | None = None
+    certificate_chain: Path | None = None
+
+    def __post_init__(self) -> None:
+        if (self.private_key is None) != (self.certificate_chain is None):
+            raise ValueError(
+                "mutual TLS needs private_key and certificate_chain; only one of them was given"
+            )
+
+    def read(self) -> dict[str, bytes | None]:
+        """The files' contents, by the argument names of grpc.ssl_channel_credentials."""
+        return {
+            name: None if path is None else Path(path).read_bytes()
+            for name, path in vars(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class Retry:
+    """When a call is made again: on UNAVAILABLE only, and only within the deadline.
+
+    The pause before attempt k + 1 is drawn from [0.5, 1] x min(longest, first x 2^(k - 1)).
+
+    Attributes:
+        attempts: most calls made in all; 1 never retries.
+        first: seconds before the second attempt.
+        longest: most seconds between two attempts.
+    """
+
+    attempts: int = 5
+    first: float = 0.1
+    longest: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.attempts < 1 or not 0 <= self.first <= self.longest:
+            raise ValueError(f"{self} needs attempts >= 1 and 0 <= first <= longest")
+
+    def pause(self, attempt: int, error: ClientError, deadline: "Deadline") -> float | None:
+        """Seconds to wait after failed `attempt` (counted from 1), or None to give up."""
+        if not isinstance(error, ServerUnavailable) or attempt >= self.attempts:
+            return None
+        pause = min(self.longest, self.first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
+        return pause if pause < deadline.left else None
+
+
+class Deadline:
+    """The moment by which one call of the library must have answered."""
+
+    def __init__(self, timeout: float) -> None:
+        if not (math.isfinite(timeout) and timeout > 0):
+            raise ValueError(f"timeout {timeout!r} is not a positive number of seconds")
+        self._timeout = timeout
+        self._end = time.monotonic() + timeout
+
+    @property
+    def left(self) -> float:
+        """Seconds left; negative when it has passed."""
+        return self._end - time.monotonic()
+
+    def remaining(self) -> float:
+        """Seconds left for the next step. Raises DeadlineExceeded when there are none."""
+        left = self.left
+        if left <= 0:
+            raise self.exceeded()
+        return left
+
+    def exceeded(self) -> DeadlineExceeded:
+        """The error to raise when it has passed."""
+        return DeadlineExceeded(
+            f"no complete answer within {self._timeout:g} s; allow more time (timeout=), "
+            "or send fewer pictures at once"
+        )
+
+
+def check_url(url: str) -> str:
+    """`url` as gRPC takes it. Raises ValueError for an HTTP address."""
+    if url.startswith(("http://", "https://")):
+        raise ValueError(
+            f"{url!r} is an HTTP address; give the gRPC address as host:port, "
+            f"for instance {DEFAULT_URL} (and TLS through tls=)"
+        )
+    return url

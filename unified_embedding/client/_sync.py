@@ -1,0 +1,201 @@
+"""The blocking client."""
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from unified_embedding.client import _kserve as kserve
+from unified_embedding.client._base import BaseClient, in_callers_rows, nothing
+from unified_embedding.client._calls import Deadline, Retry
+from unified_embedding.client._job import Crops, Job, Salvage, collect
+from unified_embedding.client._kserve import grpc, pb
+from unified_embedding.client._results import (
+    OUTPUTS,
+    Embedded,
+    EmbeddedEach,
+    ServerInfo,
+    StageStatistics,
+    join,
+)
+from unified_embedding.errors import ClientError, RequestRejected, VersionMismatch
+
+_T = TypeVar("_T")
+
+
+class EmbedderClient(BaseClient):
+    """Blocking client. Use it as a context manager, or call `close`."""
+
+    def embed(
+        self,
+        images: Sequence[bytes],
+        *,
+        crops: Crops = None,
+        outputs: Collection[str] = OUTPUTS,
+        timeout: float | None = None,
+    ) -> Embedded:
+        """Embed encoded pictures (JPEG, PNG, WebP, GIF, BMP, TIFF): all of them, or raise.
+
+        Args:
+            images: encoded bytes of each picture.
+            crops: the part of the upright picture to embed: one Box for all, or one Box or
+                None (the whole picture) for each.
+            outputs: "embedding", "code" or both; what is not asked for is not computed.
+            timeout: seconds for the whole call; by default the client's.
+
+        Raises:
+            RequestRejected: the server refused a picture; `row` is its index in `images`.
+                With several bad pictures in different requests, the first of them.
+            ServerUnavailable: not reachable or overloaded, after all retries.
+            DeadlineExceeded: the list was not answered in time.
+            VersionMismatch: another version than expected, or two versions in one list.
+            ServerError: anything else the server answered.
+            TypeError, ValueError: the arguments do not fit each other.
+        """
+        job, deadline = Job.of(images, crops, outputs), self._deadline(timeout)
+        server = self._info(deadline)
+        requests = job.split(server.max_batch_size)
+        if not requests:
+            return nothing(server, job)
+        return join(self._map(lambda rows: self._send(job, rows, deadline), requests))
+
+    def embed_each(
+        self,
+        images: Sequence[bytes],
+        *,
+        crops: Crops = None,
+        outputs: Collection[str] = OUTPUTS,
+        timeout: float | None = None,
+    ) -> EmbeddedEach:
+        """Embed every picture that can be, and report the others by row.
+
+        The arguments are those of `embed`. A picture the server refuses costs its neighbours
+        nothing: they are sent again without it.
+
+        Raises:
+            ServerUnavailable, DeadlineExceeded, ServerError: the server could not even be
+                asked what it serves; later failures stand in the result.
+            VersionMismatch: as `embed`.
+            TypeError, ValueError: the arguments do not fit each other.
+        """
+        job, deadline = Job.of(images, crops, outputs), self._deadline(timeout)
+        server = self._info(deadline)
+        requests = job.split(server.max_batch_size)
+        salvaged = self._map(lambda rows: self._salvage(job, rows, deadline), requests)
+        return collect(salvaged, nothing(server, job))
+
+    def info(self, *, timeout: float | None = None) -> ServerInfo:
+        """What the server runs, asked anew. Raises as `embed`."""
+        return self._ask(self._deadline(timeout))
+
+    def is_ready(self, *, timeout: float | None = None) -> bool:
+        """Whether the server says that the model is ready, without retries.
+
+        A server whose model process died may still say so: only an embedded picture proves it.
+
+        Raises:
+            ServerUnavailable, DeadlineExceeded: the server cannot be reached.
+        """
+        request = pb.ModelReadyRequest(name=kserve.MODEL)
+        answer = self._call("ModelReady", request, self._deadline(timeout), Retry(attempts=1))
+        return bool(answer.ready)
+
+    def statistics(self, *, timeout: float | None = None) -> dict[str, StageStatistics]:
+        """Running totals of each of the server's models, by name. Raises as `embed`."""
+        request = pb.ModelStatisticsRequest()
+        return kserve.statistics(self._call("ModelStatistics", request, self._deadline(timeout)))
+
+    def close(self) -> None:
+        """Close the connection; calls in flight fail."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _open(self) -> None:
+        self._channel = self._channel_of(grpc)
+        self._stub = kserve.Stub(self._channel)
+        self._lock = threading.Lock()
+        self._slots = threading.Semaphore(self._max_inflight)
+        self._pool = ThreadPoolExecutor(self._max_inflight, "embedder-client")
+
+    def _info(self, deadline: Deadline) -> ServerInfo:
+        with _held(self._lock, deadline):
+            if self._server is None:
+                self._server = self._ask(deadline)
+            return self._server
+
+    def _ask(self, deadline: Deadline) -> ServerInfo:
+        ensemble, embedder = (
+            self._call("ModelConfig", pb.ModelConfigRequest(name=name), deadline)
+            for name in (kserve.MODEL, kserve.EMBEDDER)
+        )
+        server = self._call("ServerMetadata", pb.ServerMetadataRequest(), deadline)
+        return self._server_info(server, ensemble, embedder)
+
+    def _map(self, work: Callable[[range], _T], requests: Sequence[range]) -> list[_T]:
+        if len(requests) < 2:
+            return [work(rows) for rows in requests]
+        futures = [self._pool.submit(work, rows) for rows in requests]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            for future in futures:
+                future.cancel()
+
+    def _salvage(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Salvage:
+        salvage = Salvage(rows)
+        while salvage.pending:
+            rows = salvage.pending.pop(0)
+            try:
+                salvage.accept(rows, self._send(job, rows, deadline))
+            except RequestRejected as error:
+                salvage.refuse(rows, error)
+            except VersionMismatch:
+                raise
+            except ClientError as error:
+                salvage.lose(rows, error)
+        return salvage
+
+    def _send(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
+        with _held(self._slots, deadline), in_callers_rows(rows):
+            request = kserve.infer_request(job, rows)
+            response = self._call("ModelInfer", request, deadline)
+        return self._embedded(response, job, rows)
+
+    def _call(
+        self, method: str, request: Any, deadline: Deadline, retry: Retry | None = None
+    ) -> Any:
+        retry = retry or self._retry
+        for attempt in itertools.count(1):
+            try:
+                return getattr(self._stub, method)(request, timeout=deadline.remaining())
+            except grpc.RpcError as error:
+                problem = kserve.client_error(error, self.url)
+            pause = retry.pause(attempt, problem, deadline)
+            if pause is None:
+                raise problem
+            time.sleep(pause)
+
+
+@contextmanager
+def _held(lock: "threading.Lock | threading.Semaphore", deadline: Deadline) -> Iterator[None]:
+    if not lock.acquire(timeout=deadline.remaining()):
+        raise deadline.exceeded()
+    try:
+        yield
+    finally:
+        lock.release()

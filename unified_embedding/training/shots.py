@@ -1,0 +1,206 @@
+"""Simulated photographs: a product, or several, in a generated room seen by a roaming camera."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from unified_embedding.training import surfaces
+from unified_embedding.training.mesh import Floats, Mesh, yaw_matrix
+from unified_embedding.training.photograph import develop, encode, random_lens
+from unified_embedding.training.render import Camera, Light, Room, Stage, render
+
+# Ranges of the camera, set once for what a person walking round a product would take.
+AZIMUTH: Final = np.radians(70)
+ELEVATION: Final = (np.radians(5), np.radians(35))
+FIELD_OF_VIEW: Final = (np.radians(32), np.radians(62))
+FILL: Final = (0.42, 0.9)
+ROLL: Final = np.radians(2)
+
+SIZES: Final = (
+    (320, 240),
+    (240, 320),
+    (360, 270),
+    (270, 360),
+    (400, 300),
+    (384, 256),
+    (256, 384),
+    (320, 320),
+    (400, 225),
+)
+"""Width and height of shots in pixels."""
+
+_TABLE: Final = 0.5  # A product smaller than this many metres is shown on a table top.
+_HANDS_BREADTH: Final = 0.05
+_SKIRTINGS: Final = (0.0, 0.07, 0.1, 0.14)
+
+
+@dataclass(frozen=True)
+class View:
+    """Where the camera stands relative to a product's front, in radians."""
+
+    azimuth: float
+    elevation: float
+
+
+def camera_shot(
+    mesh: Mesh, elevation: float, rng: np.random.Generator, size: tuple[int, int] | None = None
+) -> bytes:
+    """One simulated photograph of a product as JPEG bytes.
+
+    Args:
+        mesh: the product in metres, standing on y = 0.
+        elevation: metres above the floor at which it hangs; above 0 it hangs on a wall.
+        rng: the only source of chance.
+        size: width and height in pixels; drawn from `SIZES` when None.
+    """
+    width, height = size if size is not None else SIZES[int(rng.integers(len(SIZES)))]
+    on_wall = elevation > _HANDS_BREADTH
+    turn = 0.0 if on_wall or rng.random() < 0.4 else float(rng.uniform(-0.5, 0.5))
+    placed = mesh.placed(turn, (0.0, elevation, 0.0))
+    view = View(float(rng.uniform(-AZIMUTH, AZIMUTH)), float(rng.uniform(*ELEVATION)))
+    if on_wall:
+        view = View(view.azimuth * 0.75, float(rng.uniform(-0.15, 0.2)))
+    # The camera's azimuth counts from the product's front, not from the room's.
+    azimuth = float(np.clip(view.azimuth + turn, -1.35, 1.35))
+    camera = _aimed([placed], azimuth, view.elevation, width, height, rng)
+    room = _room([placed], camera, on_wall, rng)
+    light = _light([placed], rng)
+    focus = float(np.linalg.norm(_middle(placed) - camera.eye))
+    rendering = render(Stage([placed]), room, light, camera, rng)
+    lens = random_lens(focus, rng)
+    return encode(develop(rendering, lens, rng), lens.quality)
+
+
+def _aimed(
+    meshes: list[Mesh],
+    azimuth: float,
+    elevation: float,
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+) -> Camera:
+    """A camera that sees all of `meshes`, filling a random part of the picture, off-centre."""
+    points = np.concatenate([_outline(mesh) for mesh in meshes])
+    centre = (points.min(axis=0) + points.max(axis=0)) / 2
+    axes = _axes(azimuth, elevation, float(rng.normal(0, ROLL / 2)))
+    tangent = float(np.tan(rng.uniform(*FIELD_OF_VIEW) / 2))
+    frame = np.array([width, height]) / max(width, height)
+    fill = float(rng.uniform(*FILL))
+    low, high = 0.05, 60.0 * float(np.ptp(points, axis=0).max())
+    for _ in range(40):  # Bisection: the nearest distance at which the product fills its part.
+        far = (low + high) / 2
+        camera = Camera(centre + axes[2] * far, axes, tangent, (0.0, 0.0), width, height)
+        inside = ((points - camera.eye) @ axes[2] < -1e-3).all()
+        seen = camera.project(points)
+        if inside and (np.ptp(seen, axis=0) <= 2 * frame * fill).all():
+            high = far
+        else:
+            low = far
+    camera = Camera(centre + axes[2] * high, axes, tangent, (0.0, 0.0), width, height)
+    return _shifted(camera, camera.project(points), frame, rng)
+
+
+def _shifted(camera: Camera, seen: Floats, frame: Floats, rng: np.random.Generator) -> Camera:
+    """Move the frame so that the product lies off-centre but stays inside."""
+    low, high = seen.min(axis=0), seen.max(axis=0)
+    slack = np.maximum(frame - (high - low) / 2, 0)
+    offset = rng.uniform(-0.7, 0.7, 2) * slack - (low + high) / 2
+    shift = (float(offset[0]), float(offset[1]))
+    return Camera(camera.eye, camera.axes, camera.tangent, shift, camera.width, camera.height)
+
+
+def _axes(azimuth: float, elevation: float, roll: float) -> Floats:
+    back = np.array(
+        [
+            np.cos(elevation) * np.sin(azimuth),
+            np.sin(elevation),
+            np.cos(elevation) * np.cos(azimuth),
+        ]
+    )
+    right = np.cross([0.0, 1.0, 0.0], back)
+    right /= np.linalg.norm(right)
+    up = np.cross(back, right)
+    c, s = np.cos(roll), np.sin(roll)
+    return np.asarray(np.stack([c * right + s * up, c * up - s * right, back]).astype(np.float32))
+
+
+def _outline(mesh: Mesh) -> Floats:
+    """Enough vertices to frame the mesh by."""
+    step = max(1, len(mesh.vertices) // 4000)
+    extremes = np.concatenate([mesh.vertices.argmin(axis=0), mesh.vertices.argmax(axis=0)])
+    return np.concatenate([mesh.vertices[::step], mesh.vertices[extremes]])
+
+
+def _middle(mesh: Mesh) -> Floats:
+    low, high = mesh.extent
+    return np.asarray((low + high) / 2)
+
+
+def _bounds(meshes: list[Mesh]) -> tuple[Floats, Floats]:
+    low = np.min([mesh.extent[0] for mesh in meshes], axis=0)
+    high = np.max([mesh.extent[1] for mesh in meshes], axis=0)
+    return low, high
+
+
+def _room(meshes: list[Mesh], camera: Camera, on_wall: bool, rng: np.random.Generator) -> Room:
+    """A room that holds the products and the camera, of a kind that fits the products' size."""
+    low, high = _bounds(meshes)
+    extent = float((high - low).max())
+    table = extent < _TABLE and not on_wall
+    gap = 0.005 if on_wall else _gap_to_wall(table, rng)
+    side = rng.uniform(0.5, 2.5, 2)
+    ceiling = max(2.5, float(high[1]) * 1.15, float(camera.eye[1]) + 0.4)
+    corner = np.array([low[0] - side[0], 0, low[2] - gap])
+    opposite = np.array([high[0] + side[1], ceiling, high[2] + 3])
+    margin = np.array([0.4, 0, 0.4])
+    surface = surfaces.choose(surfaces.TABLE_TOPS if table else surfaces.FLOORS, rng)
+    white = np.full(3, rng.uniform(0.6, 0.8), np.float32)
+    return Room(
+        low=np.minimum(corner, np.where([1, 0, 1], camera.eye - margin, 0)).astype(np.float32),
+        high=np.maximum(opposite, camera.eye + margin).astype(np.float32),
+        floor=surface,
+        wall=surfaces.choose(surfaces.WALLS, rng),
+        ceiling=white,
+        skirting=0.0 if table else float(rng.choice(_SKIRTINGS)),
+        skirting_color=white * float(rng.choice([1.0, 1.0, 0.35])),
+    )
+
+
+def _gap_to_wall(table: bool, rng: np.random.Generator) -> float:
+    """Metres between a product and the wall behind it."""
+    if table:
+        return float(rng.uniform(0.15, 0.9))
+    return float(rng.uniform(0.05, 0.4) if rng.random() < 0.5 else rng.uniform(0.4, 2))
+
+
+def _light(meshes: list[Mesh], rng: np.random.Generator) -> Light:
+    """A window at one side of the products, sometimes with the sun in it."""
+    low, high = _bounds(meshes)
+    centre, extent = (low + high) / 2, float((high - low).max())
+    near = max(extent, 0.25)
+    azimuth = float(rng.choice([-1, 1]) * rng.uniform(0.5, 1.5))
+    height = float(rng.uniform(0.35, 0.9))
+    way = np.array([np.sin(azimuth), height, np.cos(azimuth)], np.float32)
+    way /= np.linalg.norm(way)
+    far = near * float(rng.uniform(1.6, 2.6))
+    across = yaw_matrix(azimuth) @ np.array([1, 0, 0], np.float32)
+    upward = np.cross(way, across)
+    half = far * rng.uniform(0.25, 0.5, 2)
+    warm = float(rng.uniform(-1, 1))
+    hue = np.array([1 + 0.06 * warm, 1, 1 - 0.08 * warm], np.float32)
+    fill = np.array([1 - 0.04 * warm, 1, 1 + 0.05 * warm], np.float32)
+    # The power that gives about 1 on a surface that faces the window's centre.
+    power = far**2 / (4 * half[0] * half[1])
+    sunny = rng.random() < 0.3
+    return Light(
+        centre=(centre + way * far).astype(np.float32),
+        across=(across * half[0]).astype(np.float32),
+        upward=(upward * half[1]).astype(np.float32),
+        window=hue * np.float32(power * rng.uniform(0.7, 1.0)),
+        ambient=fill * np.float32(rng.uniform(0.26, 0.46)),
+        sun=(way + rng.normal(0, 0.1, 3)).astype(np.float32) if sunny else None,
+        sunlight=np.array([1.0, 0.92, 0.8], np.float32) * np.float32(rng.uniform(0.8, 1.6)),
+        panes=(int(rng.integers(1, 4)), int(rng.integers(1, 4))),
+        reach=0.5 * near,
+    )

@@ -1,0 +1,351 @@
+"""Procedural floors, table tops and walls: seamless textures made from noise, nothing copied.
+
+Every maker takes a random generator and returns display RGB in [0, 1], float32 [S, S, 3], for a
+square of `Surface.metres`. Noise is filtered white noise on a torus, so each texture tiles.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unified_embedding.training.mesh import Floats, linear
+
+SIDE: Final = 1024
+"""Pixels along a texture's side, a power of two."""
+
+Maker = Callable[[np.random.Generator], NDArray[np.float32]]
+
+_WOODS: Final = (
+    (0.72, 0.56, 0.38),
+    (0.60, 0.42, 0.26),
+    (0.44, 0.29, 0.18),
+    (0.80, 0.68, 0.50),
+    (0.62, 0.57, 0.50),
+    (0.33, 0.24, 0.18),
+    (0.70, 0.50, 0.30),
+)
+_TILES: Final = (
+    (0.86, 0.84, 0.80),
+    (0.62, 0.60, 0.57),
+    (0.74, 0.52, 0.40),
+    (0.40, 0.42, 0.44),
+    (0.80, 0.74, 0.64),
+)
+_CARPETS: Final = (
+    (0.60, 0.56, 0.50),
+    (0.42, 0.45, 0.50),
+    (0.46, 0.34, 0.30),
+    (0.38, 0.44, 0.38),
+    (0.72, 0.68, 0.62),
+)
+_PAINTS: Final = (
+    (0.92, 0.91, 0.88),
+    (0.88, 0.85, 0.78),
+    (0.80, 0.84, 0.86),
+    (0.72, 0.78, 0.74),
+    (0.84, 0.76, 0.70),
+    (0.58, 0.66, 0.72),
+    (0.78, 0.70, 0.56),
+    (0.50, 0.56, 0.52),
+    (0.70, 0.58, 0.56),
+)
+_BRICKS: Final = ((0.58, 0.32, 0.25), (0.68, 0.46, 0.35), (0.86, 0.84, 0.81), (0.50, 0.40, 0.35))
+_CLOTHS: Final = (
+    (0.86, 0.84, 0.79),
+    (0.55, 0.62, 0.68),
+    (0.70, 0.40, 0.36),
+    (0.52, 0.58, 0.46),
+    (0.80, 0.70, 0.48),
+)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A seamless texture with its mip levels.
+
+    Attributes:
+        levels: linear RGB, float32 [S, S, 3], [S/2, S/2, 3], ... to one pixel.
+        metres: side of the square that the texture covers.
+        gloss: 0 is matt, 1 a polished mirror-like coat.
+    """
+
+    levels: tuple[Floats, ...]
+    metres: float
+    gloss: float
+
+    def color(self, u: Floats, v: Floats, footprint: Floats) -> Floats:
+        """Linear RGB float32 [N, 3] at (u, v) metres; `footprint` is a pixel's width there."""
+        texel = self.metres / SIDE
+        wanted = np.log2(np.maximum(footprint / texel, 1e-6)).round()
+        level = np.clip(wanted, 0, len(self.levels) - 1).astype(np.int64)
+        out = np.empty((len(u), 3), np.float32)
+        for index in np.unique(level):
+            at = level == index
+            out[at] = _bilinear(self.levels[index], u[at] / self.metres, v[at] / self.metres)
+        return out
+
+
+def make_surface(
+    maker: Maker, rng: np.random.Generator, metres: float, gloss: float = 0.0
+) -> Surface:
+    """Paint a texture and build its mip levels, averaged in linear light."""
+    levels = [linear(np.clip(maker(rng), 0, 1))]
+    while len(levels[-1]) > 1:
+        image = levels[-1]
+        levels.append(
+            (image[::2, ::2] + image[1::2, ::2] + image[::2, 1::2] + image[1::2, 1::2]) / 4
+        )
+    return Surface(tuple(levels), metres, gloss)
+
+
+def planks(rng: np.random.Generator) -> Floats:
+    """Wooden boards with grain, staggered joints and dark gaps."""
+    rows = int(rng.integers(8, 15))
+    base = _pick(_WOODS, rng)
+    row, joint, board = _boards(rows, rng)
+    grain = _noise((0.4, SIDE / 24), rng) + 0.5 * _noise((0.3, SIDE / 8), rng)
+    rings = np.sin(18 * _noise((SIDE / 90, SIDE / 5), rng))
+    shift = rng.integers(0, SIDE, board.max() + 1)[board]
+    line = np.arange(SIDE)[:, None], (np.arange(SIDE)[None, :] + shift) % SIDE
+    tone = 1 + 0.10 * rng.standard_normal(board.max() + 1)[board]
+    tone = tone * (1 + 0.06 * grain[line] + 0.035 * rings[line])
+    gap = np.minimum(row, joint)
+    tone = tone * np.clip(0.35 + gap / 4, 0.35, 1)
+    warmth = 1 + 0.03 * rng.standard_normal(board.max() + 1)[board]
+    return _tinted(base, tone, warmth)
+
+
+def table_wood(rng: np.random.Generator) -> Floats:
+    """One wide wooden surface with long grain."""
+    base = _pick(_WOODS, rng)
+    grain = _noise((0.5, SIDE / 12), rng) + 0.6 * _noise((1.5, SIDE / 4), rng)
+    rings = np.sin(14 * _noise((SIDE / 40, SIDE / 2.5), rng))
+    return _tinted(base, 1 + 0.05 * grain + 0.06 * rings, np.ones((SIDE, SIDE), np.float32))
+
+
+def tiles(rng: np.random.Generator) -> Floats:
+    """Square or oblong ceramic tiles with grout, slightly uneven in tone."""
+    across, down = int(rng.choice([3, 4, 6])), int(rng.choice([3, 4, 6, 8]))
+    return _grid(across, down, 0.0, _pick(_TILES, rng), (0.74, 0.72, 0.69), 2.5, 0.035, rng)
+
+
+def checkered(rng: np.random.Generator) -> Floats:
+    """Two-coloured floor tiles in a chequerboard."""
+    count = int(rng.choice([4, 6]))
+    light, dark = np.array((0.88, 0.86, 0.82)), np.array(_pick(_TILES, rng)) * 0.55
+    cell = np.arange(SIDE) * count // SIDE
+    odd = ((cell[:, None] + cell[None, :]) % 2)[..., None]
+    tone = 1 + 0.03 * _noise((3, 3), rng) + 0.02 * _noise((30, 30), rng)
+    edge = _cell_edge(count)
+    seam = np.clip(np.minimum(edge[:, None], edge[None, :]) / 3, 0.75, 1)
+    return np.asarray(np.where(odd, dark, light) * (tone * seam)[..., None], np.float32)
+
+
+def carpet(rng: np.random.Generator) -> Floats:
+    """Short pile: fine speckle over broad wear."""
+    tone = 1 + 0.13 * _noise((0.9, 0.9), rng) + 0.05 * _noise((40, 40), rng)
+    return _tinted(_pick(_CARPETS, rng), tone, 1 + 0.02 * _noise((1.5, 1.5), rng))
+
+
+def concrete(rng: np.random.Generator) -> Floats:
+    """Smoothed concrete with clouds, pores and a hair crack or two."""
+    clouds = sum(weight * _noise((s, s), rng) for s, weight in ((90, 0.07), (25, 0.04), (6, 0.02)))
+    pores = np.clip(_noise((1.6, 1.6), rng) - 2.4, 0, 1)
+    crack = np.exp(-np.abs(_noise((60, 60), rng)) / 0.006)
+    tone = 1 + clouds + 0.03 * _noise((0.7, 0.7), rng) - 0.5 * pores - 0.12 * crack
+    grey = float(rng.uniform(0.5, 0.68))
+    return _tinted((grey, grey * 0.985, grey * 0.96), tone, np.ones((SIDE, SIDE), np.float32))
+
+
+def stone(rng: np.random.Generator) -> Floats:
+    """A polished worktop: pale marble with veins, or dark granite."""
+    veins = np.exp(-np.abs(_noise((70, 70), rng) + 0.25 * _noise((12, 12), rng)) / 0.07)
+    speckle = _noise((1.2, 1.2), rng)
+    if rng.random() < 0.6:
+        tone = 1 + 0.03 * _noise((60, 60), rng) - 0.16 * veins
+        return _tinted((0.88, 0.87, 0.85), tone, np.ones((SIDE, SIDE), np.float32))
+    tone = 1 + 0.22 * speckle + 0.2 * np.clip(_noise((2.5, 2.5), rng) - 1.2, 0, 2)
+    return _tinted((0.30, 0.29, 0.28), tone, np.ones((SIDE, SIDE), np.float32))
+
+
+def cloth(rng: np.random.Generator) -> Floats:
+    """A woven tablecloth, plain, checked or striped."""
+    weave = np.sin(np.arange(SIDE) * np.pi / 2)
+    base = np.array(_pick(_CLOTHS, rng))
+    count = int(rng.choice([8, 12, 16]))
+    band = (np.arange(SIDE) * count // SIDE % 2).astype(np.float32)
+    pattern = rng.choice(["plain", "checked", "striped"], p=[0.4, 0.4, 0.2])
+    if pattern == "checked":
+        mix = (band[:, None] + band[None, :]) / 2
+    else:
+        mix = np.broadcast_to(band[None, :] * (pattern == "striped"), (SIDE, SIDE))
+    tone = 1 + 0.025 * (weave[:, None] + weave[None, :]) + 0.03 * _noise((20, 20), rng)
+    white = np.array((0.92, 0.91, 0.88))
+    mixed = base * (1 - mix[..., None]) + white * mix[..., None]
+    return np.asarray(mixed * tone[..., None], np.float32)
+
+
+def paint(rng: np.random.Generator) -> Floats:
+    """Rolled wall paint, nearly even."""
+    tone = 1 + 0.012 * _noise((1.5, 1.5), rng) + 0.012 * _noise((60, 60), rng)
+    return _tinted(_pick(_PAINTS, rng), tone, np.ones((SIDE, SIDE), np.float32))
+
+
+def stripes(rng: np.random.Generator) -> Floats:
+    """Wallpaper with upright stripes in two neighbouring tones."""
+    count = int(rng.choice([8, 12, 16, 24]))
+    base = np.array(_pick(_PAINTS, rng))
+    other = np.clip(base * rng.uniform(0.78, 0.92, 3), 0, 1)
+    phase = np.arange(SIDE) * count / SIDE % 1
+    mix = (np.clip(np.abs(phase - 0.5) * 40 - 10, 0, 1))[None, :, None]
+    tone = 1 + 0.012 * _noise((2, 2), rng)
+    return np.asarray((base * (1 - mix) + other * mix) * tone[..., None], np.float32)
+
+
+def motif(rng: np.random.Generator) -> Floats:
+    """Wallpaper with a small leaf-like figure on a half-drop repeat."""
+    count = int(rng.choice([8, 10, 12]))
+    base = np.array(_pick(_PAINTS, rng))
+    other = np.clip(base * rng.uniform(0.7, 0.9, 3), 0, 1)
+    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE * count
+    y = y + 0.5 * (np.floor(x) % 2)
+    a, b = x % 1 - 0.5, y % 1 - 0.5
+    radius, angle = np.hypot(a, b), np.arctan2(b, a)
+    petals = int(rng.choice([3, 4, 5, 6]))
+    figure = np.clip((0.3 * np.abs(np.cos(petals * angle / 2)) - radius) * 40, 0, 1)[..., None]
+    tone = 1 + 0.012 * _noise((2, 2), rng)
+    return np.asarray((base * (1 - figure) + other * figure) * tone[..., None], np.float32)
+
+
+def bricks(rng: np.random.Generator) -> Floats:
+    """Running bond with rough mortar."""
+    base = _pick(_BRICKS, rng)
+    mortar = (0.72, 0.70, 0.66) if base[0] < 0.8 else (0.78, 0.77, 0.75)
+    return _grid(8, 24, 0.5, base, mortar, 4.0, 0.11, rng)
+
+
+def panelling(rng: np.random.Generator) -> Floats:
+    """Upright painted boards with a shadow line between them."""
+    count = int(rng.choice([12, 16, 20]))
+    edge = _cell_edge(count)
+    groove = np.clip(0.6 + edge / 8, 0.6, 1)[None, :]
+    tone = groove * (1 + 0.012 * _noise((2, 30), rng).T)
+    return _tinted(_pick(_PAINTS, rng), tone, np.ones((SIDE, SIDE), np.float32))
+
+
+FLOORS: Final[tuple[tuple[Maker, float, float, float], ...]] = (
+    # maker, share, metres, gloss
+    (planks, 0.5, 1.8, 0.5),
+    (tiles, 0.15, 1.8, 0.6),
+    (checkered, 0.05, 1.6, 0.6),
+    (carpet, 0.16, 1.2, 0.0),
+    (concrete, 0.14, 3.0, 0.2),
+)
+TABLE_TOPS: Final[tuple[tuple[Maker, float, float, float], ...]] = (
+    (table_wood, 0.4, 0.9, 0.4),
+    (planks, 0.15, 0.8, 0.3),
+    (stone, 0.2, 0.9, 0.7),
+    (cloth, 0.25, 0.5, 0.0),
+)
+WALLS: Final[tuple[tuple[Maker, float, float, float], ...]] = (
+    (paint, 0.5, 1.5, 0.0),
+    (stripes, 0.13, 1.6, 0.0),
+    (motif, 0.12, 1.5, 0.0),
+    (bricks, 0.13, 1.9, 0.0),
+    (panelling, 0.12, 1.8, 0.0),
+)
+
+
+def choose(
+    kinds: tuple[tuple[Maker, float, float, float], ...], rng: np.random.Generator
+) -> Surface:
+    """Draw one kind of surface by its share and make it."""
+    shares = np.array([share for _, share, _, _ in kinds])
+    maker, _, metres, gloss = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
+    return make_surface(maker, rng, metres, gloss)
+
+
+def _noise(scale: tuple[float, float], rng: np.random.Generator) -> Floats:
+    """White noise on a torus, smoothed by `scale` (rows, columns) pixels; mean 0, deviation 1."""
+    spectrum = np.fft.rfft2(rng.standard_normal((SIDE, SIDE)).astype(np.float32))
+    rows = np.exp(-2 * (np.pi * scale[0] * np.fft.fftfreq(SIDE)) ** 2)
+    columns = np.exp(-2 * (np.pi * scale[1] * np.fft.rfftfreq(SIDE)) ** 2)
+    smooth = np.fft.irfft2(spectrum * rows[:, None] * columns[None, :], (SIDE, SIDE))
+    smooth -= smooth.mean()
+    return np.asarray(smooth / max(float(smooth.std()), 1e-9), np.float32)
+
+
+def _boards(
+    rows: int, rng: np.random.Generator
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Distances in pixels to the nearest long gap and joint, and the board's number."""
+    position = np.arange(SIDE) * rows / SIDE
+    row = position.astype(np.int64)
+    row_edge = np.minimum(position % 1, 1 - position % 1) * SIDE / rows
+    start = rng.random(rows)[row]
+    along = (np.arange(SIDE)[None, :] / SIDE * 2 + 2 * start[:, None]) % 2
+    joint = np.minimum(along % 1, 1 - along % 1) * SIDE / 2
+    board = row[:, None] * 2 + along.astype(np.int64)
+    return np.broadcast_to(row_edge[:, None], (SIDE, SIDE)), joint, board
+
+
+def _cell_edge(count: int) -> NDArray[np.float64]:
+    """Distance in pixels of each pixel to the nearest border of `count` equal cells."""
+    phase = np.arange(SIDE) * count / SIDE % 1
+    return np.minimum(phase, 1 - phase) * SIDE / count
+
+
+def _grid(
+    across: int,
+    down: int,
+    stagger: float,
+    base: tuple[float, float, float],
+    grout: tuple[float, float, float],
+    width: float,
+    spread: float,
+    rng: np.random.Generator,
+) -> Floats:
+    """Cells of `base` between lines of `grout`; every other row is moved by `stagger` cells."""
+    y = np.arange(SIDE)[:, None] * down / SIDE
+    x = np.arange(SIDE)[None, :] * across / SIDE + stagger * (np.floor(y) % 2)
+    cell = np.floor(y).astype(np.int64) * across + np.floor(x).astype(np.int64) % across
+    tone = 1 + spread * rng.standard_normal(across * down)[cell]
+    tone = tone + 0.02 * _noise((12, 12), rng) + 0.25 * spread * _noise((1.2, 1.2), rng)
+    edge_x = np.minimum(x % 1, 1 - x % 1) * SIDE / across
+    edge_y = np.minimum(y % 1, 1 - y % 1) * SIDE / down
+    ragged = np.minimum(edge_x, edge_y) + 4 * spread * _noise((3, 3), rng)
+    mix = np.clip(width - ragged, 0, 1)[..., None]
+    body = np.array(base) * tone[..., None]
+    line = np.array(grout) * (1 + 0.03 * _noise((1, 1), rng))[..., None]
+    return np.asarray(body * (1 - mix) + line * mix, np.float32)
+
+
+def _tinted(
+    base: tuple[float, float, float],
+    tone: NDArray[np.floating[Any]],
+    warmth: NDArray[np.floating[Any]],
+) -> Floats:
+    color = np.stack([base[0] * tone * warmth, base[1] * tone, base[2] * tone / warmth], axis=-1)
+    return np.asarray(color, np.float32)
+
+
+def _pick(
+    palette: tuple[tuple[float, float, float], ...], rng: np.random.Generator
+) -> tuple[float, float, float]:
+    """A colour of the palette, moved a little."""
+    red, green, blue = palette[int(rng.integers(len(palette)))] * rng.uniform(0.94, 1.05, 3)
+    return float(red), float(green), float(blue)
+
+
+def _bilinear(image: Floats, u: Floats, v: Floats) -> Floats:
+    side = len(image)
+    x, y = (u * side - 0.5), (v * side - 0.5)
+    x0, y0 = np.floor(x).astype(np.int64), np.floor(y).astype(np.int64)
+    fx, fy = (x - x0)[:, None], (y - y0)[:, None]
+    x0, y0, x1, y1 = x0 % side, y0 % side, (x0 + 1) % side, (y0 + 1) % side
+    top = image[y0, x0] * (1 - fx) + image[y0, x1] * fx
+    bottom = image[y1, x0] * (1 - fx) + image[y1, x1] * fx
+    return np.asarray(top * (1 - fy) + bottom * fy, np.float32)

