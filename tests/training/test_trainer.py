@@ -184,10 +184,10 @@ def test_starting_from_something_else_is_refused(tmp_path: Path) -> None:
         other.close()
 
 
-def test_resume_refuses_other_classes(tmp_path: Path) -> None:
+def test_resume_refuses_other_rows(tmp_path: Path) -> None:
     trainer = make(tmp_path)
     trainer.save()
-    trainer.classes["browse_class"] = ["something else"]
+    trainer.examples.images[3] = "another picture"
     with pytest.raises(TrainingError, match="the manifest has changed"):
         trainer.resume()
     trainer.close()

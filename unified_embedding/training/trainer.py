@@ -143,6 +143,7 @@ class Trainer:
                     **self._embedder_values(),
                     "identity": self.config.identity(),
                     "classes": self.classes,
+                    "examples": self.examples.fingerprint(),
                     "step": self.step,
                     "best": self.best,
                     "heads": heads,
@@ -391,8 +392,11 @@ class Trainer:
                 f"{path} belongs to a run with another {', '.join(changed)}; choose another "
                 "run=FOLDER, or delete that folder to start afresh"
             )
-        if values["classes"] != self.classes:
-            raise TrainingError(f"{path} was trained on other classes; the manifest has changed")
+        if values["examples"] != self.examples.fingerprint():
+            raise TrainingError(
+                f"{path} was trained on other rows; the manifest has changed since. Choose another "
+                f"run=FOLDER, and start_from={path} to keep the weights"
+            )
 
     def _embedder_values(self, figures: dict[str, Any] | None = None) -> dict[str, Any]:
         summary = {
