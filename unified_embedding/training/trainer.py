@@ -19,7 +19,7 @@ from unified_embedding.training.checkpoint import EmbedderRecipe
 from unified_embedding.training.config import Config
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
-from unified_embedding.training.examples import IDENTITY, load_examples
+from unified_embedding.training.examples import IDENTITY, load_rows, select
 from unified_embedding.training.heads import FullHead, ProxyHead, SampledHead, Sgd
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder
 from unified_embedding.training.plan import Plan
@@ -53,6 +53,8 @@ class Trainer:
 
     Attributes:
         step: the next step.
+        examples: rows to train on.
+        held_out: rows to validate on; may be empty.
         best: best validation score so far.
 
     Raises:
@@ -66,7 +68,9 @@ class Trainer:
         self.step = 0
         self.best = -math.inf
         self.preprocessing = config.preprocessing.build()
-        self.examples = load_examples(config.data, "train")
+        rows, read = load_rows(config.data)
+        self.examples = select(rows, read, config.data, "train")
+        self.held_out = select(rows, read, config.data, "validation")
         self.classes = {
             column: found
             for column in config.data.labels
@@ -378,6 +382,8 @@ class Trainer:
     def _check_classes(self) -> None:
         for task in self.config.data.tasks:
             rows = self.examples.rows_of(task)
+            if not len(rows):
+                raise TrainingError(f"the manifest has no training rows of the task {task}")
             if not any((self.examples.labels[c][rows] != "").any() for c in self.classes):
                 raise TrainingError(f"no training row of the task {task} carries any label")
         unused = set(self.config.sampled) - set(self.classes)
