@@ -24,7 +24,7 @@ _BATCH = 16
 
 def embed(pictures: Iterable[Path], model: Path) -> NDArray[np.float32]:
     """Embeddings float32 [N, D] of pictures by the embedder in folder `model`."""
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     preprocessing = EmbedderSpec.load(model).preprocessing
     session = onnxruntime.InferenceSession(model / ONNX_FILE)
