@@ -26,7 +26,7 @@ help: ## list the targets
 
 .venv/.stamp-search: .venv/.stamp-serving
 	@echo "installing back-fill, index and page into .venv (0.4 GB, once)"
-	@$(PIP) --editable '.[$(SERVING_EXTRAS),search]'
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
 	@touch $@
 
 .venv/.stamp-train: .venv/.stamp-serving
