@@ -18,7 +18,8 @@ except ImportError as missing:
         "install them with: pip install 'unified-embedding[search]'"
     ) from missing
 
-from unified_embedding.index.code_index import Batch, CodeIndex, Stored
+from unified_embedding.index.checks import Batch
+from unified_embedding.index.code_index import CodeIndex, Stored
 from unified_embedding.index.header import EngineWarning, Header, Origin, Settings
 from unified_embedding.index.matches import Hit, Matches
 from unified_embedding.index.monitor import RecallMonitor

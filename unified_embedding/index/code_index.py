@@ -1,33 +1,29 @@
 """The index: create or open it, add, delete, search, save."""
 
-import fcntl
 import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from unified_embedding.codes import code_bytes, hamming
+from unified_embedding.codes import hamming
 from unified_embedding.errors import CodeIndexError, IndexMismatch
-from unified_embedding.index.header import HEADER_FILE, EngineWarning, Header, Origin, Settings
+from unified_embedding.index.checks import Batch, Metadata, check_codes, check_rerank, check_rows
+from unified_embedding.index.header import EngineWarning, Header, Origin, Settings
 from unified_embedding.index.matches import Matches, Rerank, Snapshot, by_embedding, rescored
+from unified_embedding.index.saving import carried, locked, next_generation, write_living
 from unified_embedding.index.segments import ID, Base, Record, Tail, as_records, cast_to
 from unified_embedding.index.writer import Progress, Writer, commit
 
 if TYPE_CHECKING:
     from unified_embedding.index.monitor import RecallMonitor
 
-_LOCK_FILE: Final = ".lock"
-_BLOCK: Final = 65_536
 _LEAST_CANDIDATES: Final = 100
-
-Metadata: TypeAlias = Mapping[str, Sequence[Any]] | pa.Table | None
 
 
 @dataclass(frozen=True)
@@ -45,23 +41,6 @@ class Stored:
     code: NDArray[np.uint8]
     embedding: NDArray[np.float32] | None
     metadata: Record
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Rows for a bulk build.
-
-    Attributes:
-        ids: n different texts.
-        codes: uint8 [n, D / 8].
-        metadata: columns of n values each, or None.
-        embeddings: float [n, D] to store as float16, or None.
-    """
-
-    ids: Sequence[str]
-    codes: NDArray[np.uint8]
-    metadata: Metadata = None
-    embeddings: NDArray[np.floating[Any]] | None = None
 
 
 class CodeIndex:
@@ -126,14 +105,14 @@ class CodeIndex:
             CodeIndexError: bad rows (ids that occur twice, shapes), or `folder` holds other things.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
-            header = Header(origin, dim, settings, embeddings, 0, _next_generation(folder))
+        with locked(folder):
+            header = Header(origin, dim, settings, embeddings, 0, next_generation(folder))
             schema: pa.Schema | None = None
             with Writer(folder, header, progress) as writer:
                 for batch in batches:
                     table = cast_to(as_records(batch.ids, batch.metadata), schema)
                     schema = schema or table.schema
-                    stored = _check_rows(header, batch)
+                    stored = check_rows(header, batch)
                     writer.append(batch.codes, table, stored)
                 header = writer.finish()
             commit(folder, header)
@@ -211,7 +190,7 @@ class CodeIndex:
         """
         batch = Batch(ids, codes, metadata, embeddings)
         self._admit(origin)
-        stored = _check_rows(self._header, batch)
+        stored = check_rows(self._header, batch)
         table = as_records(ids, metadata)
         with self._writing:
             base, tail = self._segments
@@ -263,7 +242,7 @@ class CodeIndex:
         if k < 1:
             raise CodeIndexError(f"k is {k}; ask for at least 1 result")
         self._admit(origin)
-        _check_codes(self._header, query)
+        check_codes(self._header, query)
         snapshot = self.snapshot()
         if rerank is None:
             found = snapshot.nearest(query, k, approximate=not exact)
@@ -271,7 +250,7 @@ class CodeIndex:
             if self.monitor is not None and not exact:
                 self.monitor.offer(query, matches)
             return matches
-        floats = _check_rerank(self._header, len(query), embedding, rerank)
+        floats = check_rerank(self._header, len(query), embedding, rerank)
         wanted = max(k, candidates or max(4 * k, _LEAST_CANDIDATES))
         found = snapshot.nearest(query, wanted, approximate=not exact)
         return rescored(snapshot, found, floats, rerank, k)
@@ -285,7 +264,7 @@ class CodeIndex:
         Raises:
             CodeIndexError: another process has saved this index since it was opened.
         """
-        with self._saving, _locked(self._folder):
+        with self._saving, locked(self._folder):
             on_disk = Header.read(self._folder).generation
             if on_disk != self._header.generation:
                 raise CodeIndexError(
@@ -295,19 +274,19 @@ class CodeIndex:
             header = replace(
                 self._header,
                 settings=settings or self._header.settings,
-                generation=_next_generation(self._folder),
+                generation=next_generation(self._folder),
             )
             with self._writing:
                 old = self._segments
                 parts = self.snapshot()
                 kept = np.concatenate((parts.base.alive, parts.tail.alive))
             with Writer(self._folder, header, progress) as writer:
-                _write_living(writer, old, parts, kept)
+                write_living(writer, old, parts, kept)
                 header = writer.finish()
             base = Base(self._folder, header)
             commit(self._folder, header)
             with self._writing:
-                self._segments = _carried(base, old, len(parts.tail), kept)
+                self._segments = carried(base, old, len(parts.tail), kept)
                 self._header = header
 
     def search_embeddings(
@@ -324,7 +303,7 @@ class CodeIndex:
         if k < 1:
             raise CodeIndexError(f"k is {k}; ask for at least 1 result")
         self._admit(origin)
-        floats = _check_rerank(self._header, len(embedding), embedding, "embedding")
+        floats = check_rerank(self._header, len(embedding), embedding, "embedding")
         snapshot = self.snapshot()
         found = by_embedding(snapshot, floats, k)
         distances = np.stack(
@@ -338,8 +317,8 @@ class CodeIndex:
     def fetch(self, name: str) -> Stored:
         """The row of an id. Raises CodeIndexError when it is not in the index."""
         base, tail = self._segments
-        snapshot = Snapshot(base.part(), tail.part())
         added = tail.row_of.get(name)
+        snapshot = Snapshot(base.part(), tail.part())
         row = int(base.find([name])[0]) if added is None else added + len(snapshot.base)
         if row < 0:
             raise CodeIndexError(f"id {name!r} is not in the index {self._folder}")
@@ -367,11 +346,11 @@ class CodeIndex:
             IndexMismatch: codes of another version or width.
         """
         self._check_version(origin)
-        _check_codes(self._header, codes)
+        check_codes(self._header, codes)
         base, tail = self._segments
-        snapshot = Snapshot(base.part(), tail.part())
         rows = base.find(ids)
         added = [tail.row_of.get(name, -1) for name in ids]
+        snapshot = Snapshot(base.part(), tail.part())
         rows = np.where(np.array(added) >= 0, np.array(added) + len(snapshot.base), rows)
         there = rows >= 0
         if not there.any():
@@ -417,96 +396,3 @@ def _stored(snapshot: Snapshot, row: int) -> Stored:
     rows = np.array([row])
     embedding = None if snapshot.base.embeddings is None else snapshot.embeddings(rows)[0]
     return Stored(metadata.pop(ID), snapshot.codes(rows)[0], embedding, metadata)
-
-
-def _check_codes(header: Header, codes: NDArray[np.uint8]) -> None:
-    if codes.dtype != np.uint8 or codes.ndim != 2:
-        raise CodeIndexError(f"expected codes uint8 [N, B], got {codes.dtype} {codes.shape}")
-    if codes.shape[1] != code_bytes(header.dim):
-        raise IndexMismatch(
-            f"codes of {codes.shape[1]} bytes do not fit an index of {code_bytes(header.dim)}-byte "
-            f"codes (dimension {header.dim})"
-        )
-
-
-def _check_rows(header: Header, batch: Batch) -> NDArray[np.float16] | None:
-    _check_codes(header, batch.codes)
-    if len(batch.ids) != len(batch.codes):
-        raise CodeIndexError(f"{len(batch.ids)} ids for {len(batch.codes)} codes")
-    given = batch.embeddings
-    if (given is not None) != header.embeddings:
-        wants = "stores embeddings: pass them" if header.embeddings else "stores no embeddings"
-        raise CodeIndexError(f"this index {wants}")
-    if given is None:
-        return None
-    return _check_floats(header, len(batch.codes), given).astype(np.float16)
-
-
-def _check_floats(header: Header, count: int, floats: NDArray[Any]) -> NDArray[np.float32]:
-    if floats.shape != (count, header.dim) or not np.issubdtype(floats.dtype, np.floating):
-        raise IndexMismatch(
-            f"expected embeddings float [{count}, {header.dim}], got {floats.dtype} {floats.shape}"
-        )
-    if not np.isfinite(floats).all() or not floats.any(axis=1).all():
-        raise CodeIndexError("an embedding holds NaN or infinity, or is all zero")
-    return floats.astype(np.float32)
-
-
-def _check_rerank(
-    header: Header, count: int, embedding: NDArray[Any] | None, rerank: Rerank
-) -> NDArray[np.float32]:
-    if rerank not in ("asymmetric", "embedding"):
-        raise CodeIndexError(f"rerank {rerank!r} is neither 'asymmetric' nor 'embedding'")
-    if rerank == "embedding" and not header.embeddings:
-        raise CodeIndexError(
-            "this index stores no embeddings; re-rank by 'asymmetric', or build it with them"
-        )
-    if embedding is None:
-        raise CodeIndexError(f"re-ranking by {rerank!r} needs the query's embedding")
-    return _check_floats(header, count, embedding)
-
-
-def _write_living(
-    writer: Writer, old: tuple[Base, Tail], parts: Snapshot, kept: NDArray[np.bool_]
-) -> None:
-    base, tail = old
-    for start in range(0, len(parts.base), _BLOCK):
-        rows = start + np.flatnonzero(kept[start : min(start + _BLOCK, len(parts.base))])
-        embeddings = None if base.embeddings is None else base.embeddings[rows]
-        writer.append(base.codes[rows], base.records.arrow.take(rows), embeddings)
-    rows = np.flatnonzero(kept[len(parts.base) :])
-    if len(rows):
-        table = pa.Table.from_pylist([tail.records[row] for row in rows], schema=tail.schema)
-        embeddings = None if parts.tail.embeddings is None else parts.tail.embeddings[rows]
-        writer.append(parts.tail.codes[rows], table, embeddings)
-
-
-def _carried(
-    base: Base, old: tuple[Base, Tail], written: int, kept: NDArray[np.bool_]
-) -> tuple[Base, Tail]:
-    """The new segments, with the additions and deletions that arrived during the save."""
-    alive = np.concatenate((old[0].alive, old[1].alive[:written]))
-    position = np.cumsum(kept) - 1
-    base.kill(position[kept & ~alive])
-    return base, old[1].after(written)
-
-
-def _next_generation(folder: Path) -> int:
-    if (folder / HEADER_FILE).exists():
-        return Header.read(folder).generation + 1
-    strangers = [path.name for path in folder.iterdir() if path.name != _LOCK_FILE]
-    strangers = [name for name in strangers if not name.startswith("000001-")]
-    if strangers:
-        raise CodeIndexError(f"{folder} holds other things ({strangers[0]}); name a new folder")
-    return 1
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from saving the same index meanwhile."""
-    with (folder / _LOCK_FILE).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise CodeIndexError(f"another process is saving {folder}; try again later") from None
-        yield

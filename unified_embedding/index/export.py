@@ -4,6 +4,7 @@ import json
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -159,18 +160,12 @@ def _facts(record: Record) -> str:
     return json.dumps(facts, ensure_ascii=False, default=str).replace("\\u0000", "")
 
 
-class _whole:  # noqa: N801 - used like a function
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
     """A temporary path that takes the place of `path` when the block ends without an error."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}")
-
-    def __enter__(self) -> Path:
-        return self._temporary
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None:
-            os.replace(self._temporary, self._path)
-        else:
-            self._temporary.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -180,8 +180,9 @@ class Tail:
         if self.embeddings is not None and embeddings is not None:
             self.embeddings[start:end] = embeddings
         self.records.extend(records)
-        self.row_of.update((record[ID], start + row) for row, record in enumerate(records))
         self.count = end
+        # Last, so that whoever finds an id here finds its row in a snapshot made after.
+        self.row_of.update((record[ID], start + row) for row, record in enumerate(records))
 
     def kill(self, ids: Sequence[str]) -> int:
         """Delete those of `ids` that are here; returns how many were."""

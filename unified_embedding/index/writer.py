@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from unified_embedding.codes import code_bytes
 from unified_embedding.errors import CodeIndexError
 from unified_embedding.index.accelerator import Accelerator
-from unified_embedding.index.header import HEADER_FILE, Header
+from unified_embedding.index.header import Header
 from unified_embedding.index.segments import ACCELERATOR, CODES, EMBEDDINGS, ID, METADATA, ORDER
 
 Progress = Callable[[str, int], None]
@@ -58,13 +59,11 @@ class Writer:
         """Add checked rows: codes [n, B], their table (id first) and embeddings [n, D] or None."""
         if not len(codes):
             return
-        if self._table is None:
-            self._open_table(table.schema)
+        writer = self._table or self._open_table(table.schema)
         np.ascontiguousarray(codes).tofile(self._codes)
         if self._embeddings is not None and embeddings is not None:
             np.ascontiguousarray(embeddings).tofile(self._embeddings)
-        assert self._table is not None
-        self._table.write_table(table.combine_chunks())
+        writer.write_table(table.combine_chunks())
         self._ids.extend(table.column(ID).chunks)
         self._rows += len(codes)
         self._report("rows")
@@ -75,22 +74,12 @@ class Writer:
         Raises:
             CodeIndexError: an id occurs twice.
         """
-        if self._table is None:
-            self._open_table(_EMPTY)
-        assert self._table is not None
-        self._table.close()
+        (self._table or self._open_table(_EMPTY)).close()
         self._table = None
-        _flush(self._codes)
+        self._codes.flush()
         if self._embeddings is not None:
-            _flush(self._embeddings)
-        header = Header(
-            origin=self._header.origin,
-            dim=self._header.dim,
-            settings=self._header.settings,
-            embeddings=self._header.embeddings,
-            rows=self._rows,
-            generation=self._header.generation,
-        )
+            self._embeddings.flush()
+        header = replace(self._header, rows=self._rows)
         self._report("sorting ids")
         self._sorted_ids().tofile(header.file(self._folder, ORDER))
         if header.settings.kind != "flat" and self._rows:
@@ -102,9 +91,10 @@ class Writer:
             accelerator.write(header.file(self._folder, ACCELERATOR))
         return header
 
-    def _open_table(self, schema: pa.Schema) -> None:
+    def _open_table(self, schema: pa.Schema) -> pa.ipc.RecordBatchFileWriter:
         path = self._header.file(self._folder, METADATA)
         self._table = pa.ipc.new_file(str(path), schema)
+        return self._table
 
     def _sorted_ids(self) -> NDArray[np.int64]:
         ids = pa.chunked_array(self._ids, pa.string())
@@ -123,15 +113,23 @@ class Writer:
 
 
 def commit(folder: Path, header: Header) -> None:
-    """Make `header`'s generation the index, then remove every other generation's files."""
+    """Make `header`'s generation the index, then remove every other generation's files.
+
+    All of it is on the disk before the header says so: a power cut leaves one whole index.
+    """
+    mine = f"{header.generation:06d}-"
+    for path in folder.glob(f"{mine}*"):
+        _sync(path)
     header.write(folder)
+    _sync(folder)
     for path in folder.iterdir():
-        if path.name != HEADER_FILE and path.name[:6].isdigit():
-            if path.name.startswith(f"{header.generation:06d}-"):
-                continue
+        if path.name[:6].isdigit() and not path.name.startswith(mine):
             path.unlink(missing_ok=True)
 
 
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Server
 
 from unified_embedding import Box
 from unified_embedding.client import EmbedderClient
@@ -37,7 +36,7 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS") == "1"  # write them into docs/
 
 
 @pytest.fixture(scope="module")
-def index(server: Server, gallery: Gallery, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def index(server: Any, gallery: Gallery, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An index of the demo catalogue, embeddings included."""
     pictures = gallery.role(CATALOGUE)
     with EmbedderClient(server.grpc_url) as client:
@@ -64,7 +63,7 @@ def search(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_search_finds_the_right_product_as_often_as_the_table_says(
-    root: Path, server: Server, gallery: Gallery, index: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, server: Any, gallery: Gallery, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(root / "clients"))
     from search import Order, search  # type: ignore[import-not-found]
@@ -89,7 +88,7 @@ def test_search_finds_the_right_product_as_often_as_the_table_says(
 
 
 def test_search_prints_hits_and_draws_a_sheet(
-    root: Path, server: Server, gallery: Gallery, index: Path, tmp_path: Path
+    root: Path, server: Any, gallery: Gallery, index: Path, tmp_path: Path
 ) -> None:
     shot = gallery.role(SHOT)[0]
     sheet = tmp_path / "sheet.png"
@@ -114,7 +113,7 @@ def test_search_prints_hits_and_draws_a_sheet(
     assert set(hits[0]["metadata"]) == {"source", "name"}
 
 
-def test_search_says_what_is_wrong(root: Path, server: Server, index: Path, tmp_path: Path) -> None:
+def test_search_says_what_is_wrong(root: Path, server: Any, index: Path, tmp_path: Path) -> None:
     text = tmp_path / "notes.txt"
     text.write_text("no picture")
     here, there = ["--index", str(index)], ["--url", server.grpc_url]
@@ -155,7 +154,7 @@ def page(root: Path, index: Path, url: str) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def address(root: Path, server: Server, index: Path) -> Iterator[str]:
+def address(root: Path, server: Any, index: Path) -> Iterator[str]:
     """The page over the real server."""
     with page(root, index, server.grpc_url) as address:
         yield address
@@ -181,7 +180,7 @@ def get(address: str, path: str) -> tuple[int, Any]:
 
 
 def test_the_pages_api_answers_like_the_index(
-    address: str, server: Server, gallery: Gallery, index: Path
+    address: str, server: Any, gallery: Gallery, index: Path
 ) -> None:
     data = gallery.role(SHOT)[3].path.read_bytes()
     status, answer = post(address, data, "k=5&compare=1&crop=0.1,0.1,0.9,0.9")
@@ -254,7 +253,7 @@ def test_users_do_not_block_one_another(address: str, gallery: Gallery) -> None:
 
 
 def test_the_page_says_when_the_server_runs_another_version(
-    root: Path, server: Server, index: Path, gallery: Gallery, tmp_path: Path
+    root: Path, server: Any, index: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     stored = CodeIndex.open(index).sample(1)[0]
     other = Origin("ffffffffffff", "engine")
@@ -270,7 +269,7 @@ def test_the_page_says_when_the_server_runs_another_version(
 
 
 def test_the_page_names_the_disagreement_of_another_engine(
-    root: Path, server: Server, index: Path, gallery: Gallery, tmp_path: Path
+    root: Path, server: Any, index: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     stored = CodeIndex.open(index).sample(16)
     codes = np.stack([row.code for row in stored])

@@ -10,12 +10,12 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from conftest import Server
 from PIL import Image
 
 pytestmark = [pytest.mark.e2e]
@@ -26,7 +26,7 @@ PATIENCE = 240.0
 slow = pytest.mark.skipif(os.environ.get("RUN_SLOW") != "1", reason="takes minutes: RUN_SLOW=1")
 
 
-def command(root: Path, server: Server, out: Path, inputs: Sequence[str]) -> list[str]:
+def command(root: Path, server: Any, out: Path, inputs: Sequence[str]) -> list[str]:
     program = [sys.executable, str(root / "clients" / "backfill.py")]
     return [*program, *inputs, "--out", str(out), "--url", server.grpc_url]
 
@@ -76,7 +76,7 @@ def table(out: Path, name: str) -> list[dict[str, object]]:
 
 
 def check_killed_and_resumed(
-    root: Path, server: Server, folder: Path, planted: set[str], options: Sequence[str], rate: int
+    root: Path, server: Any, folder: Path, planted: set[str], options: Sequence[str], rate: int
 ) -> Path:
     """Kill a run over folder/pictures twice, resume it, compare with an undisturbed one."""
     plain, broken = folder / "plain", folder / "broken"
@@ -118,7 +118,7 @@ def plant(folder: Path) -> set[str]:
 
 
 def test_the_demo_killed_twice_ends_like_an_undisturbed_run(
-    root: Path, server: Server, tmp_path: Path
+    root: Path, server: Any, tmp_path: Path
 ) -> None:
     shutil.copytree(root / "demo", tmp_path / "pictures")
     planted = plant(tmp_path / "pictures")
@@ -135,7 +135,7 @@ def test_the_demo_killed_twice_ends_like_an_undisturbed_run(
 
 @slow
 @pytest.mark.slow
-def test_twenty_thousand_pictures_killed_twice(root: Path, server: Server, tmp_path: Path) -> None:
+def test_twenty_thousand_pictures_killed_twice(root: Path, server: Any, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(20_000):
         folder = tmp_path / "pictures" / f"{number // 1000:02d}"
