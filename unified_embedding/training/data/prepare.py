@@ -45,7 +45,7 @@ def plan(train_shots: int = 12, train_scenes: int = 900) -> Plan:
     """The stand-in data; validation and test are the same for every amount of training data."""
     return Plan(
         shots={"test": 4, "validation": 4, "train": train_shots},
-        scenes={"test": 360, "validation": 130, "train": train_scenes},
+        scenes={"test": 300, "validation": 120, "train": train_scenes},
     )
 
 
