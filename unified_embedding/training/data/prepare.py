@@ -345,7 +345,7 @@ def _complete(row: Row) -> dict[str, str]:
 def _fetched(home: Path, source: Source, console: Console) -> tuple[Path, bool]:
     path, new = sources.fetch(source, home / "downloads")
     state = "downloaded" if new else "in the cache"
-    console.print(f"{source.package} {source.version}: {state}; {_credit(source)}")
+    console.print(f"{source.package} {source.version}: {state}; {_credit(source)}", soft_wrap=True)
     return path, new
 
 
