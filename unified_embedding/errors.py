@@ -3,6 +3,7 @@
 EmbeddingError
 ├── SpecError            a spec.json, or what belongs to it, does not fit
 ├── ImageError           one picture cannot be embedded; the message says why
+├── TrainingError        a training run is configured wrongly or cannot go on
 ├── CodeError            embeddings or codes of the wrong shape, type or value
 ├── DataError            training data are missing, damaged or malformed
 └── ClientError          a call to the server failed
@@ -24,6 +25,10 @@ class SpecError(EmbeddingError, ValueError):
 
 class ImageError(EmbeddingError, ValueError):
     """One picture cannot be embedded. The message names the value and the limit."""
+
+
+class TrainingError(EmbeddingError, ValueError):
+    """A training run is configured wrongly, or its data, labels or checkpoint do not fit."""
 
 
 class CodeError(EmbeddingError, ValueError):

@@ -73,7 +73,7 @@ def zero_shot_training(spec: EmbedderSpec, pictures: str) -> str:
         f"{spec.weights}. ImageNet's pictures come from the web, mostly from North America and "
         "Europe; their labels and biases enter every embedding. Its own terms restrict them "
         "to non-commercial research; the weights were published under the licence above "
-        "(Copyright (c) 2020, ML Illustrated); their layout was changed here, not their values."
+        "(Copyright (c) 2020, ML Illustrated); tensors were renamed and BatchNorm was folded here."
     )
 
 
