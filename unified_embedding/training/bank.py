@@ -30,8 +30,11 @@ def fill_first_proxies(rows: Tensor, seed: int) -> None:
 def sgd_(
     rows: Tensor, velocity: Tensor, gradient: Tensor, rate: float, momentum: float, decay: float
 ) -> None:
-    """One SGD step in place, by the rule and in the order of operations of `torch.optim.SGD`."""
-    velocity.mul_(momentum).add_(gradient.add(rows, alpha=decay))
+    """One SGD step in place, by the rule and in the order of operations of `torch.optim.SGD`.
+
+    Overwrites `gradient` too.
+    """
+    velocity.mul_(momentum).add_(gradient.add_(rows, alpha=decay))
     rows.add_(velocity, alpha=-rate)
 
 
@@ -83,7 +86,7 @@ class ProxyBank:
         momentum: float,
         decay: float,
     ) -> None:
-        """One SGD step on the rows of `classes` [K], each named once, by `gradient` [K, D]."""
+        """One SGD step on the rows of `classes` [K], each named once; uses up `gradient` [K, D]."""
         if not self.writer:
             return
         index = torch.from_numpy(classes)

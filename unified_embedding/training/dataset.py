@@ -40,7 +40,7 @@ class TrainingImages(Dataset[Tensor]):
             pixels = pixels[:, ::-1]
         if self.data.color:
             pixels = change_color(pixels, rng, self.data.color)
-        return torch.from_numpy(np.ascontiguousarray(pixels))
+        return torch.from_numpy(np.array(pixels, order="C"))
 
 
 def pixels_of(
@@ -57,10 +57,12 @@ def pixels_of(
 def random_box(rng: np.random.Generator, smallest: float) -> Box:
     """A crop of `smallest` to 1 of the area, sides in proportion 3:4 to 4:3, anywhere."""
     area = rng.uniform(smallest, 1)
-    proportion = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
-    width = min(1.0, math.sqrt(area * proportion))
-    height = min(1.0, area / width)
-    left, top = rng.uniform(0, 1 - width), rng.uniform(0, 1 - height)
+    # Width over height, within what fits into the picture at this area.
+    slimmest, widest = max(3 / 4, area), min(4 / 3, 1 / area)
+    proportion = math.exp(rng.uniform(math.log(slimmest), math.log(widest)))
+    width = math.sqrt(area * proportion)
+    height = area / width
+    left, top = rng.random() * max(0, 1 - width), rng.random() * max(0, 1 - height)
     return Box(left, top, min(1.0, left + width), min(1.0, top + height))
 
 

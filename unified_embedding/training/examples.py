@@ -140,7 +140,8 @@ def made_up_rows(wanted: "MadeUp") -> list[Mapping[str, str]]:
     for kind, (task, column, classes) in enumerate(kinds):
         for number in range(classes + max(2, classes // 4) if classes else 0):
             labels = {column: f"{task} {number}"}
-            if task == "shop" and wanted.shop_class:
+            # Every fourth product has no class, as odd ones have none in real catalogues.
+            if task == "shop" and wanted.shop_class and number % 4 != 3:
                 labels["shop_class"] = f"kind {number % wanted.shop_class}"
             for variant in range(wanted.per_class):
                 rows.append(

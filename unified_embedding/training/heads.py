@@ -117,7 +117,7 @@ class ProxyHead(ABC):
     def _take_gradient(self, scale: float) -> Tensor:
         if self._proxies is None or self._proxies.grad is None:
             raise TrainingError(f"{self.column}: update without a backward pass before it")
-        gradient = sum_over_ranks(self._proxies.grad) / scale
+        gradient = sum_over_ranks(self._proxies.grad).div_(scale)
         self._proxies.grad = None
         self._proxies = None
         return gradient

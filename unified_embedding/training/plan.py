@@ -32,7 +32,7 @@ class Plan:
 
     Attributes:
         steps_per_epoch: number of batches that show every row of the largest task.
-        padding: rows of the largest task that an epoch shows twice.
+        padding: how many rows of the largest task an epoch shows again.
 
     Raises:
         TrainingError: the batch does not divide as asked.

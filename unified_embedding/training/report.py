@@ -79,7 +79,7 @@ class Report:
             )
         self.say(
             f"{len(trainer.examples):,} training pictures; {plan.steps_per_epoch} steps of "
-            f"{plan.batch} an epoch ({plan.padding} pictures twice); {schedule.heads} steps of "
+            f"{plan.batch} an epoch (padded by {plan.padding}); {schedule.heads} steps of "
             f"proxies alone, {schedule.full} of everything; {trainer.rank.world} process(es) on "
             f"{trainer.rank.device.type}"
         )

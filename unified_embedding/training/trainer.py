@@ -274,7 +274,7 @@ class Trainer:
             self._parallel = DistributedDataParallel(
                 self.model,
                 device_ids=[self.rank.device.index] if cuda else None,
-                broadcast_buffers=not self.config.model.frozen_batch_norm,
+                forward_sync_buffers=not self.config.model.frozen_batch_norm,
             )
         return self._parallel
 
