@@ -6,7 +6,7 @@ square of `Surface.metres`. Noise is filtered white noise on a torus, so each te
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ SIDE: Final = 1024
 """Pixels along a texture's side, a power of two."""
 
 Maker = Callable[[np.random.Generator], NDArray[np.float32]]
+Kind = tuple[Maker, float, float, float]
+"""A maker, its share, the metres its texture covers, and its gloss."""
 
 _WOODS: Final = (
     (0.72, 0.56, 0.38),
@@ -236,32 +238,147 @@ def panelling(rng: np.random.Generator) -> Floats:
     return _tinted(_pick(_PAINTS, rng), tone, np.ones((SIDE, SIDE), np.float32))
 
 
-FLOORS: Final[tuple[tuple[Maker, float, float, float], ...]] = (
-    # maker, share, metres, gloss
+def parquet(rng: np.random.Generator) -> Floats:
+    """Wooden blocks in a herringbone."""
+    count, length = 24, 4  # Cells across the texture, a multiple of 2 * length; cells per block.
+    position = np.arange(SIDE) * count / SIDE
+    row, column = np.meshgrid(position, position, indexing="ij")
+    j, i = row.astype(np.int64), column.astype(np.int64)
+    place = (i - j) % (2 * length)
+    lying = place < length
+    start = np.where(lying, i - place, j - (j - i - 1) % (2 * length)) % count
+    block = np.where(lying, j * count + start, count * count + i * count + start)
+    along = np.where(lying, column - i + place, row - j + (j - i - 1) % (2 * length))
+    across = np.where(lying, row % 1, column % 1)
+    edge = np.minimum(np.minimum(across, 1 - across), np.minimum(along, length - along))
+    grain = _noise((0.5, SIDE / 30), rng)
+    tone = 1 + 0.09 * rng.standard_normal(2 * count * count)[block]
+    tone = tone * (1 + 0.05 * np.where(lying, grain, grain.T))
+    tone = tone * np.clip(0.5 + edge * SIDE / count / 4, 0.5, 1)
+    return _tinted(_pick(_WOODS, rng), tone, np.ones((SIDE, SIDE), np.float32))
+
+
+def terrazzo(rng: np.random.Generator) -> Floats:
+    """Stone chips of several colours in a pale binder."""
+    ground = np.array(_pick(_TILES, rng)) * 0.4 + 0.5
+    image = ground * (1 + 0.02 * _noise((8, 8), rng))[..., None]
+    for color in (*_TILES[1:4], (0.30, 0.28, 0.26)):
+        chip = np.clip((_noise((5, 5), rng) - 1.5) * 8, 0, 1)[..., None]
+        image = image * (1 - chip) + np.array(color) * chip
+    return np.asarray(image, np.float32)
+
+
+def plaster(rng: np.random.Generator) -> Floats:
+    """Limewash: broad strokes over a rough ground."""
+    strokes = _noise((14, 50), rng) + _noise((50, 14), rng)
+    tone = 1 + 0.03 * strokes + 0.025 * _noise((2.5, 2.5), rng)
+    return _tinted(_pick(_PAINTS, rng), tone, 1 + 0.01 * _noise((80, 80), rng))
+
+
+class Decor(Protocol):
+    """Where a room's surfaces come from."""
+
+    def ground(self, table: bool, rng: np.random.Generator) -> Surface:
+        """A table top, or a floor."""
+
+    def wall(self, rng: np.random.Generator) -> Surface:
+        """A wall."""
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """Which surfaces rooms are made of: (maker, share, metres, gloss) each.
+
+    Attributes:
+        floors: under furniture.
+        table_tops: under small things.
+        walls: behind everything.
+    """
+
+    floors: tuple[Kind, ...]
+    table_tops: tuple[Kind, ...]
+    walls: tuple[Kind, ...]
+
+    def ground(self, table: bool, rng: np.random.Generator) -> Surface:
+        """A new table top, or a new floor."""
+        return choose(self.table_tops if table else self.floors, rng)
+
+    def wall(self, rng: np.random.Generator) -> Surface:
+        """A new wall."""
+        return choose(self.walls, rng)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Names of all makers."""
+        return frozenset(
+            maker.__name__ for maker, *_ in (*self.floors, *self.table_tops, *self.walls)
+        )
+
+
+FLOORS: Final[tuple[Kind, ...]] = (
     (planks, 0.5, 1.8, 0.5),
     (tiles, 0.15, 1.8, 0.6),
     (checkered, 0.05, 1.6, 0.6),
     (carpet, 0.16, 1.2, 0.0),
     (concrete, 0.14, 3.0, 0.2),
 )
-TABLE_TOPS: Final[tuple[tuple[Maker, float, float, float], ...]] = (
+TABLE_TOPS: Final[tuple[Kind, ...]] = (
     (table_wood, 0.4, 0.9, 0.4),
     (planks, 0.15, 0.8, 0.3),
     (stone, 0.2, 0.9, 0.7),
     (cloth, 0.25, 0.5, 0.0),
 )
-WALLS: Final[tuple[tuple[Maker, float, float, float], ...]] = (
+WALLS: Final[tuple[Kind, ...]] = (
     (paint, 0.5, 1.5, 0.0),
     (stripes, 0.13, 1.6, 0.0),
     (motif, 0.12, 1.5, 0.0),
     (bricks, 0.13, 1.9, 0.0),
     (panelling, 0.12, 1.8, 0.0),
 )
+EVERY: Final = Kinds(FLOORS, TABLE_TOPS, WALLS)
+
+# Kinds of surfaces that training rooms and test rooms are made of have none in common, so that
+# no test picture is recognised by its room.
+TRAINING: Final = Kinds(
+    floors=((planks, 0.5, 1.8, 0.5), (carpet, 0.25, 1.2, 0.0), (concrete, 0.25, 3.0, 0.2)),
+    table_tops=((table_wood, 0.6, 0.9, 0.4), (cloth, 0.4, 0.5, 0.0)),
+    walls=((paint, 0.6, 1.5, 0.0), (stripes, 0.2, 1.6, 0.0), (bricks, 0.2, 1.9, 0.0)),
+)
+TESTING: Final = Kinds(
+    floors=(
+        (parquet, 0.4, 1.4, 0.5),
+        (tiles, 0.3, 1.8, 0.6),
+        (terrazzo, 0.2, 1.2, 0.5),
+        (checkered, 0.1, 1.6, 0.6),
+    ),
+    table_tops=((stone, 0.5, 0.9, 0.7), (parquet, 0.25, 0.7, 0.4), (terrazzo, 0.25, 0.6, 0.6)),
+    walls=((plaster, 0.6, 2.0, 0.0), (motif, 0.2, 1.5, 0.0), (panelling, 0.2, 1.8, 0.0)),
+)
 
 
-def choose(
-    kinds: tuple[tuple[Maker, float, float, float], ...], rng: np.random.Generator
-) -> Surface:
+class OneRoom:
+    """The surfaces of one room for several pictures; they do not depend on the pictures."""
+
+    def __init__(self, kinds: Kinds, rng: np.random.Generator) -> None:
+        self._kinds = kinds
+        self._ground_rng, self._wall_rng = rng.spawn(2)
+        self._ground: dict[bool, Surface] = {}
+        self._wall: Surface | None = None
+
+    def ground(self, table: bool, rng: np.random.Generator) -> Surface:
+        """The room's table top, or its floor; `rng` is left alone."""
+        if table not in self._ground:
+            self._ground[table] = self._kinds.ground(table, self._ground_rng)
+        return self._ground[table]
+
+    def wall(self, rng: np.random.Generator) -> Surface:
+        """The room's wall; `rng` is left alone."""
+        if self._wall is None:
+            self._wall = self._kinds.wall(self._wall_rng)
+        return self._wall
+
+
+def choose(kinds: tuple[Kind, ...], rng: np.random.Generator) -> Surface:
     """Draw one kind of surface by its share and make it."""
     shares = np.array([share for _, share, _, _ in kinds])
     maker, _, metres, gloss = kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
