@@ -11,7 +11,7 @@ from unified_embedding.training.evaluation.measure import Cell, Measurement
 
 
 @dataclass(frozen=True, eq=False)
-class TestSet:
+class Searched:
     """What was searched.
 
     Attributes:
@@ -22,8 +22,6 @@ class TestSet:
         searches: task -> number of searches.
         unseen: domains that no training picture belongs to.
     """
-
-    __test__ = False  # The name is not a test case's.
 
     digest: str
     queries: Mapping[str, int]
@@ -71,7 +69,7 @@ class Results:
     """
 
     config: EvaluationConfig
-    test_set: TestSet
+    test_set: Searched
     rows: tuple[RowResult, ...]
     findings: Findings | None
     environment: Mapping[str, str]
@@ -81,7 +79,12 @@ class Results:
         return next(result for result in self.rows if result.row.name == name)
 
     def gain(
-        self, ours: str, theirs: str | None, task: str, metric: str, comparison: Comparison = "float"
+        self,
+        ours: str,
+        theirs: str | None,
+        task: str,
+        metric: str,
+        comparison: Comparison = "float",
     ) -> Interval | None:
         """Paired difference of two rows' figures; None unless both were run."""
         if theirs is None:
