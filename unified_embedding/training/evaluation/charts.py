@@ -232,15 +232,22 @@ def _line_panel(page: Canvas, panel: _Panel, at: Point, wide: int, tall: int) ->
         page.text((x - 6, y), f"{100 * value:.0f}", 11, FAINT, "right")
     for index, name in enumerate(panel.places):
         page.text((place(index, low)[0], top + tall + 16), name, 11, FAINT, "middle")
-    for line in panel.lines:
-        page.line([place(i, p.mean) for i, p in enumerate(line.points)], line.color, 2, line.dashed)
+    for number, line in enumerate(panel.lines):
+        # Side by side, so that one line's interval does not hide another's.
+        shift = 5 * (number - (len(panel.lines) - 1) / 2)
+
+        def beside(index: int, value: float, shift: float = shift) -> Point:
+            middle, y = place(index, value)
+            return middle + shift, y
+
+        means = [beside(index, point.mean) for index, point in enumerate(line.points)]
+        page.line(means, line.color, 2, line.dashed)
         for index, point in enumerate(line.points):
-            page.line([place(index, point.low), place(index, point.high)], line.color, 1)
-            page.dot(place(index, point.mean), 3.4, line.color, filled=not line.dashed)
+            page.line([beside(index, point.low), beside(index, point.high)], line.color, 1)
+            page.dot(means[index], 3.4, line.color, filled=not line.dashed)
         for index, values in enumerate(line.dots):
             for value in values:
-                middle, y = place(index, value)
-                page.dot((middle + 11, y), 1.4, line.color)
+                page.dot(beside(index, value, shift + (14 if shift > 0 else -14)), 1.4, line.color)
 
 
 def _anywhere(results: Results, task: str, metric: str) -> bool:

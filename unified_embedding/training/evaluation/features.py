@@ -80,10 +80,11 @@ class FeatureCache:
             return known
         for path in sorted((self.folder / embedder.id).glob("*.npz")):
             try:
-                with np.load(path) as shard:
+                # np.load would leave a damaged file open.
+                with path.open("rb") as file, np.load(file) as shard:
                     keys, rows = shard["keys"], shard["rows"]
                 known.update((key.tobytes(), row) for key, row in zip(keys, rows, strict=True))
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+            except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
                 path.unlink(missing_ok=True)  # Damaged: its pictures are embedded again.
         return known
 

@@ -228,7 +228,7 @@ def _forget(bench: Bench) -> None:
             bench.features.forget(bench.open(row.source))
     if bench.config.last_layers is not None and is_there(bench.config.last_layers.source):
         bench.features.forget(bench.open(bench.config.last_layers.source, layer_norm=False))
-    shutil.rmtree(bench.cache / "maps", ignore_errors=True)
+        shutil.rmtree(bench.cache / "maps", ignore_errors=True)
 
 
 def _environment(bench: Bench) -> dict[str, str]:
