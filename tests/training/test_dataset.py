@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from unified_embedding.errors import TrainingError
+from unified_embedding.errors import DataError
 from unified_embedding.image import Preprocessing, load_pixels
 from unified_embedding.training.config import DataConfig, MadeUp
 from unified_embedding.training.dataset import (
@@ -19,7 +19,7 @@ from unified_embedding.training.dataset import (
     random_box,
     training_pixels,
 )
-from unified_embedding.training.examples import Examples, load_examples
+from unified_embedding.training.examples import Examples, load_rows, select
 from unified_embedding.training.plan import Plan
 
 SIZE = Preprocessing(size=32)
@@ -31,7 +31,7 @@ def made_up(**fields: object) -> DataConfig:
 
 @pytest.fixture(scope="module")
 def examples() -> Examples:
-    return load_examples(made_up(), "train")
+    return select(*load_rows(made_up()), made_up(), "train")
 
 
 def test_without_augmentation_the_pixels_are_those_of_serving(examples: Examples) -> None:
@@ -107,5 +107,5 @@ def test_a_bad_picture_is_named(tmp_path: Path, examples: Examples) -> None:
     (tmp_path / "bad.png").write_bytes(out.getvalue()[:60])
     images = TrainingImages(broken, SIZE, made_up(), seed=0)
     assert images[0, 0, 0].shape == (32, 32, 3)
-    with pytest.raises(TrainingError, match=r"picture bad\.png cannot be used"):
+    with pytest.raises(DataError, match=r"picture bad\.png cannot be used"):
         images[1, 0, 0]

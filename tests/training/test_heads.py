@@ -13,10 +13,10 @@ from unified_embedding.training.bank import ProxyBank, first_proxies
 from unified_embedding.training.heads import (
     FullHead,
     ProxyHead,
-    SampledHead,
     Sgd,
     normalized_softmax,
 )
+from unified_embedding.training.sampled_head import SampledHead
 from unified_embedding.training.subsampler import UNLABELLED
 
 DIM, CLASSES, BATCH = 16, 23, 12

@@ -184,10 +184,10 @@ def test_starting_from_something_else_is_refused(tmp_path: Path) -> None:
         other.close()
 
 
-def test_resume_refuses_other_classes(tmp_path: Path) -> None:
+def test_resume_refuses_other_rows(tmp_path: Path) -> None:
     trainer = make(tmp_path)
     trainer.save()
-    trainer.classes["browse_class"] = ["something else"]
+    trainer.examples.images[3] = "another picture"
     with pytest.raises(TrainingError, match="the manifest has changed"):
         trainer.resume()
     trainer.close()
@@ -201,7 +201,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path: Path) -> 
 
 
 def test_tasks_without_rows_or_labels_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match="no train rows of the task browse"):
+    with pytest.raises(TrainingError, match="no training rows of the task browse"):
         make(tmp_path, "data.made_up.browse_class=0")
     with pytest.raises(TrainingError, match="no training row of the task camera carries any label"):
         make(tmp_path, "data.labels=[browse_class, shop_instance]")

@@ -25,7 +25,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from unified_embedding.training.heads import FullHead, ProxyHead, SampledHead
+from unified_embedding.training.heads import FullHead, ProxyHead
+from unified_embedding.training.sampled_head import SampledHead
 
 Side = Literal["full", "sampled"]
 _FLOAT = 4
@@ -65,10 +66,15 @@ class Problem:
         return _FLOAT * (2 * self.sampled * self.dim + 2 * self.batch * self.sampled)
 
     @property
-    def host_bytes(self) -> int:
-        """What this program holds on a machine without a GPU, where all is host memory."""
-        bank = 0 if self.side == "full" else _FLOAT * 2 * self.classes * self.dim
-        return self.device_bytes + bank
+    def peak_bytes(self) -> int:
+        """What this program holds at its peak on a machine without a GPU, about.
+
+        The full softmax needs six arrays of M x D: proxies, momentum, normalised proxies and
+        what backward makes of them.
+        """
+        copies = 6 if self.side == "full" else 2
+        logits = 2 * self.batch * (self.classes if self.side == "full" else self.sampled)
+        return _FLOAT * (copies * self.classes * self.dim + logits)
 
 
 @dataclass(frozen=True)
@@ -141,9 +147,9 @@ def compare(
     found: dict[Side, Measured | None] = {"full": None, "sampled": None}
     for side in sides:
         problem = make(side)
-        if problem.host_bytes > 0.9 * _available():
+        if problem.peak_bytes > 0.9 * _available():
             console.print(
-                f"{classes:,} classes, {side}: not run, it needs {problem.host_bytes / _GB:.1f} GB "
+                f"{classes:,} classes, {side}: not run, it needs {problem.peak_bytes / _GB:.1f} GB "
                 f"of memory and {_available() / _GB:.1f} GB are free"
             )
             continue
@@ -165,7 +171,7 @@ def _row(
         f"{full.seconds / sampled.seconds:.1f}" if full and sampled and both else "-",
         f"{full.peak_bytes / _GB:.2f}"
         if full
-        else f"{make('full').host_bytes / _GB:.2f} (computed)",
+        else f"{make('full').peak_bytes / _GB:.0f} (computed)",
         f"{sampled.peak_bytes / _GB:.2f}" if sampled else "not run",
         f"{full.peak_bytes / sampled.peak_bytes:.2f}" if full and sampled and both else "-",
         f"{make('full').device_bytes / _GB:.2f}",

@@ -9,7 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from unified_embedding.errors import TrainingError
 from unified_embedding.image import Preprocessing
-from unified_embedding.training.examples import LABELS, TASKS
+from unified_embedding.training.examples import LABELS
+from unified_embedding.training.manifest import TASKS
 
 Share = Annotated[float, Field(gt=0, le=1)]
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from unified_embedding.errors import ImageError, TrainingError
+from unified_embedding.errors import DataError, ImageError
 from unified_embedding.image import Box, Preprocessing, load_pixels
 from unified_embedding.training.config import DataConfig
 from unified_embedding.training.examples import Examples
@@ -31,7 +31,7 @@ class TrainingImages(Dataset[Tensor]):
         self.seed = seed
 
     def __getitem__(self, key: Key) -> Tensor:
-        """Pixels uint8 [S, S, 3]. Raises TrainingError naming a picture that cannot be read."""
+        """Pixels uint8 [S, S, 3]. Raises DataError naming a picture that cannot be read."""
         row, step, slot = key
         rng = np.random.default_rng((self.seed, _AUGMENTATION, step, slot))
         box = random_box(rng, self.data.crop_area) if self.data.crop_area < 1 else None
@@ -46,12 +46,12 @@ class TrainingImages(Dataset[Tensor]):
 def pixels_of(
     examples: Examples, row: int, preprocessing: Preprocessing, crop: Box | None = None
 ) -> NDArray[np.uint8]:
-    """Pixels uint8 [S, S, 3] of one row. Raises TrainingError naming the picture."""
+    """Pixels uint8 [S, S, 3] of one row. Raises DataError naming the picture."""
     image = examples.images[row]
     try:
         return load_pixels(examples.read(image), preprocessing, crop)
     except ImageError as error:
-        raise TrainingError(f"picture {image} cannot be used: {error}") from error
+        raise DataError(f"picture {image} cannot be used: {error}") from error
 
 
 def random_box(rng: np.random.Generator, smallest: float) -> Box:

@@ -1,6 +1,6 @@
 """What training and validation read: pictures with a task, labels, a domain and a split."""
 
-import csv
+import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.errors import TrainingError
-from unified_embedding.training import made_up
+from unified_embedding.errors import DataError, TrainingError
+from unified_embedding.training import made_up, manifest
+from unified_embedding.training.manifest import Row, read_manifest
 from unified_embedding.training.subsampler import UNLABELLED
 
 if TYPE_CHECKING:
     from unified_embedding.training.config import DataConfig, MadeUp
 
-TASKS: Final = ("browse", "camera", "shop")
-LABELS: Final = ("browse_class", "camera_category", "shop_class", "shop_instance")
+LABELS: Final = tuple(column for columns in manifest.LABELS.values() for column in columns)
+"""Every label column, in the order of the heads."""
 IDENTITY: Final = {
     "browse": "browse_class",
     "camera": "camera_category",
@@ -50,6 +51,15 @@ class Examples:
     def __len__(self) -> int:
         return len(self.images)
 
+    def fingerprint(self) -> str:
+        """Hash of every row; a run is resumed on the very rows that it began with."""
+        digest = hashlib.sha256()
+        columns = [self.task, self.domain, *self.labels.values()]
+        for column in (self.images, *(values.tolist() for values in columns)):
+            digest.update("\0".join(column).encode())
+            digest.update(b"\n")
+        return digest.hexdigest()[:16]
+
     def rows_of(self, task: str) -> NDArray[np.int64]:
         """Row numbers of one task."""
         return np.flatnonzero(self.task == task)
@@ -76,26 +86,29 @@ class Examples:
         return numbers
 
 
-def load_examples(data: "DataConfig", split: str) -> Examples:
-    """Rows of `split` of the configured tasks. Raises TrainingError when a task has none."""
-    if data.manifest is not None:
-        path = Path(data.manifest)
-        rows: Iterable[Mapping[str, str]] = read_manifest(path)
-        folder = path.parent
-        read: Callable[[str], bytes] = FolderReader(folder)
-    else:
+def load_rows(data: "DataConfig") -> tuple[list[Row], Callable[[str], bytes]]:
+    """All manifest rows that `data` names, and what reads their pictures.
+
+    Raises:
+        DataError: the manifest is missing or a row of it is wrong.
+    """
+    if data.manifest is None:
         assert data.made_up is not None  # the configuration has one of the two
-        rows, read = made_up_rows(data.made_up), read_made_up
+        return made_up_rows(data.made_up), read_made_up
+    path = Path(data.manifest)
+    return list(read_manifest(path)), FolderReader(path.parent)
+
+
+def select(
+    rows: list[Row], read: Callable[[str], bytes], data: "DataConfig", split: str
+) -> Examples:
+    """The rows of one split and of the configured tasks and labels."""
     kept = [row for row in rows if row["split"] == split and row["task"] in data.tasks]
-    examples = from_rows(kept, read, data.labels)
-    missing = [task for task in data.tasks if not len(examples.rows_of(task))]
-    if missing and split == "train":
-        raise TrainingError(f"the manifest has no {split} rows of the task {missing[0]}")
-    return examples
+    return from_rows(kept, read, data.labels)
 
 
 def from_rows(
-    rows: list[Mapping[str, str]], read: Callable[[str], bytes], labels: Iterable[str] = LABELS
+    rows: list[Row], read: Callable[[str], bytes], labels: Iterable[str] = LABELS
 ) -> Examples:
     """Turn manifest rows into columns, keeping the label columns `labels`."""
     return Examples(
@@ -114,11 +127,11 @@ class FolderReader:
     folder: Path
 
     def __call__(self, image: str) -> bytes:
-        """Encoded bytes of `image`. Raises TrainingError naming a file that is not there."""
+        """Encoded bytes of `image`. Raises DataError naming a file that is not there."""
         try:
             return (self.folder / image).read_bytes()
         except OSError as error:
-            raise TrainingError(f"the manifest names {self.folder / image}: {error}") from error
+            raise DataError(f"the manifest names {self.folder / image}: {error}") from error
 
 
 def read_made_up(image: str) -> bytes:
@@ -129,9 +142,9 @@ def read_made_up(image: str) -> bytes:
     return out.getvalue()
 
 
-def made_up_rows(wanted: "MadeUp") -> list[Mapping[str, str]]:
+def made_up_rows(wanted: "MadeUp") -> list[Row]:
     """Manifest rows of made-up pictures; validation has a quarter as many classes, its own."""
-    rows: list[Mapping[str, str]] = []
+    rows: list[Row] = []
     kinds = (
         ("browse", "browse_class", wanted.browse_class),
         ("camera", "camera_category", wanted.camera_category),
@@ -154,19 +167,3 @@ def made_up_rows(wanted: "MadeUp") -> list[Mapping[str, str]]:
                     }
                 )
     return rows
-
-
-def read_manifest(path: Path) -> list[Mapping[str, str]]:
-    """Rows of a CSV or Parquet manifest. Raises TrainingError when it cannot be read."""
-    try:
-        if path.suffix == ".parquet":
-            from pyarrow import parquet  # type: ignore[import-untyped]
-
-            return [
-                {key: value or "" for key, value in row.items()}
-                for row in parquet.read_table(path).to_pylist()
-            ]
-        with path.open(newline="") as file:
-            return list(csv.DictReader(file))
-    except OSError as error:
-        raise TrainingError(f"manifest {path} cannot be read: {error}") from error

@@ -17,7 +17,6 @@ from unified_embedding.errors import EmbeddingError
 from unified_embedding.training import checkpoint
 from unified_embedding.training.config import Config, load_config
 from unified_embedding.training.distributed import Rank, barrier, join_ranks
-from unified_embedding.training.examples import Examples, load_examples
 from unified_embedding.training.report import Report
 from unified_embedding.training.trainer import Trainer
 from unified_embedding.training.validation import Recall, validate
@@ -60,7 +59,6 @@ def train(config: Config, rank: Rank, console: Console) -> None:
 
 
 def _loop(trainer: Trainer, report: Report) -> None:
-    held_out = load_examples(trainer.config.data, "validation") if trainer.rank.first else None
     for pixels in trainer.pixels():
         step = trainer.step
         result = trainer.run_step(pixels)
@@ -68,17 +66,18 @@ def _loop(trainer: Trainer, report: Report) -> None:
         last = trainer.step == trainer.schedule.steps
         every = trainer.config.validation.every
         if last or (every and trainer.step % every == 0):
-            if held_out is not None:
-                _select(trainer, held_out, report)
+            if trainer.rank.first:
+                _select(trainer, report)
             barrier()
         if result.save or last:
             path = trainer.save()
             report.say(f"{report.losses(step, result)}; {path} holds step {trainer.step}")
 
 
-def _select(trainer: Trainer, held_out: Examples, report: Report) -> None:
+def _select(trainer: Trainer, report: Report) -> None:
     """Keep the model when it validates best so far, or when there is nothing to validate on."""
     found: dict[str, Recall] = {}
+    held_out = trainer.held_out
     if trainer.config.validation.every and len(held_out):
         limit = trainer.config.validation.images
         found = validate(trainer.model, held_out, trainer.preprocessing, trainer.rank.device, limit)

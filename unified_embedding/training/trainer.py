@@ -3,31 +3,31 @@
 import hashlib
 import math
 import time
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from unified_embedding.errors import TrainingError
 from unified_embedding.training import checkpoint
-from unified_embedding.training.checkpoint import EmbedderRecipe
+from unified_embedding.training.assembly import (
+    build_heads,
+    build_model,
+    build_plan,
+    head_classes,
+    mixed_seed,
+)
 from unified_embedding.training.config import Config
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
-from unified_embedding.training.examples import IDENTITY, load_examples
-from unified_embedding.training.heads import FullHead, ProxyHead, SampledHead, Sgd
-from unified_embedding.training.model import FixedMap, UnifiedEmbedder
-from unified_embedding.training.plan import Plan
+from unified_embedding.training.examples import load_rows, select
 from unified_embedding.training.schedule import Schedule
-from unified_embedding.training.validation import embed
-from unified_embedding.training.weights import load_trunk, trunk_weights
 
-_MAP_PICTURES = 512
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -53,6 +53,8 @@ class Trainer:
 
     Attributes:
         step: the next step.
+        examples: rows to train on.
+        held_out: rows to validate on; may be empty.
         best: best validation score so far.
 
     Raises:
@@ -66,19 +68,16 @@ class Trainer:
         self.step = 0
         self.best = -math.inf
         self.preprocessing = config.preprocessing.build()
-        self.examples = load_examples(config.data, "train")
-        self.classes = {
-            column: found
-            for column in config.data.labels
-            if (found := self.examples.classes(column))
-        }
-        self._check_classes()
+        rows, read = load_rows(config.data)
+        self.examples = select(rows, read, config.data, "train")
+        self.held_out = select(rows, read, config.data, "validation")
+        self.classes = head_classes(config, self.examples)
         self.numbers = {c: self.examples.encoded(c, found) for c, found in self.classes.items()}
-        self.plan = self._plan()
+        self.plan = build_plan(config, self.examples, self.numbers)
         self.slots = self.plan.slots(rank.number, rank.world)
         self.schedule = Schedule.of(config.schedule, self.plan.steps_per_epoch)
-        self.recipe, self.model = self._model()
-        self.heads = self._heads()
+        self.recipe, self.model = build_model(config, self.examples, rank.device)
+        self.heads = build_heads(config, self.classes, self.model.dim, rank)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
             trained,
@@ -90,7 +89,7 @@ class Trainer:
         self._parallel: nn.Module | None = None
         self._saved_at = time.monotonic()
 
-    def pixels(self) -> Any:
+    def pixels(self) -> Iterator[Tensor]:
         """This rank's batches, from the current step to the last."""
         images = TrainingImages(
             self.examples, self.preprocessing, self.config.data, self.config.seed
@@ -108,7 +107,7 @@ class Trainer:
         labels = [self.numbers[head.column][rows] for head in self.heads]
         for head, numbers in zip(self.heads, labels, strict=True):
             head.begin(numbers, step)
-        torch.manual_seed(_seed(self.config.seed, step, self.rank.number))
+        torch.manual_seed(mixed_seed(self.config.seed, step, self.rank.number))
         with nullcontext() if trunk_trains else torch.no_grad(), self._autocast():
             embedding = self._network(trunk_trains)(pixels.to(self.rank.device, non_blocking=True))
         embedding = embedding.float()
@@ -143,6 +142,7 @@ class Trainer:
                     **self._embedder_values(),
                     "identity": self.config.identity(),
                     "classes": self.classes,
+                    "examples": self.examples.fingerprint(),
                     "step": self.step,
                     "best": self.best,
                     "heads": heads,
@@ -283,106 +283,6 @@ class Trainer:
             return nullcontext()
         return torch.autocast(self.rank.device.type, _DTYPES[self.config.precision])
 
-    def _plan(self) -> Plan:
-        rows = {task: self.examples.rows_of(task) for task in self.config.data.tasks}
-        balanced = None
-        if self.config.images_per_class is not None:
-            balanced = {}
-            for task, numbers in rows.items():
-                column = IDENTITY[task]
-                if column not in self.numbers:
-                    raise TrainingError(f"class-balanced batches of {task} need {column}")
-                balanced[task] = self.numbers[column][numbers]
-        return Plan(
-            rows, self.config.batch, self.config.seed, balanced, self.config.images_per_class
-        )
-
-    def _model(self) -> tuple[EmbedderRecipe, UnifiedEmbedder]:
-        config = self.config.model
-        found = trunk_weights(config.trunk, config.weights, config.license)
-        recipe = EmbedderRecipe(
-            trunk=config.trunk,
-            mean=found.mean,
-            std=found.std,
-            layer_norm=config.layer_norm,
-            fixed_map=config.fixed_map,
-            preprocessing=self.preprocessing,
-            weights=found.source,
-            license=found.license,
-        )
-        torch.manual_seed(self.config.seed)
-        model = recipe.build(config.frozen_batch_norm)
-        if found.state is not None:
-            load_trunk(model.trunk, found.state, found.source)
-        model = model.to(self.rank.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._freeze(model)
-        if isinstance(model.fixed_map, FixedMap):
-            self._set_map(model, model.fixed_map)
-        return recipe, model
-
-    def _freeze(self, model: UnifiedEmbedder) -> None:
-        for prefix in self.config.model.frozen:
-            named = [p for n, p in model.trunk.named_parameters() if n.startswith(prefix)]
-            if not named:
-                raise TrainingError(
-                    f"model.frozen: no parameter of {self.config.model.trunk} starts with "
-                    f"{prefix!r}"
-                )
-            for parameter in named:
-                parameter.requires_grad_(False)
-
-    def _set_map(self, model: UnifiedEmbedder, fixed_map: FixedMap) -> None:
-        count = min(_MAP_PICTURES, len(self.examples))
-        rows = np.arange(count) * len(self.examples) // count
-        features = embed(
-            _Pooled(model.eval()), self.examples, rows, self.preprocessing, self.rank.device
-        )
-        fixed_map.set(features.mean(axis=0), self.config.model.rotation_seed)
-
-    def _heads(self) -> list[ProxyHead]:
-        config = self.config
-        sgd = Sgd(config.schedule.momentum, config.schedule.weight_decay)
-        heads: list[ProxyHead] = []
-        for number, (column, found) in enumerate(self.classes.items()):
-            seed = _seed(config.seed, number)
-            if column in config.sampled:
-                file = self.run / f"{column}.bank" if config.bank == "mapped" else None
-                heads.append(
-                    SampledHead(
-                        column,
-                        len(found),
-                        self.model.dim,
-                        config.sampled[column],
-                        seed,
-                        config.temperature,
-                        sgd,
-                        self.rank,
-                        file,
-                    )
-                )
-            else:
-                heads.append(
-                    FullHead(
-                        column,
-                        len(found),
-                        self.model.dim,
-                        seed,
-                        config.temperature,
-                        sgd,
-                        self.rank,
-                    )
-                )
-        return heads
-
-    def _check_classes(self) -> None:
-        for task in self.config.data.tasks:
-            rows = self.examples.rows_of(task)
-            if not any((self.examples.labels[c][rows] != "").any() for c in self.classes):
-                raise TrainingError(f"no training row of the task {task} carries any label")
-        unused = set(self.config.sampled) - set(self.classes)
-        if unused and set(self.config.data.tasks) == set(IDENTITY):
-            raise TrainingError(f"sampled names {sorted(unused)}, of which no row has a label")
-
     def _check_same_run(self, values: dict[str, Any], path: Path) -> None:
         saved, ours = values["identity"], self.config.identity()
         changed = sorted(k for k in ours if saved.get(k) != ours[k])
@@ -391,8 +291,11 @@ class Trainer:
                 f"{path} belongs to a run with another {', '.join(changed)}; choose another "
                 "run=FOLDER, or delete that folder to start afresh"
             )
-        if values["classes"] != self.classes:
-            raise TrainingError(f"{path} was trained on other classes; the manifest has changed")
+        if values["examples"] != self.examples.fingerprint():
+            raise TrainingError(
+                f"{path} was trained on other rows; the manifest has changed since. Choose another "
+                f"run=FOLDER, and start_from={path} to keep the weights"
+            )
 
     def _embedder_values(self, figures: dict[str, Any] | None = None) -> dict[str, Any]:
         summary = {
@@ -406,19 +309,3 @@ class Trainer:
             "validation": figures or {},
         }
         return checkpoint.embedder_values(self.recipe, self.model.state_dict(), summary)
-
-
-class _Pooled(nn.Module):
-    """The features in front of LayerNorm, as a model of their own."""
-
-    def __init__(self, model: UnifiedEmbedder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model.pooled(pixels)
-
-
-def _seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -18,12 +18,14 @@ from unified_embedding.training.data.splits import Split
 from unified_embedding.training.furniture import Product
 from unified_embedding.training.mesh import Mesh, load_mesh
 from unified_embedding.training.photograph import encode
-from unified_embedding.training.shots import camera_shot, jittered, scene_shot, seeded
+from unified_embedding.training.shots import SIZES, camera_shot, jittered, scene_shot, seeded
 from unified_embedding.training.surfaces import TESTING, TRAINING, Kinds, OneRoom
 
-RECIPE: Final = "r1"
+RECIPE: Final = "r2"
 """Part of the file names; raise it when the same seed gives another picture than before."""
 
+TRAINING_SIZES: Final = tuple((width * 3 // 4, height * 3 // 4) for width, height in SIZES)
+"""Width and height of training and validation shots; test shots have `SIZES`."""
 VIEWS: Final = 3
 """Training shots taken in one room."""
 PER_SCENE: Final = 4
@@ -57,10 +59,12 @@ class Shots:
         mesh = _load(self.product, libraries)
         surfaces = seeded(self.split, "room", self.product.id, self.first)
         room = OneRoom(_DECOR[self.split], surfaces)
+        sizes = SIZES if self.split == "test" else TRAINING_SIZES
         pictures = {}
         for number, path in enumerate(self.paths, self.first):
             rng = seeded(self.split, "shot", self.product.id, number)
-            pictures[path] = camera_shot(mesh, self.product.elevation, rng, decor=room)
+            size = sizes[int(rng.integers(len(sizes)))]
+            pictures[path] = camera_shot(mesh, self.product.elevation, rng, size, room)
         return pictures
 
 

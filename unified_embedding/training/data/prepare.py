@@ -242,9 +242,20 @@ def _tasks(
     tasks: list[pictures.Task] = []
     for name in ("test", "validation", "train"):
         members = [product for product in products if split[product.id] == name]
-        tasks += pictures.shot_tasks(members, name, wanted.shots[name])
-        tasks += pictures.scene_tasks(members, name, wanted.scenes[name])
+        shots = pictures.shot_tasks(members, name, wanted.shots[name])
+        scenes = pictures.scene_tasks(members, name, wanted.scenes[name])
+        tasks += _interleaved(shots, scenes)
     return tasks
+
+
+def _interleaved(
+    shots: Sequence[pictures.Task], scenes: Sequence[pictures.Task]
+) -> list[pictures.Task]:
+    """Both lists in their order at an even pace, so that a run cut short has some of each."""
+    places = [
+        (place / len(tasks), task) for tasks in (shots, scenes) for place, task in enumerate(tasks)
+    ]
+    return [task for _, task in sorted(places, key=lambda pair: pair[0])]
 
 
 def _unfinished(task: pictures.Task, store: Store) -> bool:

@@ -49,6 +49,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._ledger = folder / _LEDGER
+        self._torn = False
         self._known = self._read()
 
     def missing(self, paths: Iterable[str]) -> list[str]:
@@ -59,6 +60,9 @@ class Store:
         """Write files (path below the folder -> contents) and remember their checksums."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._ledger.open("a") as ledger:
+            if self._torn:
+                ledger.write("\n")
+                self._torn = False
             for path, data in files.items():
                 write_whole(self.folder / path, data)
                 self._known[path] = sha256(data)
@@ -79,9 +83,10 @@ class Store:
 
     def _read(self) -> dict[str, str]:
         try:
-            lines = self._ledger.read_text().splitlines()
+            text = self._ledger.read_text()
         except FileNotFoundError:
             return {}
-        pairs = (line.partition("  ") for line in lines)
-        # A line cut short by a crash has no full checksum; its file is then made again.
+        # The last line may have been cut short by a crash; its file is then made again.
+        self._torn = bool(text) and not text.endswith("\n")
+        pairs = (line.partition("  ") for line in text.splitlines())
         return {path: digest for digest, _, path in pairs if len(digest) == 64 and path}
