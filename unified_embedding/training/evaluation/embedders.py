@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from unified_embedding.errors import DataError, ServerError
 from unified_embedding.image import Preprocessing, load_pixels
 from unified_embedding.spec import (
-    ENGINE_KEY,
     INPUT,
     ONNX_FILE,
     OUTPUT,
@@ -247,7 +246,7 @@ def _engine(folder: Path, threads: int) -> LocalEmbedder:
         record["engine"],
         spec.preprocessing,
         lambda: _openvino(folder / "1" / "model.xml", _HINTS[record["precision"]], threads),
-        {"version": spec.version, ENGINE_KEY: record["engine"]},
+        {"version": spec.version, "engine": record["engine"]},
     )
 
 

@@ -140,8 +140,7 @@ def over_seeds(measurements: Sequence[Measurement], cell: Cell) -> Samples:
 
 def features_id(embedder: str, sha256: Sequence[str], examples: Examples) -> str:
     """Names features of `embedder` over training pictures with their labels."""
-    labels = {column: values.tolist() for column, values in examples.labels.items()}
-    return digest([embedder, list(sha256), examples.task.tolist(), labels])
+    return digest([embedder, list(sha256), examples.fingerprint()])
 
 
 def _untrained(features: TrunkFeatures) -> Iterator[tuple[str, NDArray[np.float32]]]:

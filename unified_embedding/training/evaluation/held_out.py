@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified_embedding.errors import DataError
+from unified_embedding.training.manifest import TASKS
 
-TASKS: Final = ("browse", "camera", "shop")
 GALLERY_DOMAINS: Final = ("catalogue", "gallery")
 """Domains whose pictures are a task's gallery; without them test pictures search one another."""
 

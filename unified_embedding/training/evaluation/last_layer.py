@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from unified_embedding.spec import digest
-from unified_embedding.training.examples import LABELS, TASKS, Examples
-from unified_embedding.training.heads import FullHead, ProxyHead, SampledHead
+from unified_embedding.training.examples import LABELS, Examples
+from unified_embedding.training.heads import FullHead, ProxyHead
+from unified_embedding.training.manifest import TASKS
 from unified_embedding.training.model import LAYER_NORM_EPS, random_rotation
 from unified_embedding.training.plan import Plan
+from unified_embedding.training.sampled_head import SampledHead
 
 SAMPLED: Final = ("browse_class", "shop_instance")
 """The heads that the paper subsamples."""

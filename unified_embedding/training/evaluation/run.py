@@ -140,7 +140,7 @@ def compare(bench: Bench, source: str, against: str | None) -> Agreement:
         reference.measurement,
         test_set=bench.pictures.digest(),
         version=str(embedder.facts.get("version", "")),
-        engine=str(embedder.facts.get("engine", source)),
+        engine=str(embedder.facts.get("engine", f"onnxruntime-{embedder.id}")),
         row=row.name,
     )
 

@@ -8,7 +8,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.training.evaluation.held_out import TASKS, HeldOut
+from unified_embedding.training.evaluation.held_out import HeldOut
+from unified_embedding.training.manifest import TASKS
 
 CAMERA_CATEGORY: Final = "camera category"
 CAMERA_EXACT: Final = "camera exact"
