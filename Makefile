@@ -24,6 +24,11 @@ help: ## list the targets
 	@$(PIP) --editable '.[$(SERVING_EXTRAS)]'
 	@touch $@
 
+.venv/.stamp-search: .venv/.stamp-serving
+	@echo "installing back-fill, index and page into .venv (0.4 GB, once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
+	@touch $@
+
 .venv/.stamp-train: .venv/.stamp-serving
 	@echo "installing the training environment into .venv (about 7 GB, torch's CUDA libraries, once)"
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),train]'
@@ -52,6 +57,16 @@ engine: $(ENGINE_NEEDS) ## compile MODEL and install it: TARGET=auto|openvino|te
 demo: engine ## serve the demo gallery, search it by float and by code, draw a contact sheet
 	@$(PY) clients/demo.py
 
+page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
+	@$(PY) clients/page.py --demo
+
+bench-index: .venv/.stamp-search ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
+	@$(PY) bench/index_bench.py
+
+bench-backfill: engine .venv/.stamp-search ## what a back-fill does to the latency of online requests
+	@$(PY) bench/backfill_bench.py
+
 test: .venv/.stamp-all ## every test that this machine can run
 	@$(PY) -m pytest
 
@@ -70,4 +85,4 @@ gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, t
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env train-env engine demo test test-serving lint gpu-check clean
+.PHONY: help env train-env engine demo page bench-index bench-backfill test test-serving lint gpu-check clean

@@ -1,4 +1,10 @@
-"""Retrieval metrics: ranks with ties shared, recall at k, and intervals by cluster bootstrap."""
+"""Retrieval metrics with shared ties, and intervals by cluster bootstrap.
+
+Rows that tie share the credit: every metric is its expectation over a random order of equal
+scores, which Hamming distances need (they tie often) and an argsort hides. The closed forms
+follow McSherry and Najork, "Computing information retrieval performance measures efficiently
+in the presence of tied scores", ECIR 2008.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,21 +52,11 @@ def recall_at(
 ) -> NDArray[np.float64]:
     """Chance, per query, that the top `k` of M hold a relevant row; float64 [N].
 
-    Rows that tie share the credit: the result is the expectation over a random order of
-    equal scores, which Hamming distances need (they tie often) and an argsort hides.
-
     Args:
-        similarity: [N, M], higher is nearer.
+        similarity: [N, M], higher is nearer; -inf leaves a row out.
         relevant: bool [N, M]; every query needs at least one relevant row.
     """
-    if similarity.shape != relevant.shape or similarity.ndim != 2:
-        raise CodeError(f"scores {similarity.shape} do not fit the relevance {relevant.shape}")
-    if not relevant.any(axis=1).all():
-        raise CodeError(f"query {int(np.argmin(relevant.any(axis=1)))} has no relevant row")
-    best = np.where(relevant, similarity, -np.inf).max(axis=1, keepdims=True)
-    above = (similarity > best).sum(axis=1)
-    tied = (similarity == best).sum(axis=1)
-    tied_relevant = ((similarity == best) & relevant).sum(axis=1)
+    above, tied, tied_relevant = _first_relevant_group(similarity, relevant)
     # Of `tied` rows in random order, the first `places` are drawn without replacement.
     places = np.clip(k - above, 0, tied)
     miss = np.ones(len(similarity))
@@ -69,6 +65,58 @@ def recall_at(
         left = np.maximum(tied - step, 1)
         miss = np.where(active, miss * np.maximum(tied - tied_relevant - step, 0) / left, miss)
     return 1.0 - miss
+
+
+def reciprocal_rank(
+    similarity: NDArray[np.floating[Any]], relevant: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """1 / rank of the first relevant row, float64 [N]; its mean is the MRR.
+
+    Arguments as `recall_at`.
+    """
+    above, tied, tied_relevant = _first_relevant_group(similarity, relevant)
+    found, miss = np.zeros(len(similarity)), np.ones(len(similarity))
+    for step in range(int((tied - tied_relevant).max(initial=0)) + 1):
+        hit = np.clip(tied_relevant / np.maximum(tied - step, 1), 0, 1)
+        found += miss * hit / (above + step + 1)
+        miss *= 1 - hit
+    return found
+
+
+def precision_at(
+    similarity: NDArray[np.floating[Any]], relevant: NDArray[np.bool_], k: int
+) -> NDArray[np.float64]:
+    """Relevant rows among the top `k`, over the most there can be: min(k, relevant); float64 [N].
+
+    Arguments as `recall_at`.
+    """
+    groups = _tie_groups(similarity, relevant)
+    expected = groups.relevant / groups.size
+    most = np.minimum(k, relevant.sum(axis=1))
+    share: NDArray[np.float64] = expected[:, :k].sum(axis=1) / most
+    return share
+
+
+def average_precision_at_r(
+    similarity: NDArray[np.floating[Any]], relevant: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """Average precision over the top R, R being the query's relevant rows; float64 [N].
+
+    The mean over queries is the mAP@R of Musgrave, Belongie and Lim, "A Metric Learning
+    Reality Check", ECCV 2020: only positions that hold a relevant row add their precision.
+    Arguments as `recall_at`.
+    """
+    groups = _tie_groups(similarity, relevant)
+    position = np.arange(similarity.shape[1])
+    # Given a relevant row at the j-th place (from 0) of its group, the j places before it hold
+    # on average j (r - 1) / (n - 1) of the group's other relevant rows.
+    others = (groups.relevant - 1) / np.maximum(groups.size - 1, 1)
+    precision = (groups.relevant_above + 1 + (position - groups.start) * others) / (position + 1)
+    expected = groups.relevant / groups.size * precision
+    count = relevant.sum(axis=1)
+    total = np.where(position < count[:, None], expected, 0.0).sum(axis=1)
+    average: NDArray[np.float64] = total / count
+    return average
 
 
 def bootstrap(
@@ -93,6 +141,57 @@ def bootstrap(
     means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
     low, high = np.quantile(means, (0.025, 0.975))
     return Interval(float(samples.mean()), float(low), float(high))
+
+
+@dataclass(frozen=True)
+class _TieGroups:
+    """Per query and position in descending order: the group of equal scores it belongs to.
+
+    Attributes:
+        start: first position of the group, int64 [N, M], as all.
+        size: rows of the group.
+        relevant: relevant rows of the group.
+        relevant_above: relevant rows before the group.
+    """
+
+    start: NDArray[np.int64]
+    size: NDArray[np.int64]
+    relevant: NDArray[np.int64]
+    relevant_above: NDArray[np.int64]
+
+
+def _tie_groups(similarity: NDArray[np.floating[Any]], relevant: NDArray[np.bool_]) -> _TieGroups:
+    _check_relevance(similarity, relevant)
+    order = np.argsort(-similarity, axis=1)
+    ranked = np.take_along_axis(similarity, order, axis=1)
+    # counted[:, i] relevant rows stand before position i.
+    counted = np.zeros((len(ranked), ranked.shape[1] + 1), dtype=np.int64)
+    np.cumsum(np.take_along_axis(relevant, order, axis=1), axis=1, out=counted[:, 1:])
+    changes = np.ones(counted.shape, dtype=np.bool_)
+    changes[:, 1:-1] = ranked[:, 1:] != ranked[:, :-1]
+    position = np.arange(counted.shape[1])
+    start = np.maximum.accumulate(np.where(changes, position, 0), axis=1)[:, :-1]
+    ends = np.where(changes, position, position[-1])[:, :0:-1]
+    end = np.minimum.accumulate(ends, axis=1)[:, ::-1]
+    above = np.take_along_axis(counted, start, axis=1)
+    return _TieGroups(start, end - start, np.take_along_axis(counted, end, axis=1) - above, above)
+
+
+def _first_relevant_group(
+    similarity: NDArray[np.floating[Any]], relevant: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Of the best relevant score: rows above it, rows that have it, relevant rows that have it."""
+    _check_relevance(similarity, relevant)
+    best = np.where(relevant, similarity, -np.inf).max(axis=1, keepdims=True)
+    equal = similarity == best
+    return (similarity > best).sum(axis=1), equal.sum(axis=1), (equal & relevant).sum(axis=1)
+
+
+def _check_relevance(similarity: NDArray[np.floating[Any]], relevant: NDArray[np.bool_]) -> None:
+    if similarity.shape != relevant.shape or similarity.ndim != 2:
+        raise CodeError(f"scores {similarity.shape} do not fit the relevance {relevant.shape}")
+    if not relevant.any(axis=1).all():
+        raise CodeError(f"query {int(np.argmin(relevant.any(axis=1)))} has no relevant row")
 
 
 def _unit(rows: NDArray[np.floating[Any]]) -> NDArray[np.float32]:

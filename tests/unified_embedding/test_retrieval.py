@@ -1,4 +1,5 @@
 import itertools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -7,26 +8,79 @@ from hypothesis import strategies as st
 
 from unified_embedding import pack
 from unified_embedding.errors import CodeError
-from unified_embedding.retrieval import bootstrap, recall_at, scores
+from unified_embedding.retrieval import (
+    average_precision_at_r,
+    bootstrap,
+    precision_at,
+    recall_at,
+    reciprocal_rank,
+    scores,
+)
 
 
-@given(st.lists(st.integers(0, 2), min_size=2, max_size=6), st.integers(1, 5), st.data())
-def test_recall_is_the_mean_over_every_order_of_ties(
-    values: list[int], k: int, data: st.DataObject
+def recall(ranked: list[bool], k: int) -> float:
+    return float(any(ranked[:k]))
+
+
+def reciprocal(ranked: list[bool], k: int) -> float:
+    return 1 / (1 + ranked.index(True))
+
+
+def precision(ranked: list[bool], k: int) -> float:
+    return sum(ranked[:k]) / min(k, sum(ranked))
+
+
+def average_precision(ranked: list[bool], k: int) -> float:
+    count = sum(ranked)
+    return sum(sum(ranked[: i + 1]) / (i + 1) for i in range(count) if ranked[i]) / count
+
+
+METRICS = {
+    recall: recall_at,
+    reciprocal: lambda similarity, relevant, k: reciprocal_rank(similarity, relevant),
+    precision: precision_at,
+    average_precision: lambda similarity, relevant, k: average_precision_at_r(similarity, relevant),
+}
+
+
+@pytest.mark.parametrize("definition", METRICS)
+@given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.integers(1, 7), st.data())
+def test_a_metric_is_its_mean_over_every_order_of_ties(
+    definition: Callable[[list[bool], int], float],
+    values: list[int],
+    k: int,
+    data: st.DataObject,
 ) -> None:
     flags = data.draw(st.lists(st.booleans(), min_size=len(values), max_size=len(values)))
     flags[data.draw(st.integers(0, len(values) - 1))] = True
-    hits = []
+    found = []
     for order in itertools.permutations(range(len(values))):
         ranked = sorted(order, key=lambda i: -values[i])  # stable: ties keep this order
-        hits.append(any(flags[i] for i in ranked[:k]))
-    similarity = np.array([values], dtype=np.float32)
-    assert recall_at(similarity, np.array([flags]), k)[0] == pytest.approx(np.mean(hits))
+        found.append(definition([flags[i] for i in ranked], k))
+    # A second query, so that rows are not mixed up.
+    similarity = np.array([values[::-1], values], dtype=np.float32)
+    relevant = np.array([flags[::-1], flags])
+    measured = METRICS[definition](similarity, relevant, k)
+    assert measured == pytest.approx([np.mean(found)] * 2)
 
 
-def test_recall_refuses_a_query_without_an_answer() -> None:
+@pytest.mark.parametrize("definition", METRICS)
+def test_a_row_at_minus_infinity_is_left_out(
+    definition: Callable[[list[bool], int], float],
+) -> None:
+    # Leave-one-out: the query's own picture is in the gallery but must not be an answer.
+    similarity = np.array([[-np.inf, 0.2, 0.9, 0.5]])
+    relevant = np.array([[False, True, False, True]])
+    measured = METRICS[definition](similarity, relevant, 2)
+    assert measured == pytest.approx([definition([False, True, True], 2)])
+
+
+@pytest.mark.parametrize("measure", METRICS.values())
+def test_metrics_refuse_a_query_without_an_answer(measure: Callable[..., object]) -> None:
     with pytest.raises(CodeError, match="query 1 has no relevant row"):
-        recall_at(np.zeros((2, 3)), np.array([[True, False, False], [False] * 3]), 1)
+        measure(np.zeros((2, 3)), np.array([[True, False, False], [False] * 3]), 1)
+    with pytest.raises(CodeError, match="do not fit"):
+        measure(np.zeros((2, 3)), np.ones((2, 4), dtype=np.bool_), 1)
 
 
 def test_scores_against_their_definitions() -> None:

@@ -1,0 +1,238 @@
+"""Claims, targets, page and pictures from made-up figures whose verdicts are known."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unified_embedding.retrieval import COMPARISONS
+from unified_embedding.training.evaluation import claims, page, targets
+from unified_embedding.training.evaluation.agreement import agreement
+from unified_embedding.training.evaluation.charts import all_charts
+from unified_embedding.training.evaluation.config import EvaluationConfig, LastLayers, Row
+from unified_embedding.training.evaluation.experiments import Findings
+from unified_embedding.training.evaluation.measure import Cell, Measurement, Samples
+from unified_embedding.training.evaluation.results import Results, RowResult, Searched
+from unified_embedding.training.evaluation.tasks import CAMERA_EXACT, MAIN
+
+CLUSTERS = np.array([f"product {number // 4}" for number in range(800)])
+CELLS = (*MAIN.values(), (CAMERA_EXACT, "R@1"))
+SETTINGS = LastLayers(source="trunk:made-up@64")
+
+
+def level(
+    share: float, code_loss: float = 0.0, lift: dict[str, float] | None = None, seed: int = 0
+) -> Measurement:
+    """Each figure near `share` plus the task's lift; hits are nested, so pairs are tight."""
+    threshold = np.random.default_rng(seed).random(len(CLUSTERS))
+    samples, first = {}, {}
+    for number, (task, metric) in enumerate(CELLS):
+        for kind in COMPARISONS:
+            lost = {"float": 0.0, "asymmetric": code_loss / 2, "code": code_loss}[kind]
+            want = share + (lift or {}).get(task, 0.0) - lost
+            values = (threshold < want).astype(np.float64)
+            samples[Cell(task, metric, kind)] = Samples(values, CLUSTERS)
+            first[task, kind] = np.arange(len(CLUSTERS)) + number
+    return Measurement(samples, first)
+
+
+ROWS = [
+    Row(name="zero-shot", source="trunk:made-up@64", kind="zero-shot"),
+    *(
+        Row(
+            name=f"{task} specialist",
+            source=f"{task}.pt",
+            kind="specialist",
+            task=task,
+            baseline="zero-shot",
+        )
+        for task in ("camera", "shop", "browse")
+    ),
+    Row(name="unified", source="unified.pt", kind="unified", baseline="zero-shot", compared=True),
+    Row(name="released", source="released", kind="unified", baseline="zero-shot"),
+]
+
+
+def results(
+    unified: Measurement | None, findings: Findings | None = None, specialists: bool = True
+) -> Results:
+    measured = {
+        "zero-shot": level(0.4, 0.05),
+        "unified": unified,
+        **{
+            f"{task} specialist": level(0.45, 0.02, {MAIN[task][0]: 0.15}) if specialists else None
+            for task in MAIN
+        },
+    }
+    rows = tuple(
+        RowResult(row, one, 64, {"size": 64, "images_seen": 4800}, speed=50.0)
+        if (one := measured.get(row.name)) is not None
+        else RowResult(row)
+        for row in ROWS
+    )
+    counts = {name: 800 for name, _ in CELLS}
+    searched = Searched("0123456789ab", counts, counts, counts, dict.fromkeys(counts, 1), ())
+    config = EvaluationConfig(rows=ROWS)
+    return Results(config, searched, rows, findings, {"processor": "made up"})
+
+
+def findings(norm_helps: bool = True, subsampling_costs: float = 0.0) -> Findings:
+    def learnt(dim: int, norm: bool) -> Measurement:
+        return level(0.4 + dim / 1000, 0.01 if norm or not norm_helps else 0.15)
+
+    return Findings(
+        dim=128,
+        raw={"LayerNorm": level(0.4)},
+        learnt={(dim, norm): learnt(dim, norm) for dim in (64, 128) for norm in (True, False)},
+        sampled={
+            share: [level(0.5 - subsampling_costs * (share < 100), seed=seed) for seed in range(3)]
+            for share in (5, 10, 25, 100)
+        },
+        classes={"browse_class": 900, "shop_instance": 400},
+        pictures=12345,
+        settings=SETTINGS,
+    )
+
+
+GOOD = level(0.65, 0.01)
+WORSE_ON_ITS_OWN_TASK = level(0.65, 0.01, {MAIN["shop"][0]: -0.12})
+
+
+def verdicts(found: Results) -> dict[str, str]:
+    return {claim.key: claim.verdict for claim in claims.claims(found)}
+
+
+def test_all_that_can_hold_holds() -> None:
+    held = dict.fromkeys(["C1", "C2", "C3", "C4", "C6", "C7"], "held")
+    assert verdicts(results(GOOD, findings())) == {**held, "C5": "not tested"}
+
+
+@pytest.mark.parametrize(
+    ("made", "key"),
+    [
+        (lambda: results(WORSE_ON_ITS_OWN_TASK, findings()), "C1"),
+        (lambda: results(level(0.46, 0.01, {MAIN["camera"][0]: -0.05}), findings()), "C2"),
+        (lambda: results(level(0.65, 0.06), findings()), "C3"),
+        (lambda: results(GOOD, findings(norm_helps=False)), "C3"),
+        (lambda: results(GOOD, findings(subsampling_costs=0.08)), "C4"),
+        (lambda: results(level(0.65, 0.0, {CAMERA_EXACT: -0.21}), findings()), "C7"),
+    ],
+)
+def test_what_fails_is_said_to_fail(made: Callable[[], Results], key: str) -> None:
+    assert verdicts(made())[key] == "did not hold"
+
+
+def test_a_small_loss_beyond_doubt_is_not_as_good() -> None:
+    # Two points down on every draw of products: within the margin, and yet a loss.
+    assert not claims.not_below(claims.Interval(-0.02, -0.028, -0.012))
+    assert claims.not_below(claims.Interval(-0.01, -0.025, 0.005))
+    assert not claims.not_below(claims.Interval(0.0, -0.04, 0.04))
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: results(None, findings()),
+        lambda: results(GOOD, None, specialists=False),
+    ],
+)
+def test_what_was_not_run_is_not_tested(made: Callable[[], Results]) -> None:
+    found = verdicts(made())
+    assert {found[key] for key in ("C1", "C2", "C3", "C5", "C6", "C7")} == {"not tested"}
+
+
+def test_targets_are_met_missed_or_not_run() -> None:
+    found = {target.what: target for target in targets.targets(results(GOOD, findings()))}
+    gain = found["unified minus zero-shot: shop exact R@1"]
+    assert gain.verdict == "met"
+    assert gain.interval is not None
+    assert gain.interval.mean == pytest.approx(0.25, abs=0.02)
+    assert found["unified, code minus float: shop exact R@1"].verdict == "met"
+    assert found["released minus zero-shot: shop exact R@1"].verdict == ""
+    own = found["unified minus shop specialist: shop exact R@1"]
+    assert own.target == "lower bound above -3"
+    weak = results(WORSE_ON_ITS_OWN_TASK, findings())
+    missed = {target.what: target.verdict for target in targets.targets(weak)}
+    assert missed["unified minus shop specialist: shop exact R@1"] == "missed"
+    assert missed["unified minus camera specialist: shop exact R@1"] == "met"
+
+
+def text(found: Results, pictures: tuple[str, ...] = ()) -> str:
+    return page.render(found, claims.claims(found), targets.targets(found), [], pictures, "make")
+
+
+def test_the_page_states_rows_intervals_and_what_was_not_run() -> None:
+    found = results(GOOD, findings())
+    whole = text(found, ("results-overview.png",))
+    assert "| released |  |  |  |  | not run |" in whole
+    assert "simulated" in whole
+    assert "![Main figures" in whole
+    assert "images/results-dimension.png" not in whole
+    assert "**held**" in whole
+    assert "there was one training seed" in whole
+    assert "4,800" in whole
+    assert "| float | 256 |" in whole
+    assert "| code | 8 |" in whole
+    cell = Cell("shop exact", "R@1", "float")
+    assert page.percent(GOOD.samples[cell].interval().mean) in whole
+    gain = found.gain("unified", "zero-shot", "shop exact", "R@1")
+    assert page.points(gain) in whole
+    assert "None" not in whole
+    assert "nan" not in whole
+
+
+def test_the_costs_are_three_to_one_for_equal_embedders() -> None:
+    whole = text(results(GOOD, findings()))
+    assert "| models, engines and versions to keep | 3 | 1 | 3.0 |" in whole
+    hours = 1_000_000 / 50 / 3600
+    assert f"| {3 * hours:.1f} | {hours:.1f} | 3.0 |" in whole
+    assert f"{3 * 64 * 4 * 1e6 / 1e9:.2f} | {64 * 4 * 1e6 / 1e9:.2f} | 3.0 |" in whole
+
+
+def test_an_empty_evaluation_still_gives_a_page() -> None:
+    found = results(None, None, specialists=False)
+    none = replace(found, rows=tuple(RowResult(result.row) for result in found.rows))
+    whole = text(none)
+    assert whole.count("Not run") >= 3
+    assert all_charts(none) == {}
+
+
+def test_agreement_counts_queries_and_first_answers() -> None:
+    ours, theirs = level(0.5, 0.02), level(0.5, 0.02)
+    moved = dict(ours.samples)
+    cell = Cell("shop exact", "R@1", "code")
+    values = moved[cell].values.copy()
+    values[np.flatnonzero(values)[:2]] = 0
+    moved[cell] = Samples(values, CLUSTERS)
+    first = {**ours.first, ("shop exact", "float"): ours.first["shop exact", "float"].copy()}
+    first["shop exact", "float"][:8] = -1
+    names = {"test_set": "t", "version": "v", "engine": "e", "row": "r"}
+    found = agreement(Measurement(moved, first), theirs, **names)
+    assert found.worst["code"][:2] == ("shop exact", "R@1")
+    assert found.worst["code"][3] == pytest.approx(-2)
+    assert found.worst["float"][3] == 0
+    assert found.same_first == {
+        "float": 1 - 8 / (len(CELLS) * len(CLUSTERS)), "asymmetric": 1, "code": 1
+    }  # fmt: skip
+
+
+def test_pictures_are_drawn_and_differ_with_the_figures() -> None:
+    charts = all_charts(results(GOOD, findings()))
+    assert set(charts) == {
+        "results-overview.png", "results-dimension.png", "results-subsampling.png"
+    }  # fmt: skip
+    for chart in charts.values():
+        assert chart.mode == "RGB"
+        assert chart.width >= 1000
+        colors = chart.getcolors(1 << 24)
+        assert colors is not None
+        assert len(colors) > 20
+    other = all_charts(results(level(0.5, 0.1), findings(subsampling_costs=0.2)))
+    for name, chart in charts.items():
+        assert _differs(chart, other[name]) or name == "results-dimension.png"
+
+
+def _differs(one: Image.Image, other: Image.Image) -> bool:
+    return one.size != other.size or one.tobytes() != other.tobytes()

@@ -1,0 +1,1 @@
+"""Retrieval on unseen identities: what an embedder is judged by (`make evaluate`)."""

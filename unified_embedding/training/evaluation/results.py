@@ -1,0 +1,107 @@
+"""Everything that one evaluation found, in one value that the page and the pictures read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from unified_embedding.retrieval import Comparison, Interval
+from unified_embedding.training.evaluation.config import EvaluationConfig, Row
+from unified_embedding.training.evaluation.experiments import Findings
+from unified_embedding.training.evaluation.measure import Cell, Measurement
+
+
+@dataclass(frozen=True, eq=False)
+class Searched:
+    """What was searched.
+
+    Attributes:
+        digest: of the frozen test set.
+        queries: task -> number of queries.
+        clusters: task -> number of products or families.
+        gallery: task -> number of gallery pictures (the largest, where there are several).
+        searches: task -> number of searches.
+        unseen: domains that no training picture belongs to.
+    """
+
+    digest: str
+    queries: Mapping[str, int]
+    clusters: Mapping[str, int]
+    gallery: Mapping[str, int]
+    searches: Mapping[str, int]
+    unseen: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class RowResult:
+    """One row of the table; without a measurement it was not run.
+
+    Attributes:
+        row: as configured.
+        measurement: scores, or None.
+        dim: width of the embedding, 0 when not run.
+        facts: see `Embedder`.
+        speed: pictures per second, decoding included, or None.
+    """
+
+    row: Row
+    measurement: Measurement | None = None
+    dim: int = 0
+    facts: Mapping[str, Any] | None = None
+    speed: float | None = None
+
+    def interval(self, cell: Cell) -> Interval | None:
+        """Mean and interval of one figure; None when there is none."""
+        if self.measurement is None or cell not in self.measurement.samples:
+            return None
+        return self.measurement.samples[cell].interval()
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """All of one evaluation.
+
+    Attributes:
+        config: what was asked for.
+        test_set: what was searched.
+        rows: in the order of the configuration.
+        findings: of the experiments on cached features, or None.
+        environment: what it ran on, for the page.
+    """
+
+    config: EvaluationConfig
+    test_set: Searched
+    rows: tuple[RowResult, ...]
+    findings: Findings | None
+    environment: Mapping[str, str]
+
+    def named(self, name: str) -> RowResult:
+        """The row of that name."""
+        return next(result for result in self.rows if result.row.name == name)
+
+    def gain(
+        self,
+        ours: str,
+        theirs: str | None,
+        task: str,
+        metric: str,
+        comparison: Comparison = "float",
+    ) -> Interval | None:
+        """Paired difference of two rows' figures; None unless both were run."""
+        if theirs is None:
+            return None
+        cell = Cell(task, metric, comparison)
+        found = [self.named(name).measurement for name in (ours, theirs)]
+        if any(one is None or cell not in one.samples for one in found):
+            return None
+        left, right = (one.samples[cell] for one in found if one is not None)
+        return left.minus(right).interval()
+
+
+def loss(
+    measurement: Measurement | None, task: str, metric: str, comparison: Comparison
+) -> Interval | None:
+    """Paired difference of a comparison and the float cosine of the same vectors."""
+    if measurement is None or Cell(task, metric, comparison) not in measurement.samples:
+        return None
+    ours = measurement.samples[Cell(task, metric, comparison)]
+    return ours.minus(measurement.samples[Cell(task, metric, "float")]).interval()
