@@ -183,9 +183,15 @@ def _config(trt: Any, network: Network, options: Options) -> Any:
     if config.add_optimization_profile(profile) < 0:
         raise TrtError(f"TensorRT refused the optimisation profile {batches} for {side}")
     if options.timing_cache is not None:
-        known = options.timing_cache.read_bytes() if options.timing_cache.is_file() else b""
-        config.set_timing_cache(config.create_timing_cache(known), False)
+        _load_timing_cache(config, options.timing_cache)
     return config
+
+
+def _load_timing_cache(config: Any, path: Path) -> None:
+    known = path.read_bytes() if path.is_file() else b""
+    if not config.set_timing_cache(config.create_timing_cache(known), False):
+        # Another driver or a damaged file: start over, which costs time and nothing else.
+        config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
 def _set_compute_capabilities(trt: Any, config: Any, names: Sequence[str]) -> None:
