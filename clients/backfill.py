@@ -14,6 +14,7 @@ Exit code: 0, complete; 2, stopped by an error; 130, interrupted. The same comma
 
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -53,6 +54,7 @@ from unified_embedding.errors import ClientError
 REPORT: Final = "report.json"
 # The object store carries shard numbers and counts, no pictures.
 OBJECT_STORE_BYTES: Final = 100_000_000
+CORES_PER_WORKER: Final = 0.1
 QUIET: Final = ("ray.data._internal.progress", "ray.data._internal.execution.streaming_executor")
 MODULES: Final = ("_corpus", "_fleet", "_picture_files", "_shard_worker", "_sources", "_store")
 
@@ -208,7 +210,7 @@ def _embed(
             told = "" if entry is None else json.dumps(vars(entry))
             return {"entry": [told], "problem": [problem]}
 
-    _connect(address)
+    _connect(address, workers)
     try:
         pending = ray.data.from_items(
             [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), 1000)
@@ -217,8 +219,8 @@ def _embed(
             Worker,
             batch_size=1,
             batch_format="numpy",
-            # Reading and waiting need little of a core; a lost actor's shards are done again.
-            num_cpus=0.1,
+            # The shards of a lost actor are done again by another.
+            num_cpus=CORES_PER_WORKER,
             compute=ray.data.ActorPoolStrategy(size=workers),
         )
         # Closed before Ray goes: an executor that outlives its cluster ends the process.
@@ -235,7 +237,7 @@ def _embed(
             ray.shutdown()
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, workers: int) -> None:
     if address is not None:
         # Other machines have the installed package only, not a checkout.
         for name in MODULES:
@@ -245,7 +247,10 @@ def _connect(address: str | None) -> None:
     context.print_on_execution_start = False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is None:
-        options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+        # Ray starts a process per core beforehand; these workers wait more than they compute.
+        cores = math.ceil(workers * CORES_PER_WORKER)
+        options |= {"include_dashboard": False, "num_cpus": cores}
+        options |= {"object_store_memory": OBJECT_STORE_BYTES}
     ray.init(address or "local", **options)
     # Ray Data sets its own level when it is first used; our progress bar shares the terminal.
     for name in QUIET:
