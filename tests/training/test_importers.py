@@ -63,6 +63,7 @@ def test_in_shop(tmp_path: Path, nested: bool) -> None:
     assert {row["shop_class"] for row in rows} == {"WOMEN/Blouses_Shirts"}
     test = Counter(row["domain"] for row in rows if row["split"] == "test")
     assert test == {"query": 4, "gallery": 8}
+    assert {row["domain"] for row in rows if row["split"] != "test"} == {"photo"}
     assert rows[0]["image"].startswith("Img/img/" if nested else "img/")
 
 

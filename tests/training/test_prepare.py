@@ -1,7 +1,9 @@
 """`make data` on made-up packages: once, again, after damage, and with a client missing."""
 
 import io
+import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,31 +32,56 @@ PRODUCTS = {
 }
 
 
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data folder whose packages are already downloaded, all made up."""
-    downloads = tmp_path / "downloads"
-    furniture = replace(FURNITURE, sha256=sha256(deb(downloads / FURNITURE.file, 2).read_bytes()))
-    monkeypatch.setattr(prepare, "FURNITURE", furniture)
+CONCEPTS = [
+    splits.Concept("apple", "apple", "apple", "train"),
+    splits.Concept("ball", "ball", "ball", "test"),
+    splits.Concept("cook", "cook", "cook", "test"),
+    splits.Concept("man-cook", "cook", "cook", "test"),
+]
+
+
+@pytest.fixture(scope="module")
+def downloads(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Made-up packages, pinned in place of the real ones; no registry's client is in reach."""
+    folder = tmp_path_factory.mktemp("made-up") / "downloads"
+    furniture = replace(FURNITURE, sha256=sha256(deb(folder / FURNITURE.file, 2).read_bytes()))
     designs = {}
     for design, shape in SHAPES.items():
-        path = icons(downloads / EMOJI[design].file, shape)
+        path = icons(folder / EMOJI[design].file, shape)
         designs[design] = replace(EMOJI[design], sha256=sha256(path.read_bytes()))
-    path = pictures(downloads / EMOJI["fluent-3d"].file)
+    path = pictures(folder / EMOJI["fluent-3d"].file)
     designs["fluent-3d"] = replace(EMOJI["fluent-3d"], sha256=sha256(path.read_bytes()))
-    monkeypatch.setattr(prepare, "EMOJI", designs)
-    products = {
-        f"{library}-box-{number}": split for library, split in PRODUCTS.items() for number in (1, 2)
-    }
-    monkeypatch.setattr(splits, "product_splits", lambda: products)
-    concepts = [
-        splits.Concept("apple", "apple", "apple", "train"),
-        splits.Concept("ball", "ball", "ball", "test"),
-        splits.Concept("cook", "cook", "cook", "test"),
-        splits.Concept("man-cook", "cook", "cook", "test"),
-    ]
-    monkeypatch.setattr(splits, "emoji_concepts", lambda: concepts)
-    monkeypatch.setenv("PATH", str(tmp_path))
+    products = {f"{name}-box-{n}": split for name, split in PRODUCTS.items() for n in (1, 2)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "FURNITURE", furniture)
+        patch.setattr(prepare, "EMOJI", designs)
+        patch.setattr(splits, "product_splits", lambda: products)
+        patch.setattr(splits, "emoji_concepts", lambda: CONCEPTS)
+        patch.setenv("PATH", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def finished(downloads: Path) -> Path:
+    """A data folder after one run."""
+    home = downloads.parent
+    report = run(home)
+    assert (report.tasks, report.missing) == (("browse", "camera", "shop"), ())
+    assert (report.downloaded, report.manifest) == (0, home / "manifest.csv")
+    return home
+
+
+@pytest.fixture
+def home(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished data folder."""
+    shutil.copytree(finished, tmp_path / "home")
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def fresh(downloads: Path, tmp_path: Path) -> Path:
+    """A data folder with the packages and nothing else."""
+    shutil.copytree(downloads, tmp_path / "downloads")
     return tmp_path
 
 
@@ -67,14 +94,7 @@ def files(home: Path) -> dict[str, bytes]:
 
 
 def test_manifest_says_what_was_made(home: Path) -> None:
-    report = run(home)
-    assert (report.tasks, report.missing, report.downloaded) == (
-        ("browse", "camera", "shop"),
-        (),
-        0,
-    )
-    assert report.manifest is not None
-    rows = read_manifest(report.manifest)
+    rows = read_manifest(home / "manifest.csv")
     counts = Counter((row["task"], row["domain"], row["split"]) for row in rows)
     assert counts["browse", "openmoji", "train"] == 0
     # cook and man-cook look the same in each design, and count once.
@@ -93,7 +113,6 @@ def test_manifest_says_what_was_made(home: Path) -> None:
 
 
 def test_second_run_makes_nothing_and_damage_is_repaired(home: Path) -> None:
-    run(home)
     before = files(home)
     assert run(home).made == 0
     for victim in ("emoji/twemoji/ball.png", "catalogue/scopia-box-1.png"):
@@ -109,7 +128,7 @@ def test_second_run_makes_nothing_and_damage_is_repaired(home: Path) -> None:
 
 
 def test_interrupted_run_goes_on_where_it_stopped(
-    home: Path, monkeypatch: pytest.MonkeyPatch
+    fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = prepare._render, []
 
@@ -121,30 +140,28 @@ def test_interrupted_run_goes_on_where_it_stopped(
 
     monkeypatch.setattr(prepare, "_render", stop_at_third)
     with pytest.raises(KeyboardInterrupt):
-        run(home)
-    done = [path for path in files(home) if "shots-" in path]
+        run(fresh)
+    done = [p for p in files(fresh) if p.endswith(".jpg") and "crops-" not in p]
     assert len(done) == 2
-    assert not (home / "manifest.csv").exists()
+    assert not (fresh / "manifest.csv").exists()
     kept = {path: Path(path).stat().st_mtime_ns for path in done}
     monkeypatch.setattr(prepare, "_render", real)
-    assert run(home).manifest is not None
+    assert run(fresh).manifest is not None
     assert {path: Path(path).stat().st_mtime_ns for path in done} == kept
-    assert not list(home.glob(".libraries-*"))
+    assert not (fresh / ".libraries").exists()
 
 
 def test_more_shots_leave_the_earlier_ones_alone(home: Path) -> None:
-    run(home)
     before = {k: v for k, v in files(home).items() if k.endswith((".jpg", ".png"))}
     more = prepare.Plan({**PLAN.shots, "train": 5}, PLAN.scenes)
     report = run(home, plan=more)
     assert report.made > 0
     after = files(home)
     assert before.items() <= after.items()
-    assert sum("shots-r1/train" in path for path in after) == 10
+    assert sum("/train/" in path and "shots-" in path for path in after) == 10
 
 
-def test_processes_render_the_same_files(home: Path, tmp_path: Path) -> None:
-    run(home)
+def test_processes_render_the_same_files(home: Path) -> None:
     alone = {k: v for k, v in files(home).items() if k.endswith(".jpg")}
     for path in alone:
         Path(path).unlink()

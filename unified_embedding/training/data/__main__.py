@@ -30,7 +30,7 @@ def main(
     home = data_home()
     home.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
-    console.print(f"data folder {home} (set {HOME_VARIABLE} to move it)")
+    console.print(f"data folder {home} (set {HOME_VARIABLE} to move it)", soft_wrap=True)
     wanted = prepare.plan(train_shots, train_scenes)
     try:
         report = prepare.prepare(home, wanted, jobs, console)

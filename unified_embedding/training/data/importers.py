@@ -42,7 +42,7 @@ def import_stanford(root: Path, validation_share: float = 0.1) -> Path:
 def import_in_shop(root: Path, validation_share: float = 0.1) -> Path:
     """Write `root/manifest.csv` for In-Shop Clothes Retrieval.
 
-    Query and gallery pictures are the test split, told apart by the domain. The folder below
+    Query and gallery pictures are the test split, told apart by the domain ("photo" in training). The folder below
     `img` ("WOMEN/Dresses") is the shop class, the item is the product.
 
     Raises:
@@ -60,7 +60,8 @@ def import_in_shop(root: Path, validation_share: float = 0.1) -> Path:
         kind = "/".join(PurePosixPath(image).parts[1:-2])
         split = "train" if status == "train" else "test"
         part = _part(split, item, validation_share)
-        rows.append(_row(str(pictures / image), kind, item, status, part))
+        domain = "photo" if status == "train" else status
+        rows.append(_row(str(pictures / image), kind, item, domain, part))
     return _finish(root, rows)
 
 

@@ -1,6 +1,6 @@
 """Fetch, rasterise, render and describe: everything behind `make data`."""
 
-import tempfile
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -45,7 +45,7 @@ def plan(train_shots: int = 12, train_scenes: int = 900) -> Plan:
     """The stand-in data; validation and test are the same for every amount of training data."""
     return Plan(
         shots={"test": 4, "validation": 4, "train": train_shots},
-        scenes={"test": 360, "validation": 130, "train": train_scenes},
+        scenes={"test": 300, "validation": 120, "train": train_scenes},
     )
 
 
@@ -195,26 +195,28 @@ def _products(home: Path, store: Store, wanted: Plan, jobs: int, console: Consol
 
 
 class _Unpacked:
-    """The furniture libraries in a temporary folder, unpacked when first asked for."""
+    """The furniture libraries, unpacked when first asked for and removed at the end."""
 
     def __init__(self, package: Path, home: Path) -> None:
         self._package = package
-        self._folder = tempfile.TemporaryDirectory(dir=home, prefix=".libraries-")
-        self._done = False
+        self._folder = home / ".libraries"
+        self._remove()  # What a killed run left behind may be incomplete.
 
     def __enter__(self) -> "_Unpacked":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self._remove()
 
     @property
     def path(self) -> Path:
         """The folder with the libraries in it."""
-        if not self._done:
-            furniture.unpack(self._package, Path(self._folder.name))
-            self._done = True
-        return Path(self._folder.name)
+        if not self._folder.exists():
+            furniture.unpack(self._package, self._folder)
+        return self._folder
+
+    def _remove(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _catalogue(store: Store, libraries: _Unpacked) -> int:
@@ -343,7 +345,7 @@ def _complete(row: Row) -> dict[str, str]:
 def _fetched(home: Path, source: Source, console: Console) -> tuple[Path, bool]:
     path, new = sources.fetch(source, home / "downloads")
     state = "downloaded" if new else "in the cache"
-    console.print(f"{source.package} {source.version}: {state}; {_credit(source)}")
+    console.print(f"{source.package} {source.version}: {state}; {_credit(source)}", soft_wrap=True)
     return path, new
 
 
