@@ -46,9 +46,9 @@ demo: engine ## serve the demo gallery, search it by float and by code, draw a c
 test: .venv/.stamp-all ## every test that this machine can run
 	@$(PY) -m pytest
 
-test-serving: .venv/.stamp-serving ## the tests that need no torch
+test-serving: .venv/.stamp-serving ## the tests that need no torch: everything but tests/training
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),dev]'
-	@$(PY) -m pytest
+	@$(PY) -m pytest --ignore tests/training
 
 lint: .venv/.stamp-all ## ruff and mypy
 	@$(PY) -m ruff format --check .

@@ -282,11 +282,12 @@ def test_callers_of_one_client_share_the_bound(peer: Peer) -> None:
 
 def test_cancelling_a_task_frees_its_places(peer: Peer) -> None:
     free, arrived = threading.Event(), threading.Event()
+    freed: list[bool] = []
 
     def respond(number: int, request: Any) -> None:
         arrived.set()
         if number <= 2:
-            free.wait(timeout=30)
+            freed.append(free.wait(timeout=30))
 
     async def scenario() -> Any:
         peer.respond = respond
@@ -300,6 +301,7 @@ def test_cancelling_a_task_frees_its_places(peer: Peer) -> None:
 
     try:
         answer = asyncio.run(scenario())
+        assert not freed  # The cancelled requests were still being worked on.
     finally:
         free.set()
     np.testing.assert_array_equal(answer.embedding, vectors(IMAGES[:1]))
@@ -368,6 +370,11 @@ def test_models_of_another_project_are_refused(peer: Peer, ask: Ask) -> None:
 
 def _halve_rows(response: Any) -> None:
     response.outputs[1].shape[0] = 1
+    response.raw_output_contents[1] = response.raw_output_contents[1][: 4 * DIM]
+
+
+def _widen(response: Any) -> None:
+    response.outputs[1].shape[1] *= 2
 
 
 def _empty(response: Any) -> None:
@@ -391,7 +398,7 @@ def _cast(response: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [_halve_rows, _empty, _drop_last, _no_engine, _two_versions, _cast]
+    "damage", [_halve_rows, _widen, _empty, _drop_last, _no_engine, _two_versions, _cast]
 )
 def test_an_answer_against_the_contract_is_an_error(
     peer: Peer, ask: Ask, damage: Callable[[Any], None]

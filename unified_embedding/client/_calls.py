@@ -18,7 +18,6 @@ CHANNEL_OPTIONS: Final = (
     # gRPC's own pause before it reconnects starts at 1 s and grows to 120 s; every call in
     # between fails at once, so that our retries would never reach a server that came back.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
