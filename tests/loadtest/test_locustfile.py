@@ -1,12 +1,7 @@
 """`locust -f loadtest/` as users run it, against a KServe v2 server whose behaviour is known."""
 
-import csv
 import importlib.util
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,52 +22,6 @@ pytestmark = pytest.mark.skipif(
 def peer() -> Iterator[Peer]:
     with serving(Peer(max_batch_size=4)) as running:
         yield running
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished load test: exit code, Locust's statistics by request name, and its output."""
-
-    exit_code: int
-    stats: dict[str, dict[str, str]]
-    said: str
-
-    def count(self, name: str, column: str) -> int:
-        return int(self.stats[name][column])
-
-
-@pytest.fixture
-def locust(root: Path, tmp_path: Path) -> Any:
-    """Run Locust for two seconds with eight users, on a folder of three small pictures."""
-    images = tmp_path / "images"
-    images.mkdir()
-    for name in ("a.jpg", "b.JPEG", "c.png"):
-        (images / name).write_bytes(name.encode())
-    (images / "ATTRIBUTION.md").write_text("not a picture")
-
-    def run(*arguments: str, **environment: str) -> Run:
-        command = [sys.executable, "-m", "locust", "-f", f"{root}/loadtest/", "--headless"]
-        command += ["-u", "8", "-r", "8", "-t", "2s", "--only-summary", "--csv", "report"]
-        result = subprocess.run(
-            [*command, *arguments],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,
-            cwd=tmp_path,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(root),
-                "LOADTEST_IMAGES": str(images),
-                **environment,
-            },
-        )
-        file = tmp_path / "report_stats.csv"
-        rows = csv.DictReader(file.read_text().splitlines()) if file.exists() else []
-        stats = {row["Name"]: row for row in rows if row["Name"] != "Aggregated"}
-        return Run(result.returncode, stats, result.stdout + result.stderr)
-
-    return run
 
 
 def test_users_wait_for_their_answers_side_by_side(peer: Peer, locust: Any) -> None:
