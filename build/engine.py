@@ -118,8 +118,10 @@ def build(model: Path, target: targets.Target, repository: Path, gallery: Galler
         figures, passed = run_gates(model, spec, target, folder, gallery, pixels)
         shutil.copyfile(model / SPEC_FILE, folder / SPEC_FILE)
         if isinstance(target, targets.ServedTarget):
-            text = triton_config.render(target.config(), spec, engine)
-            (staged / "config.pbtxt").write_text(text)
+            config = target.config()
+            (staged / "config.pbtxt").write_text(triton_config.render(config, spec, engine))
+            if config.cuda_graphs:
+                check_cuda_graphs(staging, pixels)
         record = {
             "engine": engine,
             "version": spec.version,
@@ -148,6 +150,15 @@ def build(model: Path, target: targets.Target, repository: Path, gallery: Galler
         )
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_cuda_graphs(repository: Path, pixels: NDArray[np.uint8]) -> None:
+    """Serve the staged engine and look for stale answers. Raises BuildError."""
+    import server_gate
+
+    found = server_gate.problems(repository, pixels)
+    if found:
+        raise BuildError(f"CUDA_GRAPHS=1: {'; '.join(found)}; build without CUDA graphs")
 
 
 def engine_id(spec: EmbedderSpec, target: targets.Target, gallery: Gallery) -> str:

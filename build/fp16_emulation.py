@@ -38,8 +38,9 @@ def emulate(graph: Fp16Graph) -> onnx.ModelProto:
         for position, name in enumerate(node.output):
             if name in graph.half_tensors:
                 node.output[position] = name + _EXACT
-        if node.op_type == "Cast" and written:
-            node.attribute[0].i = TensorProto.FLOAT
+        for attribute in node.attribute:
+            if node.op_type == "Cast" and attribute.name == "to" and written:
+                attribute.i = TensorProto.FLOAT
         model.graph.node.append(node)
         for name in written:
             model.graph.node.extend(_rounded(name + _EXACT, name))

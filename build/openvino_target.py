@@ -49,8 +49,13 @@ class OpenVinoTarget:
 
     def inputs(self) -> dict[str, str]:
         """What besides the embedder and calibration pictures decides the engine's bits."""
-        known = {"openvino": ov.__version__, "inference_precision": self._hint}
-        return {**known, "nncf": int8.nncf_version()} if self.calibrated else known
+        if not self.calibrated:
+            return {"openvino": ov.__version__}
+        return {
+            "openvino": ov.__version__,
+            "nncf": int8.nncf_version(),
+            "not_quantised": self._hint,
+        }
 
     def compile(self, model: Path, folder: Path, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         """Write model.xml, model.bin and model.py into `folder`."""

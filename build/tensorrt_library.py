@@ -99,3 +99,18 @@ def builder_version(trt: Any) -> str:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version)[:4])
+
+
+def main() -> None:
+    """Print the version of the TensorRT that Triton loads; deploy/Dockerfile installs by it."""
+    library = triton_library()
+    if library is None:
+        sys.exit(f"no Triton with a TensorRT backend in {TRITON_ROOT}")
+    try:
+        print(library_version(library))
+    except BuildError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()

@@ -152,15 +152,15 @@ def build(trt: Any, network: Network, options: Options, console: Console) -> tup
 
     Raises:
         TrtError: TensorRT gave no plan; its own messages are in the log.
-        KeyboardInterrupt: SIGINT arrived; TensorRT stopped at its next step.
+        KeyboardInterrupt: SIGINT arrived during the build, which was let end first.
     """
     config = _config(trt, network, options)
     started = time.monotonic()
     with trt_observers.Progress(trt, console) as progress:
         config.progress_monitor = progress.monitor
         plan = network.builder.build_serialized_network(network.definition, config)
-        if progress.interrupted:
-            raise KeyboardInterrupt
+    if progress.interrupted:
+        raise KeyboardInterrupt
     if plan is None:
         raise TrtError("TensorRT built no plan; the log lines above name the layer")
     _save_timing_cache(config, options.timing_cache)

@@ -57,10 +57,11 @@ def parsing(log: Any) -> Iterator[None]:
 
 
 class Progress:
-    """Shows the phases of a build while it runs, and lets SIGINT end it.
+    """Shows the phases of a build while it runs, and keeps SIGINT until it has ended.
 
     TensorRT calls the monitor from threads of its own, where a KeyboardInterrupt would abort
-    the process; so SIGINT only sets a flag, which the next completed step reports back.
+    the process; and cancelling a build through the monitor crashed TensorRT-RTX 1.7.1 now and
+    then. So SIGINT only sets a flag, which is read after the build.
 
     Attributes:
         monitor: the object for IBuilderConfig.progress_monitor.
@@ -78,7 +79,7 @@ class Progress:
         )
         self._stop = threading.Event()
         self._previous: Any = None
-        self.monitor = _monitor(trt, self._bars, self._stop)
+        self.monitor = _monitor(trt, self._bars)
 
     @property
     def interrupted(self) -> bool:
@@ -103,7 +104,7 @@ class Progress:
             signal.signal(signal.SIGINT, self._previous)
 
 
-def _monitor(trt: Any, bars: rich_progress.Progress, stop: threading.Event) -> Any:
+def _monitor(trt: Any, bars: rich_progress.Progress) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -121,7 +122,7 @@ def _monitor(trt: Any, bars: rich_progress.Progress, stop: threading.Event) -> A
             with self.lock:
                 if name in self.tasks:
                     bars.update(self.tasks[name], completed=step + 1)
-            return not stop.is_set()
+            return True
 
         def phase_finish(self, name: str) -> None:
             with self.lock:

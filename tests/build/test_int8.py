@@ -1,6 +1,8 @@
 """INT8 for CPUs: quantised on pictures, held against the same gates, installed or not."""
 
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,9 @@ from build_error import BuildError
 from openvino_target import OpenVinoTarget
 
 from unified_embedding.gallery import Gallery
+from unified_embedding.image import load_pixels
+from unified_embedding.spec import EmbedderSpec
+from unified_embedding.tritonserver import SetupError, resolve
 
 MODEL = "models/unified-embedder-lite0"
 
@@ -43,6 +48,29 @@ def test_the_released_embedder_passes_the_int8_gates(repository: Path) -> None:
     assert network.count('type="FakeQuantize"') > 50
     assert 'element_type="i8"' in network
     assert (repository / "embedder/1/model.bin").stat().st_size < 5_000_000
+
+
+@pytest.mark.e2e
+def test_the_server_gives_the_bits_that_passed_the_gates(
+    root: Path, gallery: Gallery, repository: Path
+) -> None:
+    grpcclient = pytest.importorskip("tritonclient.grpc", reason="the extra `client` is missing")
+    try:
+        resolve([], os.environ)
+    except SetupError as error:
+        pytest.skip(str(error))
+    import server_checks
+    import server_gate
+
+    preprocessing = EmbedderSpec.load(root / MODEL).preprocessing
+    pictures = [picture.path.read_bytes() for picture in gallery.pictures[:16]]
+    pixels = np.stack([load_pixels(picture, preprocessing) for picture in pictures])
+    gated = OpenVinoTarget("int8").runner(repository / "embedder/1")(pixels)
+    alone = repository.parent / "served"
+    shutil.copytree(repository / "embedder", alone / "embedder")
+    with server_gate.serving(alone) as url, grpcclient.InferenceServerClient(url) as client:
+        served = server_checks.embedder_runner(client)(pixels)
+    assert np.array_equal(served, gated)
 
 
 def test_other_calibration_pictures_make_another_engine(root: Path, tmp_path: Path) -> None:

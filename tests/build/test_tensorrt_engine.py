@@ -6,13 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 pytest.importorskip("onnx", reason="the extra `build` is not installed")
-
 
 import gpu
 import tiny_embedder as tiny
@@ -22,7 +22,7 @@ from unified_embedding import onnx_file
 MODEL = "models/unified-embedder-lite0"
 
 needs_rtx = pytest.mark.skipif(
-    not pytest.importorskip("importlib.util").find_spec("tensorrt_rtx"),
+    find_spec("tensorrt_rtx") is None,
     reason="the extra `tensorrt-rtx` is not installed",
 )
 

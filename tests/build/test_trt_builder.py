@@ -133,7 +133,7 @@ def test_capabilities_decide_the_plan_and_unknown_ones_are_refused() -> None:
         build("9.0")
 
 
-def test_sigint_ends_a_build_and_leaves_the_handler_as_it_was(
+def test_sigint_waits_for_the_build_and_leaves_the_handler_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     network = trt_builder.parse(trt, half_model().SerializeToString())

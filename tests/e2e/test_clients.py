@@ -1,7 +1,6 @@
 """Client library, client programs and load test on the real tritonserver."""
 
 import asyncio
-import csv
 import importlib.util
 import json
 import os
@@ -172,9 +171,8 @@ def test_status_of_a_stopped_server(root: Path) -> None:
 @pytest.mark.skipif(importlib.util.find_spec("locust") is None, reason="no extra `load`")
 def test_locust_drives_the_server_without_an_error(server, root: Path, tmp_path: Path) -> None:
     command = ["-m", "locust", "-f", "loadtest/", "--headless", "-u", "8", "-r", "8", "-t", "5s"]
-    report = tmp_path / "report"
-    done = run(root, *command, "--host", server.grpc_url, "--csv", report)
+    done = run(root, *command, "--host", server.grpc_url, "--json-file", tmp_path / "report")
     assert done.returncode == 0, done.stderr
-    rows = list(csv.DictReader((tmp_path / "report_stats.csv").read_text().splitlines()))
-    assert int(rows[0]["Request Count"]) > 8
-    assert int(rows[0]["Failure Count"]) == 0
+    (stats,) = json.loads((tmp_path / "report.json").read_text())
+    assert stats["num_requests"] > 8
+    assert stats["num_failures"] == 0

@@ -1,9 +1,10 @@
 """The model card and licence that travel with an exported embedder."""
 
 import textwrap
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from unified_embedding.errors import SpecError
 from unified_embedding.spec import EmbedderSpec
@@ -39,7 +40,7 @@ An image embedder for visual search: one picture in, one {spec.dim}-dimensional 
 | torch against onnxruntime, fp32 | largest difference {difference:.1g} per value of unit variance |
 
 ## Training
-{textwrap.fill(training.strip(), 100)}
+{textwrap.fill(training.strip(), 100, break_on_hyphens=False)}
 
 ## Use
 `make engine MODEL=<this folder>` compiles it behind accuracy gates; the README at the root of the
@@ -73,7 +74,33 @@ def zero_shot_training(spec: EmbedderSpec, pictures: str) -> str:
         f"{spec.weights}. ImageNet's pictures come from the web, mostly from North America and "
         "Europe; their labels and biases enter every embedding. Its own terms restrict them "
         "to non-commercial research; the weights were published under the licence above "
-        "(Copyright (c) 2020, ML Illustrated); their layout was changed here, not their values."
+        "(Copyright (c) 2020, ML Illustrated); tensors were renamed and BatchNorm was folded here."
+    )
+
+
+def trained(summary: Mapping[str, Any], start: str) -> str:
+    """The card's paragraph for a checkpoint of the training program.
+
+    Args:
+        summary: what the checkpoint states about its run.
+        start: the weights that the training began with.
+    """
+    images = ", ".join(f"{count:,} pictures of {task}" for task, count in summary["images"].items())
+    heads = ", ".join(
+        f"{column} ({count:,} classes, {summary['sampled'][column]:,} in a softmax)"
+        for column, count in summary["classes"].items()
+    )
+    figures = ", ".join(
+        f"{task} {recall['float_']:.3f} by float and {recall['code']:.3f} by code on "
+        f"{recall['queries']} queries"
+        for task, recall in summary["validation"].items()
+    )
+    how = "Trained jointly" if len(summary["tasks"]) > 1 else "Trained as a specialist"
+    return (
+        f"{how} on {images}, for {summary['steps']:,} steps of {summary['batch']} pictures "
+        f"({summary['epochs']:.1f} epochs of the largest set), starting from: {start}. One "
+        f"bias-free proxy head per label, normalised softmax: {heads}. "
+        + (f"R@1 on the validation split, which chose this model: {figures}." if figures else "")
     )
 
 

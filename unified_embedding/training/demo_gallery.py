@@ -4,17 +4,14 @@ Run as `python -m unified_embedding.training.demo_gallery --furniture FILE.deb|D
 """
 
 import csv
-import hashlib
 import io
 import os
 import shutil
 import sys
 import tempfile
-from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Final
 
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import track
@@ -22,15 +19,15 @@ from rich.progress import track
 from unified_embedding.errors import DataError
 from unified_embedding.training.furniture import (
     HOW_TO_GET,
-    LICENSE_URLS,
     PACKAGE,
     PACKAGE_VERSION,
     Product,
+    credits_table,
     read_products,
     unpack,
 )
 from unified_embedding.training.mesh import load_mesh
-from unified_embedding.training.shots import camera_shot
+from unified_embedding.training.shots import camera_shot, seeded
 
 PRODUCTS: Final = Path(__file__).with_name("demo_products.txt")
 SHOTS: Final = 2
@@ -71,17 +68,11 @@ def chosen_products(libraries: Path) -> list[Product]:
     return [known[name] for name in wanted]
 
 
-def shot_generator(seed: int, product: str, number: int) -> np.random.Generator:
-    """The generator of one shot, the same whatever else is rendered."""
-    digest = hashlib.sha256(f"{seed}/{product}/{number}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
-
-
 def _write_pictures(product: Product, libraries: Path, gallery: Path, seed: int) -> None:
     shutil.copyfile(libraries / product.picture, gallery / "catalogue" / f"{product.id}.png")
     mesh = load_mesh(libraries / product.model, product.size, product.rotation)
     for number in range(1, SHOTS + 1):
-        jpeg = camera_shot(mesh, product.elevation, shot_generator(seed, product.id, number))
+        jpeg = camera_shot(mesh, product.elevation, seeded(seed, product.id, number))
         (gallery / "shots" / f"{product.id}-{number}.jpg").write_bytes(jpeg)
 
 
@@ -98,9 +89,6 @@ def _gallery_csv(products: list[Product]) -> str:
 
 
 def _attribution(products: list[Product]) -> str:
-    by_creator: defaultdict[tuple[str, str], list[Product]] = defaultdict(list)
-    for product in products:
-        by_creator[product.creator, product.license].append(product)
     lines = [
         "# Attribution",
         "",
@@ -112,19 +100,8 @@ def _attribution(products: list[Product]) -> str:
         "`unified_embedding/training/demo_gallery.py`, placed in generated rooms and changed by",
         "camera effects. No creator endorses this use.",
         "",
-        "Licences: "
-        + ", ".join(
-            f"[{name}]({LICENSE_URLS[name]})" for name in sorted({p.license for p in products})
-        )
-        + ".",
-        "",
-        "| creator | licence | products |",
-        "|---|---|---|",
     ]
-    for (creator, license_), owned in sorted(by_creator.items(), key=lambda item: item[0]):
-        names = ", ".join(f"{product.name} (`{product.id}`)" for product in owned)
-        lines.append(f"| {creator} | {license_} | {names} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n" + credits_table(products)
 
 
 def _install(gallery: Path, out: Path) -> None:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from unified_embedding import onnx_file
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import EmbeddingError, SpecError
 from unified_embedding.image import Preprocessing
-from unified_embedding.spec import EmbedderSpec
+from unified_embedding.spec import RANDOM_WEIGHTS, EmbedderSpec
 from unified_embedding.training import card, made_up, pictures
+from unified_embedding.training.checkpoint import load_embedder
 from unified_embedding.training.folder import whole_folder
 from unified_embedding.training.graph import check_equal, to_onnx
 from unified_embedding.training.model import UnifiedEmbedder, calibrate_batch_norm
@@ -70,6 +71,22 @@ def zero_shot(
     if found.state is not None:
         load_trunk(model.trunk, found.state, found.source)
     return Exportable(model.eval(), trunk, found.source, found.license)
+
+
+def from_checkpoint(path: Path, license: str | None = None) -> tuple[Exportable, Preprocessing]:
+    """The embedder of a training run's best.pt or last.pt, and its preprocessing.
+
+    Raises:
+        TrainingError: the file is missing, damaged or holds no embedder.
+        SpecError: it was trained without LayerNorm, an ablation that has no codes.
+    """
+    model, recipe, summary = load_embedder(path)
+    if not recipe.layer_norm:
+        raise SpecError(f"{path} was trained without LayerNorm (an ablation); it is not served")
+    weights = f"trained on {', '.join(summary['tasks'])}, from: {recipe.weights}"
+    text = card.trained(summary, recipe.weights)
+    license = license or recipe.license
+    return Exportable(model, recipe.trunk, weights, license, text), recipe.preprocessing
 
 
 def write(
@@ -134,7 +151,11 @@ def example_pixels(folder: Path, preprocessing: Preprocessing) -> tuple[NDArray[
 
 
 def main(
+    context: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder to write; an embedder there is replaced.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="best.pt of a training run; it states all but the name.")
+    ] = None,
     trunk: Annotated[str, typer.Option(help="timm name of the trunk.")] = LITE0_TRUNK,
     weights: Annotated[
         str | None,
@@ -154,12 +175,16 @@ def main(
     """Write embedder.onnx, spec.json, model card and licence, whole or not at all."""
     console = Console(stderr=True)
     try:
-        preprocessing = Preprocessing(size, resize, interpolation)
-        with console.status(f"building {trunk}"):
-            exportable = zero_shot(trunk, weights, license, size, seed)
+        if checkpoint is not None:
+            _refuse_beside_checkpoint(context)
+            exportable, preprocessing = from_checkpoint(checkpoint, license)
+        else:
+            preprocessing = Preprocessing(size, resize, interpolation)
+            with console.status(f"building {trunk}"):
+                exportable = zero_shot(trunk, weights, license, size, seed)
         with console.status("reading pictures"):
             pixels, pixels_are = example_pixels(calibrate, preprocessing)
-        if exportable.weights == "random":
+        if exportable.weights == RANDOM_WEIGHTS:
             console.print(f"random weights: calibrating BatchNorm on {pixels_are}")
             with console.status("calibrating"):
                 calibrate_batch_norm(exportable.model, torch.from_numpy(pixels))
@@ -183,6 +208,14 @@ def main(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _refuse_beside_checkpoint(context: typer.Context) -> None:
+    """A checkpoint states its own trunk and preprocessing; another answer must not be ignored."""
+    for name in ("trunk", "weights", "size", "resize", "interpolation", "seed"):
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise SpecError(f"--{name} does not go with --checkpoint, which states it")
 
 
 if __name__ == "__main__":

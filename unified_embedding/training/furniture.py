@@ -11,6 +11,7 @@ import re
 import tarfile
 import zipfile
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -38,7 +39,7 @@ LICENSE_URLS: Final = {
     "CC0-1.0": "https://creativecommons.org/publicdomain/zero/1.0/",
 }
 
-_CATALOG: Final = "PluginFurnitureCatalog.properties"
+CATALOG: Final = "PluginFurnitureCatalog.properties"
 _ENTRY: Final = re.compile(r"^(\w+)#(\d+)=(.*)$", re.MULTILINE)
 _DEB_MAGIC: Final = b"!<arch>\n"
 _AR_HEADER: Final = 60
@@ -99,6 +100,24 @@ def read_products(folder: Path) -> list[Product]:
     return products
 
 
+def credits_table(products: Iterable[Product]) -> str:
+    """Markdown: the licences with links, then a table of creator, licence and products."""
+    by_creator: defaultdict[tuple[str, str], list[Product]] = defaultdict(list)
+    for product in products:
+        by_creator[product.creator, product.license].append(product)
+    licenses = sorted({license_ for _, license_ in by_creator})
+    lines = [
+        "Licences: " + ", ".join(f"[{name}]({LICENSE_URLS[name]})" for name in licenses) + ".",
+        "",
+        "| creator | licence | products |",
+        "|---|---|---|",
+    ]
+    for (creator, license_), owned in sorted(by_creator.items(), key=lambda item: item[0]):
+        names = ", ".join(f"{product.name} (`{product.id}`)" for product in owned)
+        lines.append(f"| {creator} | {license_} | {names} |")
+    return "\n".join(lines) + "\n"
+
+
 def _libraries(source: Path) -> dict[str, bytes]:
     if source.is_dir():
         found = {path.stem: path.read_bytes() for path in source.rglob("*.sh3f")}
@@ -139,7 +158,7 @@ def _from_tar(path: Path, data: bytes) -> dict[str, bytes]:
 
 
 def _read_library(folder: Path, library: str) -> list[Product]:
-    catalog = folder / library / _CATALOG
+    catalog = folder / library / CATALOG
     if not catalog.exists():
         raise DataError(f"{catalog} does not exist; {HOW_TO_GET}")
     rows: defaultdict[int, dict[str, str]] = defaultdict(dict)

@@ -1,0 +1,222 @@
+"""The trainer in one process: stages, freezing, ablations, precision, continuing elsewhere."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+
+from unified_embedding.errors import SpecError, TrainingError
+from unified_embedding.training import checkpoint
+from unified_embedding.training.config import load_config
+from unified_embedding.training.distributed import ALONE
+from unified_embedding.training.export import from_checkpoint
+from unified_embedding.training.model import FixedMap, batch_norms
+from unified_embedding.training.trainer import Trainer
+
+BASE = """
+data:
+  made_up: {browse_class: 6, camera_category: 4, shop_class: 3, shop_instance: 8, per_class: 3}
+model: {trunk: resnet10t}
+preprocessing: {size: 32}
+batch: 12
+sampled: {browse_class: 5}
+schedule: {heads: {steps: 2}, full: {steps: 3}, decay: constant}
+"""
+
+
+def make(folder: Path, *overrides: str) -> Trainer:
+    config = folder / "c.yaml"
+    config.write_text(BASE)
+    run = folder / "run"
+    run.mkdir(exist_ok=True)
+    return Trainer(load_config(config, [f"run={run}", *overrides]), ALONE)
+
+
+def run(trainer: Trainer, steps: int) -> list[list[float]]:
+    pixels = trainer.pixels()
+    return [trainer.run_step(next(pixels)).losses for _ in range(steps)]
+
+
+def weights(trainer: Trainer) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in trainer.model.named_parameters()}
+
+
+def test_the_first_stage_moves_proxies_alone_and_the_second_everything(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    before = weights(trainer)
+    proxies = [head.state()["rows"].clone() for head in trainer.heads]
+    run(trainer, 2)
+    assert all(torch.equal(before[n], p) for n, p in weights(trainer).items())
+    for head, rows in zip(trainer.heads, proxies, strict=True):
+        assert not torch.equal(head.state()["rows"], rows)
+    run(trainer, 1)
+    assert not any(torch.equal(before[n], p) for n, p in weights(trainer).items() if p.ndim > 1)
+    trainer.close()
+
+
+def test_frozen_parameters_stand_still(tmp_path: Path) -> None:
+    trainer = make(tmp_path, "schedule.heads.steps=0", "model.frozen=[conv1, layer1]")
+    before = weights(trainer)
+    run(trainer, 2)
+    for name, found in weights(trainer).items():
+        frozen = name.startswith(("trunk.conv1", "trunk.layer1"))
+        assert torch.equal(found, before[name]) or not frozen, name
+    assert not torch.equal(
+        weights(trainer)["trunk.layer4.0.conv1.weight"], before["trunk.layer4.0.conv1.weight"]
+    )
+    trainer.close()
+    with pytest.raises(TrainingError, match="no parameter of resnet10t starts with 'blocks'"):
+        make(tmp_path, "model.frozen=[blocks]")
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_batch_norm_statistics_follow_the_flag(tmp_path: Path, frozen: bool) -> None:
+    trainer = make(
+        tmp_path, "schedule.heads.steps=0", f"model.frozen_batch_norm={str(frozen).lower()}"
+    )
+    before = batch_norms(trainer.model)[0].running_mean
+    assert before is not None
+    before = before.clone()
+    run(trainer, 1)
+    after = batch_norms(trainer.model)[0].running_mean
+    assert after is not None
+    assert torch.equal(before, after) == frozen
+    trainer.close()
+
+
+def test_a_specialist_has_its_own_heads_only(tmp_path: Path) -> None:
+    trainer = make(tmp_path, "data.tasks=[shop]")
+    assert [head.column for head in trainer.heads] == ["shop_class", "shop_instance"]
+    assert set(trainer.examples.task.tolist()) == {"shop"}
+    run(trainer, 3)
+    trainer.close()
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sampled="],
+        ["model.layer_norm=false"],
+        ["images_per_class=2", "batch=24"],
+        ["precision=bf16"],
+        ["data.labels=[browse_class, camera_category, shop_instance]"],
+    ],
+    ids=lambda overrides: overrides[0],
+)
+def test_ablations_run_and_learn_something(tmp_path: Path, overrides: list[str]) -> None:
+    if overrides == ["sampled="]:
+        overrides = ["sampled={}"]
+    trainer = make(tmp_path, "schedule.full.steps=30", "schedule.rate=0.0003", *overrides)
+    losses = run(trainer, 32)
+    first, last = sum(losses[0]), sum(sum(step) for step in losses[-4:]) / 4
+    assert last < first
+    trainer.close()
+
+
+def test_fp16_leaves_out_steps_that_overflow_and_lowers_the_scale(tmp_path: Path) -> None:
+    trainer = make(tmp_path, "precision=fp16", "schedule.heads.steps=0", "schedule.full.steps=40")
+    trainer.scaler = GradScaler("cpu", init_scale=2.0**40)  # certain to overflow half precision
+    before = weights(trainer)
+    proxies = [head.state()["rows"].clone() for head in trainer.heads]
+    pixels = trainer.pixels()
+    trainer.run_step(next(pixels))
+    assert all(torch.equal(before[n], p) for n, p in weights(trainer).items())
+    for head, rows in zip(trainer.heads, proxies, strict=True):
+        assert torch.equal(head.state()["rows"], rows)
+    assert trainer.scaler.get_scale() == 2.0**39
+    trainer.scaler = GradScaler("cpu", init_scale=2.0**4)
+    trainer.run_step(next(pixels))
+    assert not all(torch.equal(before[n], p) for n, p in weights(trainer).items())
+    trainer.close()
+
+
+def test_the_fixed_map_centres_the_training_features_and_resumes(tmp_path: Path) -> None:
+    trainer = make(tmp_path, "model.fixed_map=true", "model.rotation_seed=4")
+    assert isinstance(trainer.model.fixed_map, FixedMap)
+    mean = trainer.model.fixed_map.mean.clone()
+    assert mean.any()
+    run(trainer, 3)
+    trainer.save()
+    trainer.close()
+    again = make(tmp_path, "model.fixed_map=true", "model.rotation_seed=4")
+    assert again.resume()
+    assert isinstance(again.model.fixed_map, FixedMap)
+    assert torch.equal(again.model.fixed_map.mean, mean)
+    again.close()
+
+
+def test_a_run_continues_at_another_size_from_anothers_weights(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    run(first, 5)
+    first.save()
+    first.save_best({})
+    first.close()
+    (tmp_path / "more").mkdir()
+    second = make(tmp_path / "more", "preprocessing.size=48")
+    columns = [head.column for head in second.heads]
+    assert second.start_from(tmp_path / "run" / "last.pt") == columns
+    assert second.fingerprint() != first.fingerprint()  # momentum starts anew
+    assert all(torch.equal(weights(first)[n], p) for n, p in weights(second).items())
+    for ours, theirs in zip(second.heads, first.heads, strict=True):
+        assert torch.equal(ours.state()["rows"], theirs.state()["rows"])
+        assert not ours.state()["velocity"].any()
+    run(second, 1)
+    second.close()
+    third = make(tmp_path / "more")
+    assert third.start_from(tmp_path / "run" / "best.pt") == []
+    third.close()
+
+
+def test_starting_from_something_else_is_refused(tmp_path: Path) -> None:
+    first = make(tmp_path)
+    first.save()
+    first.close()
+    (tmp_path / "more").mkdir()
+    for overrides, message in (
+        (["model.trunk=resnet18"], "another network"),
+        (["data.made_up.browse_class=7"], "other classes of browse_class"),
+    ):
+        other = make(tmp_path / "more", *overrides)
+        with pytest.raises(TrainingError, match=message):
+            other.start_from(tmp_path / "run" / "last.pt")
+        other.close()
+
+
+def test_resume_refuses_other_rows(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.save()
+    trainer.examples.images[3] = "another picture"
+    with pytest.raises(TrainingError, match="the manifest has changed"):
+        trainer.resume()
+    trainer.close()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path: Path) -> None:
+    trainer = make(tmp_path, "schedule.proxy_rate=1e30", "schedule.momentum=0.99")
+    with pytest.raises(TrainingError, match=r"loss of \w+ is (nan|inf) at step .*lower schedule"):
+        run(trainer, 5)
+    trainer.close()
+
+
+def test_tasks_without_rows_or_labels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="no training rows of the task browse"):
+        make(tmp_path, "data.made_up.browse_class=0")
+    with pytest.raises(TrainingError, match="no training row of the task camera carries any label"):
+        make(tmp_path, "data.labels=[browse_class, shop_instance]")
+
+
+def test_a_checkpoint_exports_unless_it_has_no_layer_norm(tmp_path: Path) -> None:
+    trainer = make(tmp_path)
+    trainer.save_best({"shop": {"float_": 0.5, "code": 0.4, "queries": 9}})
+    trainer.close()
+    exportable, preprocessing = from_checkpoint(tmp_path / "run" / checkpoint.BEST)
+    assert preprocessing.size == 32
+    assert exportable.weights == "trained on browse, camera, shop, from: random"
+    assert "shop 0.500 by float and 0.400 by code on 9 queries" in (exportable.training or "")
+    plain = make(tmp_path, "model.layer_norm=false")
+    plain.save_best({})
+    plain.close()
+    with pytest.raises(SpecError, match="without LayerNorm"):
+        from_checkpoint(tmp_path / "run" / checkpoint.BEST)

@@ -1,0 +1,278 @@
+"""A training run as data: YAML file, then `key=value` overrides, checked field by field."""
+
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml  # type: ignore[import-untyped]
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from unified_embedding.errors import TrainingError
+from unified_embedding.image import Preprocessing
+from unified_embedding.training.examples import LABELS
+from unified_embedding.training.manifest import TASKS
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML 1.2 floats: plain YAML 1.1 reads 1e-4, without a dot, as text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ModelConfig(_Section):
+    """The network.
+
+    Attributes:
+        trunk: timm name.
+        weights: "lite0", "random" or a state dict; by default lite0 for its own trunk.
+        license: SPDX expression of the weights, for a file.
+        layer_norm: False is an ablation; such a model cannot be exported.
+        fixed_map: subtract the mean of the training features and rotate, before LayerNorm.
+        rotation_seed: draws that rotation.
+        frozen_batch_norm: keep BatchNorm's statistics; False updates them, and then several
+            processes do not compute what one does.
+        frozen: parameters whose names start so are not trained, for instance "blocks.0".
+    """
+
+    trunk: str = "tf_efficientnet_lite0"
+    weights: str | None = None
+    license: str | None = None
+    layer_norm: bool = True
+    fixed_map: bool = False
+    rotation_seed: int = 0
+    frozen_batch_norm: bool = True
+    frozen: list[str] = []
+
+
+class MadeUp(_Section):
+    """Made-up pictures instead of a manifest: number of classes per label column.
+
+    Attributes:
+        browse_class: classes of the task browse; 0 leaves the task out.
+        camera_category: classes of camera.
+        shop_class: product classes of shop.
+        shop_instance: products of shop.
+        per_class: pictures of each class and split (of each product in shop).
+    """
+
+    browse_class: Annotated[int, Field(ge=0)] = 12
+    camera_category: Annotated[int, Field(ge=0)] = 8
+    shop_class: Annotated[int, Field(ge=0)] = 5
+    shop_instance: Annotated[int, Field(ge=0)] = 15
+    per_class: Annotated[int, Field(ge=1)] = 4
+
+
+class DataConfig(_Section):
+    """Where pictures and labels come from.
+
+    Attributes:
+        manifest: CSV or Parquet; its image paths are relative to it. Wins over `made_up`.
+        made_up: generated pictures, for smoke runs.
+        tasks: tasks to train; one alone makes a specialist.
+        labels: label columns that get a head; all of the tasks' columns by default.
+        crop_area: smallest share of a picture that a random crop keeps; 1 turns crops off.
+        flip: mirror half of the pictures.
+        color: largest relative change of each colour channel.
+        workers: processes that read pictures; 0 reads in the training process.
+    """
+
+    manifest: str | None = None
+    made_up: MadeUp | None = None
+    tasks: list[str] = list(TASKS)
+    labels: list[str] = list(LABELS)
+    crop_area: Share = 0.6
+    flip: bool = True
+    color: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    workers: Annotated[int, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _known(self) -> "DataConfig":
+        if self.manifest is None and self.made_up is None:
+            raise ValueError("give data.manifest=PATH, or data.made_up for generated pictures")
+        for name, values, known in (("tasks", self.tasks, TASKS), ("labels", self.labels, LABELS)):
+            if not values or len(set(values)) != len(values) or set(values) - set(known):
+                raise ValueError(f"{name} {values} must be some of {list(known)}, each once")
+        return self
+
+
+class PreprocessingConfig(_Section):
+    """See `unified_embedding.image.Preprocessing`."""
+
+    size: Annotated[int, Field(ge=32)] = 224
+    resize: Literal["letterbox", "center_crop"] = "letterbox"
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    crop_pct: Share = 0.875
+
+    def build(self) -> Preprocessing:
+        """The library's own description."""
+        return Preprocessing(self.size, self.resize, self.interpolation, self.crop_pct)
+
+
+class Length(_Section):
+    """How long a stage lasts: `steps`, or else `epochs` of the largest data set."""
+
+    epochs: Annotated[float, Field(ge=0)] = 1.0
+    steps: Annotated[int, Field(ge=0)] | None = None
+
+
+class ScheduleConfig(_Section):
+    """Two stages (first the proxies alone, then everything) and the learning rate.
+
+    Attributes:
+        heads: the first stage; the trunk does not move.
+        full: the second.
+        rate: learning rate of the trunk.
+        proxy_rate: learning rate of the proxies, in both stages.
+        momentum: of SGD.
+        weight_decay: of SGD, proxies included.
+        decay: course of both rates over the second stage: "constant", "cosine" to zero, or
+            "step", times 0.1 at each of `milestones`.
+        milestones: shares of the second stage.
+        warmup: share of the second stage over which the trunk's rate rises from zero.
+    """
+
+    heads: Length = Length()
+    full: Length = Length(epochs=3.0)
+    rate: Annotated[float, Field(ge=0)] = 0.001
+    proxy_rate: Annotated[float, Field(ge=0)] = 0.005
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay: Literal["constant", "cosine", "step"] = "cosine"
+    milestones: list[Share] = [0.5]
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class ValidationConfig(_Section):
+    """Model selection, on the manifest's validation split alone.
+
+    Attributes:
+        every: steps between two validations; 0 never validates, and the last model is kept.
+        images: at most so many pictures per task.
+    """
+
+    every: Annotated[int, Field(ge=0)] = 200
+    images: Annotated[int, Field(ge=2)] = 1000
+
+
+class Config(_Section):
+    """One training run.
+
+    Attributes:
+        run: folder of checkpoints, logs and the best model.
+        note: printed at the start, for instance which hardware the run needs.
+        seed: fixes data order, augmentation, proxies and sampled classes.
+        batch: images per step over all ranks, equal shares of every task.
+        images_per_class: class-balanced batches: so many images of each drawn class.
+        temperature: of the normalised softmax.
+        sampled: label column -> K; columns not named use the full softmax.
+        bank: keep sampled heads' proxies in "memory" of each rank, or in a file that the ranks
+            of a host map ("mapped").
+        precision: of the trunk: "fp32", "bf16" or "fp16" (with loss scaling).
+        threads: torch threads per process; 0 leaves the choice to torch.
+        start_from: last.pt of another run whose weights and proxies this one begins with.
+        checkpoint_steps: save at the latest after so many steps,
+        checkpoint_minutes: or so many minutes.
+        trace: write the pictures of every step to RUN/trace, one file per rank.
+    """
+
+    run: str
+    note: str = ""
+    seed: Annotated[int, Field(ge=0)] = 0
+    data: DataConfig
+    model: ModelConfig = ModelConfig()
+    preprocessing: PreprocessingConfig = PreprocessingConfig()
+    batch: Annotated[int, Field(ge=1)] = 48
+    images_per_class: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(gt=0)] = 0.05
+    sampled: dict[str, Annotated[int, Field(ge=1)]] = {}
+    bank: Literal["memory", "mapped"] = "memory"
+    schedule: ScheduleConfig = ScheduleConfig()
+    validation: ValidationConfig = ValidationConfig()
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    threads: Annotated[int, Field(ge=0)] = 0
+    start_from: str | None = None
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 500
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 4.0
+    trace: bool = False
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        unknown = set(self.sampled) - set(LABELS)
+        if unknown:
+            raise ValueError(f"sampled names {sorted(unknown)}; label columns are {list(LABELS)}")
+        if self.batch % len(self.data.tasks):
+            raise ValueError(
+                f"batch {self.batch} does not divide among {len(self.data.tasks)} tasks; "
+                f"use a multiple of {len(self.data.tasks)}"
+            )
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to be resumed; names, speed and saving may differ."""
+        free = {"run", "note", "threads", "checkpoint_steps", "checkpoint_minutes", "trace", "bank"}
+        fields = self.model_dump(mode="json", exclude=free)
+        del fields["data"]["workers"]
+        return fields
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file and apply overrides such as "schedule.full.steps=100".
+
+    Raises:
+        TrainingError: the file is missing or malformed, a key is unknown, or a value does not
+            fit; the message names the key.
+    """
+    try:
+        raw = yaml.load(path.read_text(), _Loader)
+    except FileNotFoundError:
+        raise TrainingError(f"config {path} does not exist; configs/ holds those shipped") from None
+    except yaml.YAMLError as error:
+        raise TrainingError(f"{path} is not YAML ({error})") from error
+    if not isinstance(raw, dict):
+        raise TrainingError(f"{path} does not hold keys and values")
+    for override in overrides or []:
+        _apply(raw, override)
+    try:
+        return Config.model_validate(raw)
+    except ValidationError as error:
+        raise TrainingError(f"{path}: {_sentences(error)}") from None
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise TrainingError(f"override {override!r} is not key=value")
+    *sections, last = key.split(".")
+    place = raw
+    for section in sections:
+        inner = place.setdefault(section, {})
+        if inner is None:
+            inner = place[section] = {}
+        if not isinstance(inner, dict):
+            raise TrainingError(f"override {override!r}: {section} is a value, not a section")
+        place = inner
+    try:
+        place[last] = yaml.load(text, _Loader) if text else None
+    except yaml.YAMLError as error:
+        raise TrainingError(f"override {override!r} has no readable value ({error})") from error
+
+
+def _sentences(error: ValidationError) -> str:
+    parts = []
+    for entry in error.errors(include_url=False):
+        where = ".".join(str(part) for part in entry["loc"])
+        message = entry["msg"].removeprefix("Value error, ")
+        given = "" if isinstance(entry["input"], dict) else f" (given: {entry['input']!r})"
+        parts.append(f"{where}: {message}{given}" if where else message)
+    return "; ".join(parts)

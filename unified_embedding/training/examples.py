@@ -1,0 +1,169 @@
+"""What training and validation read: pictures with a task, labels, a domain and a split."""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unified_embedding.errors import DataError, TrainingError
+from unified_embedding.training import made_up, manifest
+from unified_embedding.training.manifest import Row, read_manifest
+from unified_embedding.training.subsampler import UNLABELLED
+
+if TYPE_CHECKING:
+    from unified_embedding.training.config import DataConfig, MadeUp
+
+LABELS: Final = tuple(column for columns in manifest.LABELS.values() for column in columns)
+"""Every label column, in the order of the heads."""
+IDENTITY: Final = {
+    "browse": "browse_class",
+    "camera": "camera_category",
+    "shop": "shop_instance",
+}
+"""The label that validation retrieves, by task."""
+
+_MADE_UP_SIDE: Final = 96
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of a manifest, column by column; N rows.
+
+    Attributes:
+        images: names that `read` takes.
+        task: str [N].
+        domain: str [N].
+        labels: column -> str [N], "" where a row carries no such label.
+        read: name -> encoded bytes of the picture.
+    """
+
+    images: list[str]
+    task: NDArray[np.str_]
+    domain: NDArray[np.str_]
+    labels: Mapping[str, NDArray[np.str_]]
+    read: Callable[[str], bytes]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def fingerprint(self) -> str:
+        """Hash of every row; a run is resumed on the very rows that it began with."""
+        digest = hashlib.sha256()
+        columns = [self.task, self.domain, *self.labels.values()]
+        for column in (self.images, *(values.tolist() for values in columns)):
+            digest.update("\0".join(column).encode())
+            digest.update(b"\n")
+        return digest.hexdigest()[:16]
+
+    def rows_of(self, task: str) -> NDArray[np.int64]:
+        """Row numbers of one task."""
+        return np.flatnonzero(self.task == task)
+
+    def classes(self, column: str) -> list[str]:
+        """The distinct labels of `column`, sorted."""
+        values = self.labels[column]
+        return sorted(np.unique(values[values != ""]).tolist())
+
+    def encoded(self, column: str, classes: list[str]) -> NDArray[np.int64]:
+        """Class numbers of `column`, int64 [N]; `UNLABELLED` where a row has none.
+
+        Raises:
+            TrainingError: a label is not among `classes` (sorted).
+        """
+        values = self.labels[column]
+        known = np.asarray(classes, dtype=np.str_)
+        numbers: NDArray[np.int64] = np.searchsorted(known, values).astype(np.int64)
+        found = known[np.minimum(numbers, len(known) - 1)] == values
+        strange = (values != "") & ~found
+        if strange.any():
+            raise TrainingError(f"{column} {str(values[strange][0])!r} is no class of this model")
+        numbers[values == ""] = UNLABELLED
+        return numbers
+
+
+def load_rows(data: "DataConfig") -> tuple[list[Row], Callable[[str], bytes]]:
+    """All manifest rows that `data` names, and what reads their pictures.
+
+    Raises:
+        DataError: the manifest is missing or a row of it is wrong.
+    """
+    if data.manifest is None:
+        assert data.made_up is not None  # the configuration has one of the two
+        return made_up_rows(data.made_up), read_made_up
+    path = Path(data.manifest)
+    return list(read_manifest(path)), FolderReader(path.parent)
+
+
+def select(
+    rows: list[Row], read: Callable[[str], bytes], data: "DataConfig", split: str
+) -> Examples:
+    """The rows of one split and of the configured tasks and labels."""
+    kept = [row for row in rows if row["split"] == split and row["task"] in data.tasks]
+    return from_rows(kept, read, data.labels)
+
+
+def from_rows(
+    rows: list[Row], read: Callable[[str], bytes], labels: Iterable[str] = LABELS
+) -> Examples:
+    """Turn manifest rows into columns, keeping the label columns `labels`."""
+    return Examples(
+        images=[row["image"] for row in rows],
+        task=np.array([row["task"] for row in rows], dtype=np.str_),
+        domain=np.array([row["domain"] for row in rows], dtype=np.str_),
+        labels={c: np.array([row.get(c, "") for row in rows], dtype=np.str_) for c in labels},
+        read=read,
+    )
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Reads pictures below a folder."""
+
+    folder: Path
+
+    def __call__(self, image: str) -> bytes:
+        """Encoded bytes of `image`. Raises DataError naming a file that is not there."""
+        try:
+            return (self.folder / image).read_bytes()
+        except OSError as error:
+            raise DataError(f"the manifest names {self.folder / image}: {error}") from error
+
+
+def read_made_up(image: str) -> bytes:
+    """Draw the picture that a made-up name describes, as BMP bytes."""
+    label, variant = image.split(":")
+    out = io.BytesIO()
+    made_up.picture(int(label), int(variant), _MADE_UP_SIDE).save(out, "BMP")
+    return out.getvalue()
+
+
+def made_up_rows(wanted: "MadeUp") -> list[Row]:
+    """Manifest rows of made-up pictures; validation has a quarter as many classes, its own."""
+    rows: list[Row] = []
+    kinds = (
+        ("browse", "browse_class", wanted.browse_class),
+        ("camera", "camera_category", wanted.camera_category),
+        ("shop", "shop_instance", wanted.shop_instance),
+    )
+    for kind, (task, column, classes) in enumerate(kinds):
+        for number in range(classes + max(2, classes // 4) if classes else 0):
+            labels = {column: f"{task} {number}"}
+            # Every fourth product has no class, as odd ones have none in real catalogues.
+            if task == "shop" and wanted.shop_class and number % 4 != 3:
+                labels["shop_class"] = f"kind {number % wanted.shop_class}"
+            for variant in range(wanted.per_class):
+                rows.append(
+                    {
+                        "image": f"{kind + len(kinds) * number}:{variant}",
+                        "task": task,
+                        "domain": ("web", "catalogue")[variant % 2],
+                        "split": "train" if number < classes else "validation",
+                        **labels,
+                    }
+                )
+    return rows
