@@ -71,8 +71,8 @@ bench-backfill: engine .venv/.stamp-search ## what a back-fill does to the laten
 data: .venv/.stamp-train ## fetch and render the public training and test pictures (cached, resumable)
 	@$(PY) -m unified_embedding.training.data
 
-train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml (resumes)
-	@$(PY) -m unified_embedding.training.train $(CONFIG)
+train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value ...'; resumes
+	@$(PY) -m unified_embedding.training.train $(CONFIG) $(ARGS)
 
 evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
 	@$(PY) -m unified_embedding.training.evaluate

@@ -238,7 +238,8 @@ def test_other_failures_are_not_retried(
 def test_retries_end_before_the_deadline(peer: Peer, ask: Ask) -> None:
     peer.respond = fail_first(10**9, grpc.StatusCode.UNAVAILABLE)
     patient = {"retry": Retry(attempts=10**9, first=0.05, longest=0.05)}
-    with pytest.raises(ServerUnavailable):
+    # Whichever it notices last: that no pause fits any more, or that a pause overslept.
+    with pytest.raises((ServerUnavailable, DeadlineExceeded)):
         ask(peer, "embed", IMAGES[:1], timeout=0.5, options=patient)
     assert 1 < len(peer.requests) <= 21  # 0.5 s hold at most 20 pauses of at least 25 ms.
 
