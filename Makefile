@@ -5,6 +5,7 @@ SHELL := /bin/bash
 MODEL     ?= models/unified-embedder-lite0
 TARGET    ?= auto
 PRECISION ?= auto
+CONFIG    ?= configs/smoke.yaml
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -67,6 +68,15 @@ bench-index: .venv/.stamp-search ## code search against FAISS, USearch, LanceDB:
 bench-backfill: engine .venv/.stamp-search ## what a back-fill does to the latency of online requests
 	@$(PY) bench/backfill_bench.py
 
+data: .venv/.stamp-train ## fetch and render the public training and test pictures (cached, resumable)
+	@$(PY) -m unified_embedding.training.data
+
+train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value ...'; resumes
+	@$(PY) -m unified_embedding.training.train $(CONFIG) $(ARGS)
+
+evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
+	@$(PY) -m unified_embedding.training.evaluate
+
 test: .venv/.stamp-all ## every test that this machine can run
 	@$(PY) -m pytest
 
@@ -85,4 +95,4 @@ gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, t
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env train-env engine demo page bench-index bench-backfill test test-serving lint gpu-check clean
+.PHONY: help env train-env engine demo data train evaluate page bench-index bench-backfill test test-serving lint gpu-check clean

@@ -1,13 +1,6 @@
 """`locust -f loadtest/` as users run it, against a KServe v2 server whose behaviour is known."""
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,71 +15,6 @@ from kserve_peer import Peer, serving, slowly
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("locust") is None, reason="the extra `load` is not installed"
 )
-
-
-@pytest.fixture
-def peer() -> Iterator[Peer]:
-    with serving(Peer(max_batch_size=4)) as running:
-        yield running
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished load test: exit code, Locust's statistics by request name, and its output."""
-
-    exit_code: int
-    stats: dict[str, dict[str, Any]]
-    said: str
-
-    def count(self, name: str, column: str) -> int:
-        return int(self.stats[name][column])
-
-
-@pytest.fixture
-def locust(root: Path, tmp_path: Path, peer: Peer) -> Any:
-    """Run Locust with eight users on three small pictures until `peer` got `until` requests."""
-    images = tmp_path / "images"
-    images.mkdir()
-    for name in ("a.jpg", "b.JPEG", "c.png"):
-        (images / name).write_bytes(name.encode())
-    (images / "ATTRIBUTION.md").write_text("not a picture")
-
-    def run(
-        *arguments: str,
-        until: int = 24,
-        report: Sequence[str] = ("--json-file", "report"),
-        **environment: str,
-    ) -> Run:
-        command = [sys.executable, "-m", "locust", "-f", f"{root}/loadtest/", "--headless"]
-        command += ["-u", "8", "-r", "8", "-t", "60s", "--only-summary", *report]
-        said = tmp_path / "said"
-        with said.open("wb") as stream:
-            process = subprocess.Popen(
-                [*command, *arguments],
-                stdout=stream,
-                stderr=subprocess.STDOUT,
-                cwd=tmp_path,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(root),
-                    "LOADTEST_IMAGES": str(images),
-                    **environment,
-                },
-            )
-            # By requests, not by seconds: a busy machine takes seconds to start at all.
-            while process.poll() is None and len(peer.requests) < until:
-                time.sleep(0.05)
-            time.sleep(0.5)
-            if process.poll() is None:
-                process.terminate()
-            process.wait(60)
-        # At the end of a run Locust writes this file whole; its CSV may lack the last seconds.
-        file = tmp_path / "report.json"
-        rows = json.loads(file.read_text()) if file.exists() else []
-        stats = {row["name"]: row for row in rows}
-        return Run(process.returncode, stats, said.read_text())
-
-    return run
 
 
 def test_users_wait_for_their_answers_side_by_side(peer: Peer, locust: Any) -> None:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,6 +111,21 @@ def test_an_empty_list_has_empty_vectors_and_a_version(peer: Peer, ask: Ask) -> 
         {},
     )
     assert not peer.requests
+
+
+def test_requests_say_by_when_they_must_be_answered(peer: Peer, ask: Ask) -> None:
+    peer.respond = fail_first(2, grpc.StatusCode.UNAVAILABLE)
+    before = time.time()
+    ask(peer, "embed", IMAGES, timeout=30)
+    sent = [float(request.parameters["deadline"]) for request in peer.requests]
+    assert len(sent) == 5
+    # One moment for the whole list, retries included.
+    assert max(sent) - min(sent) < 0.1
+    assert before + 30 <= min(sent) + 0.001
+    assert max(sent) <= time.time() + 30
+    peer.requests.clear()
+    ask(peer, "embed", IMAGES[:1], options={"send_deadline": False})
+    assert "deadline" not in peer.requests[0].parameters
 
 
 def test_each_picture_has_its_own_crop(peer: Peer, ask: Ask) -> None:
@@ -222,7 +238,8 @@ def test_other_failures_are_not_retried(
 def test_retries_end_before_the_deadline(peer: Peer, ask: Ask) -> None:
     peer.respond = fail_first(10**9, grpc.StatusCode.UNAVAILABLE)
     patient = {"retry": Retry(attempts=10**9, first=0.05, longest=0.05)}
-    with pytest.raises(ServerUnavailable):
+    # Whichever it notices last: that no pause fits any more, or that a pause overslept.
+    with pytest.raises((ServerUnavailable, DeadlineExceeded)):
         ask(peer, "embed", IMAGES[:1], timeout=0.5, options=patient)
     assert 1 < len(peer.requests) <= 21  # 0.5 s hold at most 20 pauses of at least 25 ms.
 

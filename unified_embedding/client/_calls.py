@@ -92,6 +92,11 @@ class Deadline:
         """Seconds left; negative when it has passed."""
         return self._end - time.monotonic()
 
+    @property
+    def moment(self) -> float:
+        """When it passes, by the clock that other machines share: seconds since 1970."""
+        return time.time() + self.left
+
     def remaining(self) -> float:
         """Seconds left for the next step. Raises DeadlineExceeded when there are none."""
         left = self.left

@@ -66,6 +66,22 @@ class LastLayers(_Section):
     proxy_rate: Annotated[float, Field(gt=0)] = 0.05
 
 
+class Elsewhere(_Section):
+    """A test set of a domain that no row was trained on.
+
+    Attributes:
+        name: how the page calls it.
+        manifest: CSV or Parquet; relative paths start at the folder of the main manifest.
+        task: the search of `tasks` that counts, for instance "camera category",
+        metric: and its figure.
+    """
+
+    name: str
+    manifest: Path
+    task: str
+    metric: str
+
+
 class EvaluationConfig(_Section):
     """One evaluation.
 
@@ -73,6 +89,7 @@ class EvaluationConfig(_Section):
         manifest: CSV or Parquet; by default the one that `make data` wrote.
         frozen: digest of the test set behind the published figures; "" takes any.
         rows: the embedders, in the order of the table.
+        elsewhere: further test sets, of domains that no row was trained on.
         last_layers: left out when None.
         training_seeds: how many seeds each trained row stands for; stated on the page.
     """
@@ -80,6 +97,7 @@ class EvaluationConfig(_Section):
     manifest: Path | None = None
     frozen: str = ""
     rows: list[Row]
+    elsewhere: list[Elsewhere] = []
     last_layers: LastLayers | None = None
     training_seeds: Annotated[int, Field(ge=1)] = 1
 

@@ -58,6 +58,7 @@ def render(
         _targets_table(targets),
         _code_table(results),
         _one_index_table(results),
+        _elsewhere(results),
         _ranks_table(results),
         _dimension(results.findings, pictures),
         _subsampling(results.findings, pictures),
@@ -257,6 +258,29 @@ def _one_index_table(results: Results) -> Lines:
         "",
         *_table(head, rows),
     ]
+
+
+def _elsewhere(results: Results) -> Lines:
+    rows = []
+    for place in results.config.elsewhere:
+        for result in results.rows:
+            if result.measurement is None:
+                continue
+            found = result.elsewhere.get(place.name)
+            cells = [Cell(place.task, place.metric, kind) for kind in COMPARISONS]
+            texts = [
+                NOT_RUN if found is None else level(found.samples[cell].interval())
+                for cell in cells
+            ]
+            gain = results.gain_elsewhere(result.row.name, result.row.baseline, place)
+            change = points(gain) if result.row.baseline is not None else ""
+            rows.append(
+                [place.name, result.row.name, f"{place.task} {place.metric}", *texts, change]
+            )
+    head = ["test set", "embedder", "figure", *COMPARISONS, "float, minus its zero-shot"]
+    if not rows:
+        return []
+    return ["## Domains that no row was trained on", "", *_table(head, rows)]
 
 
 def _ranks_table(results: Results) -> Lines:

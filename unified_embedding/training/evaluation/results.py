@@ -1,11 +1,11 @@
 """Everything that one evaluation found, in one value that the page and the pictures read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from unified_embedding.retrieval import Comparison, Interval
-from unified_embedding.training.evaluation.config import EvaluationConfig, Row
+from unified_embedding.training.evaluation.config import Elsewhere, EvaluationConfig, Row
 from unified_embedding.training.evaluation.experiments import Findings
 from unified_embedding.training.evaluation.measure import Cell, Measurement
 
@@ -41,6 +41,7 @@ class RowResult:
         dim: width of the embedding, 0 when not run.
         facts: see `Embedder`.
         speed: pictures per second, decoding included, or None.
+        elsewhere: name of a further test set -> scores there.
     """
 
     row: Row
@@ -48,6 +49,7 @@ class RowResult:
     dim: int = 0
     facts: Mapping[str, Any] | None = None
     speed: float | None = None
+    elsewhere: Mapping[str, Measurement] = field(default_factory=dict)
 
     def interval(self, cell: Cell) -> Interval | None:
         """Mean and interval of one figure; None when there is none."""
@@ -89,12 +91,23 @@ class Results:
         """Paired difference of two rows' figures; None unless both were run."""
         if theirs is None:
             return None
+        rows = self.named(ours), self.named(theirs)
         cell = Cell(task, metric, comparison)
-        found = [self.named(name).measurement for name in (ours, theirs)]
-        if any(one is None or cell not in one.samples for one in found):
+        return paired(rows[0].measurement, rows[1].measurement, cell)
+
+    def gain_elsewhere(self, ours: str, theirs: str | None, place: Elsewhere) -> Interval | None:
+        """The same on a further test set, by float."""
+        if theirs is None:
             return None
-        left, right = (one.samples[cell] for one in found if one is not None)
-        return left.minus(right).interval()
+        left, right = (self.named(name).elsewhere.get(place.name) for name in (ours, theirs))
+        return paired(left, right, Cell(place.task, place.metric, "float"))
+
+
+def paired(ours: Measurement | None, theirs: Measurement | None, cell: Cell) -> Interval | None:
+    """Paired difference of one figure; None unless both sides have it."""
+    if ours is None or theirs is None or not {cell} <= set(ours.samples) & set(theirs.samples):
+        return None
+    return ours.samples[cell].minus(theirs.samples[cell]).interval()
 
 
 def loss(

@@ -87,7 +87,8 @@ def evaluate(bench: Bench, fresh: bool = False) -> Results:
     """Measure every row that is there, the experiments and the costs."""
     if fresh:
         _forget(bench)
-    rows = [measure_row(bench, row) for row in bench.config.rows]
+    places = _open_places(bench)
+    rows = [_with_places(measure_row(bench, row), places) for row in bench.config.rows]
     findings = None
     if bench.config.last_layers is not None and is_there(bench.config.last_layers.source):
         findings = _experiments(bench, bench.config.last_layers)
@@ -143,6 +144,26 @@ def compare(bench: Bench, source: str, against: str | None) -> Agreement:
         engine=str(embedder.facts.get("engine", f"onnxruntime-{embedder.id}")),
         row=row.name,
     )
+
+
+def _open_places(bench: Bench) -> dict[str, Bench]:
+    """Further test sets that are there, each frozen beside its own manifest."""
+    found = {}
+    for place in bench.config.elsewhere:
+        manifest = bench.pictures.folder / place.manifest
+        if not manifest.exists():
+            bench.console.print(f"{place.name}: not run, {manifest} is not there", soft_wrap=True)
+            continue
+        config = bench.config.model_copy(update={"frozen": "", "elsewhere": []})
+        found[place.name] = open_bench(config, manifest, bench.cache, bench.threads, bench.console)
+    return found
+
+
+def _with_places(result: RowResult, places: dict[str, Bench]) -> RowResult:
+    if result.measurement is None:
+        return result
+    found = {name: measure_row(place, result.row).measurement for name, place in places.items()}
+    return replace(result, elsewhere={name: one for name, one in found.items() if one is not None})
 
 
 def searched(bench: Bench) -> Searched:
