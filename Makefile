@@ -5,12 +5,13 @@ SHELL := /bin/bash
 MODEL     ?= models/unified-embedder-lite0
 TARGET    ?= auto
 PRECISION ?= auto
+CONFIG    ?= configs/smoke.yaml
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # The trainer's wheels are 8 GB installed; building and serving never need them.
 SERVING_EXTRAS := serve,build,client,load
-ALL_EXTRAS     := $(SERVING_EXTRAS),train,search,peers,dev
+ALL_EXTRAS     := $(SERVING_EXTRAS),int8,tensorrt-rtx,train,search,peers,dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -22,6 +23,11 @@ help: ## list the targets
 .venv/.stamp-serving: .venv/.stamp-python pyproject.toml constraints.txt
 	@echo "installing the serving environment into .venv (0.9 GB, once)"
 	@$(PIP) --editable '.[$(SERVING_EXTRAS)]'
+	@touch $@
+
+.venv/.stamp-search: .venv/.stamp-serving
+	@echo "installing back-fill, index and page into .venv (0.4 GB, once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
 	@touch $@
 
 .venv/.stamp-train: .venv/.stamp-serving
@@ -37,11 +43,39 @@ help: ## list the targets
 env: .venv/.stamp-serving ## the environment for building and serving (no torch)
 train-env: .venv/.stamp-train ## the environment for training and exporting (torch)
 
-engine: .venv/.stamp-serving ## compile MODEL and install it: TARGET=auto|openvino|tensorrt|tensorrt-rtx PRECISION=auto|fp32|bf16
+# What a choice needs beyond the serving environment, installed when it is chosen.
+.venv/.stamp-int8 .venv/.stamp-tensorrt-rtx: .venv/.stamp-%: .venv/.stamp-serving
+	@echo "installing what '$*' needs into .venv (once)"
+	@$(PIP) --editable '.[$*]'
+	@touch $@
+
+ENGINE_NEEDS := .venv/.stamp-serving $(if $(filter int8,$(PRECISION)),.venv/.stamp-int8) \
+                $(if $(filter tensorrt-rtx,$(TARGET)),.venv/.stamp-tensorrt-rtx)
+
+engine: $(ENGINE_NEEDS) ## compile MODEL and install it: TARGET=auto|openvino|tensorrt|tensorrt-rtx PRECISION=auto|fp32|bf16|int8
 	@$(PY) build/engine.py --model "$(MODEL)" --target "$(TARGET)" --precision "$(PRECISION)"
 
 demo: engine ## serve the demo gallery, search it by float and by code, draw a contact sheet
 	@$(PY) clients/demo.py
+
+page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
+	@$(PY) clients/page.py --demo
+
+bench-index: .venv/.stamp-search ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
+	@$(PY) bench/index_bench.py
+
+bench-backfill: engine .venv/.stamp-search ## what a back-fill does to the latency of online requests
+	@$(PY) bench/backfill_bench.py
+
+data: .venv/.stamp-train ## fetch and render the public training and test pictures (cached, resumable)
+	@$(PY) -m unified_embedding.training.data
+
+train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value ...'; resumes
+	@$(PY) -m unified_embedding.training.train $(CONFIG) $(ARGS)
+
+evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
+	@$(PY) -m unified_embedding.training.evaluate
 
 test: .venv/.stamp-all ## every test that this machine can run
 	@$(PY) -m pytest
@@ -55,7 +89,10 @@ lint: .venv/.stamp-all ## ruff and mypy
 	@$(PY) -m ruff check .
 	@build/lint_types.sh
 
+gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, tests, speeds -> docs/gpu-results/<gpu>.md
+	@$(PY) build/gpu_check.py
+
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env train-env engine demo test test-serving lint clean
+.PHONY: help env train-env engine demo data train evaluate page bench-index bench-backfill test test-serving lint gpu-check clean

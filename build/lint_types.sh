@@ -4,7 +4,7 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 "$python" -m mypy unified_embedding
-for room in build clients loadtest; do
+for room in bench build clients loadtest; do
     MYPYPATH="$room" "$python" -m mypy --explicit-package-bases "$room"/*.py
 done
 for step in model_repository/*/1/model.py; do

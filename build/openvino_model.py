@@ -1,12 +1,15 @@
 """Triton step `embedder` on OpenVINO, copied into the engine folder as model.py."""
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import openvino as ov
 import triton_python_backend_utils as pb_utils
+
+from unified_embedding import deadline
 
 
 class TritonPythonModel:
@@ -28,24 +31,55 @@ class TritonPythonModel:
             },
         )
         self.request = compiled.create_infer_request()
+        self.pace, self.shared_pace = deadline.Pace(), deadline.SharedPace()
         shape = config["input"][0]["dims"]
         for batch in range(1, config["max_batch_size"] + 1):
             self._embed(np.zeros((batch, *map(int, shape)), dtype=np.uint8))
 
     def execute(self, requests: list[Any]) -> list[Any]:
-        """Run all waiting requests as one batch and hand each its rows."""
+        """Run all waiting requests as one batch and hand each its rows; drop those too late."""
+        # The batch itself, and as much again for the answers' way home.
+        refusals = [_refusal(request, 2 * self.pace.seconds) for request in requests]
+        rows = iter(self._rows([r for r, no in zip(requests, refusals, strict=True) if no is None]))
+        return [next(rows) if refusal is None else refusal for refusal in refusals]
+
+    def finalize(self) -> None:
+        """The server stops."""
+        self.shared_pace.remove()
+
+    def _rows(self, requests: list[Any]) -> list[Any]:
+        if not requests:
+            return []
+        began = time.monotonic()
         pixels = [
             pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy() for request in requests
         ]
         embedding = self._embed(pixels[0] if len(pixels) == 1 else np.concatenate(pixels))
         ends = np.cumsum([len(rows) for rows in pixels])
-        return [
+        answers = [
             pb_utils.InferenceResponse(
                 [pb_utils.Tensor("embedding", rows), pb_utils.Tensor("features", rows)]
             )
             for rows in np.split(embedding, ends[:-1])
         ]
+        self.pace.add(time.monotonic() - began)
+        self.shared_pace.write(self.pace.seconds)
+        return answers
 
     def _embed(self, pixels: Any) -> Any:
         self.request.infer([pixels], share_inputs=True)
         return self.request.get_output_tensor(0).data
+
+
+def _refusal(request: Any, needed: float) -> Any:
+    """The answer to a request that is too late, else None."""
+    text = request.parameters()
+    try:
+        deadline.check(json.loads(text) if text else {}, needed)
+    except deadline.Late as late:
+        code, message = pb_utils.TritonError.UNAVAILABLE, str(late)
+    except deadline.Malformed as malformed:
+        code, message = pb_utils.TritonError.INVALID_ARG, str(malformed)
+    else:
+        return None
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

@@ -21,6 +21,7 @@ from typing import Annotated
 
 import typer
 from _journal import PART_SIZE, Journal, JournalError, Part, fingerprint
+from _options import CertificateChain, PrivateKey, RootCertificates, Url, tls_from
 from _picture_files import InputError, find_pictures
 from _pipeline import Chunk, cut, embed_files, in_order, joined
 from _vector_files import FORMATS, write_rows
@@ -37,7 +38,7 @@ from rich.progress import (
 from rich.text import Text
 
 from unified_embedding import Box
-from unified_embedding.client import DEFAULT_URL, OUTPUTS, TLS, EmbedderClient
+from unified_embedding.client import DEFAULT_URL, OUTPUTS, EmbedderClient, ServerInfo
 from unified_embedding.errors import ClientError, ImageError
 from unified_embedding.image import parse_crops
 
@@ -51,9 +52,7 @@ class RunError(Exception):
 def main(
     inputs: Annotated[list[str], typer.Argument(help="pictures, folders or glob patterns")],
     out: Annotated[Path, typer.Option(help=f"file to write: {', '.join(FORMATS)}")],
-    url: Annotated[
-        str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
-    ] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     outputs: Annotated[str, typer.Option(help="columns, comma separated")] = ",".join(OUTPUTS),
     crop: Annotated[
         str, typer.Option(help="part of every picture: x0,y0,x1,y1 as fractions of it")
@@ -63,11 +62,9 @@ def main(
     restart: Annotated[
         bool, typer.Option("--restart", help="drop an interrupted run of the same output")
     ] = False,
-    root_certificates: Annotated[
-        Path | None, typer.Option(help="TLS: PEM file of whom to trust")
-    ] = None,
-    private_key: Annotated[Path | None, typer.Option(help="mutual TLS: PEM file")] = None,
-    certificate_chain: Annotated[Path | None, typer.Option(help="mutual TLS: PEM file")] = None,
+    root_certificates: RootCertificates = None,
+    private_key: PrivateKey = None,
+    certificate_chain: CertificateChain = None,
 ) -> None:
     """Embed pictures and write one row for each."""
     try:
@@ -75,12 +72,10 @@ def main(
         if out.suffix not in FORMATS:
             raise RunError(f"--out {out} ends with none of {', '.join(FORMATS)}")
         box = parse_crops(crop, 1)[0] if crop else None
-        tls = TLS(root_certificates, private_key, certificate_chain)
-        client = EmbedderClient(
-            url, timeout=timeout, max_inflight=inflight, tls=None if tls == TLS() else tls
-        )
-        with client:
-            skipped = run(client, find_pictures(inputs), out, columns, box, inflight, restart)
+        files = find_pictures(inputs)
+        tls = tls_from(root_certificates, private_key, certificate_chain)
+        with EmbedderClient(url, timeout=timeout, max_inflight=inflight, tls=tls) as client:
+            skipped = run(client, files, out, columns, box, inflight, restart)
     except KeyboardInterrupt:
         console.print("embed: interrupted; the same command continues from here")
         sys.exit(130)
@@ -110,25 +105,12 @@ def run(
     """Embed `files`, write `out`, and return how many files were skipped."""
     began = time.monotonic()
     server = client.info()
-    settings = {
-        "version": server.version,
-        "outputs": ",".join(outputs),
-        "crop": "" if crop is None else str(crop),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    journal = Journal.open(out, settings, server.engine, restart)
-    if journal.engine != server.engine:
-        console.print(
-            f"warning: the interrupted run used engine {journal.engine}, the server now runs "
-            f"{server.engine}: rows of both may be compared, but a few bits differ",
-            style="yellow",
-        )
+    journal = begin(out, server, outputs, crop, restart)
     parts = [files[start : start + PART_SIZE] for start in range(0, len(files), PART_SIZE)]
     marks = [fingerprint(part) for part in parts]
     missing = [index for index, mark in enumerate(marks) if not journal.holds(index, mark)]
-    skipped = 0
-    for index in sorted(set(range(len(parts))) - set(missing)):
-        skipped += tell_skipped(journal.read(index))
+    finished = sorted(set(range(len(parts))) - set(missing))
+    skipped = sum(tell_skipped(journal.read(index)) for index in finished)
     chunks = [
         chunk for index in missing for chunk in cut(index, parts[index], server.max_batch_size)
     ]
@@ -164,6 +146,26 @@ def run(
         f"{len(files) - fresh:,} from an interrupted run, {skipped:,} skipped"
     )
     return skipped
+
+
+def begin(
+    out: Path, server: ServerInfo, outputs: Sequence[str], crop: Box | None, restart: bool
+) -> Journal:
+    """Begin a run, or continue an interrupted one. Raises JournalError."""
+    settings = {
+        "version": server.version,
+        "outputs": ",".join(outputs),
+        "crop": "" if crop is None else str(crop),
+    }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    journal = Journal.open(out, settings, server.engine, restart)
+    if journal.engine != server.engine:
+        console.print(
+            f"warning: the interrupted run used engine {journal.engine}, the server now runs "
+            f"{server.engine}: rows of both may be compared, but a few bits differ",
+            style="yellow",
+        )
+    return journal
 
 
 def tell_skipped(part: Part) -> int:

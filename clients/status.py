@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 import typer
+from _options import CertificateChain, PrivateKey, RootCertificates, Url, tls_from
 from PIL import Image
 from rich.box import SIMPLE
 from rich.console import Console
@@ -26,7 +27,6 @@ from rich.table import Table
 from unified_embedding import pack
 from unified_embedding.client import (
     DEFAULT_URL,
-    TLS,
     Embedded,
     EmbedderClient,
     Retry,
@@ -60,9 +60,7 @@ class Status:
 
 
 def main(
-    url: Annotated[
-        str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
-    ] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     image: Annotated[
         Path | None, typer.Option(help="picture to send; by default one of 640 x 480 is made")
@@ -71,20 +69,16 @@ def main(
         int, typer.Option(min=1, help="how often to time it, after a first call")
     ] = 10,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 10.0,
-    root_certificates: Annotated[
-        Path | None, typer.Option(help="TLS: PEM file of whom to trust")
-    ] = None,
-    private_key: Annotated[Path | None, typer.Option(help="mutual TLS: PEM file")] = None,
-    certificate_chain: Annotated[Path | None, typer.Option(help="mutual TLS: PEM file")] = None,
+    root_certificates: RootCertificates = None,
+    private_key: PrivateKey = None,
+    certificate_chain: CertificateChain = None,
 ) -> None:
     """Ask a server what it serves, send it a picture, and show the times of each stage."""
     try:
-        tls = TLS(root_certificates, private_key, certificate_chain)
+        tls = tls_from(root_certificates, private_key, certificate_chain)
         data = image.read_bytes() if image else example_picture()
-        client = EmbedderClient(
-            url, timeout=timeout, retry=Retry(attempts=1), tls=None if tls == TLS() else tls
-        )
-        with client:
+        once = Retry(attempts=1)
+        with EmbedderClient(url, timeout=timeout, retry=once, tls=tls) as client:
             status = probe(client, data, pictures)
     except (ClientError, ValueError, OSError) as error:
         if as_json:

@@ -5,6 +5,8 @@ EmbeddingError
 ├── ImageError           one picture cannot be embedded; the message says why
 ├── TrainingError        a training run is configured wrongly or cannot go on
 ├── CodeError            embeddings or codes of the wrong shape, type or value
+├── CodeIndexError       a code index is missing, damaged or asked for what it does not hold
+│   └── IndexMismatch        codes of another version or width than the index holds
 ├── DataError            training data are missing, damaged or malformed
 └── ClientError          a call to the server failed
     ├── ServerUnavailable    not reachable, not ready, or overloaded
@@ -33,6 +35,14 @@ class TrainingError(EmbeddingError, ValueError):
 
 class CodeError(EmbeddingError, ValueError):
     """Embeddings or packed codes have the wrong shape, dtype or value."""
+
+
+class CodeIndexError(EmbeddingError, ValueError):
+    """A code index is missing, damaged, or asked for something it does not hold."""
+
+
+class IndexMismatch(CodeIndexError):
+    """Codes of another embedder version or width than the index holds; they cannot be compared."""
 
 
 class DataError(EmbeddingError, ValueError):

@@ -1,7 +1,6 @@
 """One real tritonserver for the whole session, on free ports, with an engine built for it."""
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from production_repository import assemble
 
 from unified_embedding.gallery import Gallery
 from unified_embedding.local_server import start
 from unified_embedding.spec import EmbedderSpec
+from unified_embedding.tritonserver import SetupError, resolve
 
 MODEL = "models/unified-embedder-lite0"
 
@@ -30,13 +31,6 @@ class Server:
     pid: int
 
 
-def assemble(root: Path, folder: Path) -> Path:
-    """A model repository with the checkout's static models; the installed engine is left alone."""
-    for name in ("unified_embedding", "preprocess", "binarizer"):
-        shutil.copytree(root / "model_repository" / name, folder / name)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def gallery(root: Path) -> Gallery:
     return Gallery.load(root / "demo")
@@ -45,9 +39,13 @@ def gallery(root: Path) -> Gallery:
 @pytest.fixture(scope="session")
 def repository(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository with an engine that the real build step put there."""
-    pytest.importorskip("pytriton", reason="the extra `serve` is not installed")
+    try:
+        resolve([], os.environ)
+    except SetupError as error:
+        pytest.skip(str(error))
     pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
-    folder = assemble(root, tmp_path_factory.mktemp("server") / "model_repository")
+    folder = tmp_path_factory.mktemp("server") / "model_repository"
+    assemble(root / "model_repository", folder)
     build = subprocess.run(
         [sys.executable, root / "build/engine.py", "--model", root / MODEL, "--repository", folder],
         capture_output=True,

@@ -1,6 +1,7 @@
 """Start and stop of the real tritonserver."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,11 +22,18 @@ def children(pid: int) -> list[int]:
     return [int(child) for child in listed]
 
 
+def python_instances(repository: Path) -> int:
+    """Processes that the Python backend starts: one for each instance."""
+    configs = [path.read_text() for path in repository.glob("*/config.pbtxt")]
+    counts = [re.search(r"count: (\d+)", text) for text in configs if 'backend: "python"' in text]
+    return sum(int(count.group(1)) for count in counts if count)
+
+
 def test_sigterm_leaves_no_process_and_no_shared_memory(repository: Path, tmp_path: Path) -> None:
     before = shared_memory()
     server = start(repository, tmp_path / "log")
     stubs = children(server.process.pid)
-    assert len(stubs) == 4
+    assert len(stubs) == python_instances(repository)
     assert shared_memory() - before
     assert server.stop() == 0
     assert [pid for pid in stubs if Path(f"/proc/{pid}").exists()] == []

@@ -34,6 +34,16 @@ def encode(image: Image.Image, kind: str) -> bytes:
     return buffer.getvalue()
 
 
+def agree(server, left: np.ndarray, right: np.ndarray) -> bool:
+    """The same bits. A GPU may run another kernel for another batch size: nearly the same there."""
+    if not server.engine.startswith("tensorrt-") or left.dtype == object:
+        return np.array_equal(left, right)
+    if left.dtype == np.uint8:
+        return bool((np.unpackbits(left) != np.unpackbits(right)).mean() <= 0.01)
+    lengths = np.linalg.norm(left, axis=-1) * np.linalg.norm(right, axis=-1)
+    return bool(((left * right).sum(axis=-1) >= 0.9999 * lengths).all())
+
+
 def statistics(url: str, model: str) -> tuple[int, int]:
     """(images, executions) that Triton counted for a model."""
     with grpcclient.InferenceServerClient(url) as client:
@@ -87,7 +97,7 @@ def test_the_ensemble_answers_what_its_steps_answer(server, images) -> None:
     answer = triton.embed(server.grpc_url, images)
     pixels = np.stack([load_pixels(image, server.spec.preprocessing) for image in images])
     step = triton.infer(server.grpc_url, "embedder", "pixels", pixels, ["embedding"])
-    assert np.array_equal(answer["embedding"], step["embedding"])
+    assert agree(server, answer["embedding"], step["embedding"])
     assert np.array_equal(answer["code"], np.packbits(answer["embedding"] > 0, axis=1))
     assert answer["embedding"].shape == (16, server.spec.dim)
     assert answer["code"].shape == (16, server.spec.dim // 8)
@@ -101,7 +111,7 @@ def test_any_choice_of_outputs(server, images, outputs: tuple[str, ...]) -> None
     answer = triton.embed(server.grpc_url, images[:3], outputs)
     assert set(answer) == set(outputs)
     for name in outputs:
-        assert np.array_equal(answer[name], whole[name])
+        assert agree(server, answer[name], whole[name])
 
 
 def test_the_embedding_alone_skips_the_binarizer(server, images) -> None:
@@ -118,7 +128,7 @@ def test_an_image_gets_the_same_bits_alone_in_any_batch_and_at_any_position(serv
             batch = [images[(index + size) % 16] for index in range(size)]
             batch[position] = probe
             answer = triton.embed(server.grpc_url, batch)["embedding"][position]
-            assert np.array_equal(answer, alone), (size, position)
+            assert agree(server, answer, alone), (size, position)
 
 
 def test_concurrent_single_images_share_batches(server, images) -> None:
@@ -131,7 +141,7 @@ def test_concurrent_single_images_share_batches(server, images) -> None:
     answers = triton.at_once(16, work)
     after = statistics(server.grpc_url, "embedder")
     for expected, codes in zip(alone, answers, strict=True):
-        assert all(np.array_equal(code, expected) for code in codes)
+        assert all(agree(server, code, expected) for code in codes)
     assert (after[0] - before[0]) / (after[1] - before[1]) > 1.5
 
 
@@ -190,7 +200,7 @@ def test_crop_equals_the_cropped_pixels(server, images) -> None:
     whole = encode(image, "PNG")
     by_parameter = triton.embed(server.grpc_url, [whole], crop=str(box))
     by_pixels = triton.embed(server.grpc_url, [cropped])
-    assert np.array_equal(by_parameter["embedding"], by_pixels["embedding"])
+    assert agree(server, by_parameter["embedding"], by_pixels["embedding"])
     assert not np.array_equal(by_parameter["code"], triton.embed(server.grpc_url, [whole])["code"])
 
 
@@ -201,7 +211,7 @@ def test_sixteen_boxes_in_flight_are_each_answered_with_their_own(server, images
         16, lambda index: triton.embed(server.grpc_url, [images[0]], crop=str(boxes[index]))
     )
     for answer, alone in zip(answers, expected, strict=True):
-        assert np.array_equal(answer["embedding"], alone["embedding"])
+        assert agree(server, answer["embedding"], alone["embedding"])
     assert len({answer["code"].tobytes() for answer in answers}) == 16
 
 
@@ -211,7 +221,7 @@ def test_one_box_for_each_image_of_a_request(server, images) -> None:
     for row, text in enumerate(crop.split(";")):
         parameters = {"crop": text} if text else {}
         alone = triton.embed(server.grpc_url, [images[row]], **parameters)
-        assert np.array_equal(answer["embedding"][row], alone["embedding"][0])
+        assert agree(server, answer["embedding"][row], alone["embedding"][0])
 
 
 @pytest.mark.parametrize("crop", ["0,0,1", "0.5,0,0.5,1", "0,0,1,1;0,0,1,1", "nonsense"])

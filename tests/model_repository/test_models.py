@@ -4,12 +4,13 @@ import importlib.util
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from triton_python_backend_utils import Request
+from triton_python_backend_utils import Request, TritonError
 
 from unified_embedding import load_pixels
 from unified_embedding.gallery import Gallery
@@ -58,6 +59,23 @@ def test_preprocess(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     assert bad.error.message.startswith("image 1: not an image")
     assert not np.array_equal(cropped.outputs["pixels"], expected)
     assert "not four numbers" in no_box.error.message
+    in_time, late, no_moment = model.execute(
+        [
+            Request("image", rows(*images), json.dumps({"deadline": str(time.time() + 60)})),
+            Request("image", rows(b"not even read"), json.dumps({"deadline": time.time() - 1})),
+            Request("image", rows(images[0]), json.dumps({"deadline": "soon"})),
+        ]
+    )
+    assert np.array_equal(in_time.outputs["pixels"], expected)
+    assert late.error.code == TritonError.UNAVAILABLE
+    assert no_moment.error.code == bad.error.code == TritonError.INVALID_ARG
+    # The engine's batches take longer than what is left.
+    model.engine_pace.write(50.0)
+    in_vain = Request("image", rows(images[0]), json.dumps({"deadline": str(time.time() + 60)}))
+    (refused,) = model.execute([in_vain])
+    model.engine_pace.remove()
+    assert refused.error.code == TritonError.UNAVAILABLE
+    assert "an answer takes" in refused.error.message
 
 
 def test_binarizer(root: Path) -> None:
@@ -77,7 +95,9 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
 
     folder = tmp_path / "embedder" / "1"
     folder.mkdir(parents=True)
-    OpenVinoTarget("fp32").compile(root / MODEL, folder)
+    preprocessing = EmbedderSpec.load(root / MODEL).preprocessing
+    pixels = np.stack([load_pixels(image, preprocessing) for image in images])
+    OpenVinoTarget("fp32").compile(root / MODEL, folder, pixels)
     model = model_of(folder / "model.py")
     config = {
         "max_batch_size": 4,
@@ -89,8 +109,6 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     }
     arguments = {"model_config": json.dumps(config), "model_version": "1"}
     model.initialize({**arguments, "model_repository": str(folder.parent)})
-    preprocessing = EmbedderSpec.load(root / MODEL).preprocessing
-    pixels = np.stack([load_pixels(image, preprocessing) for image in images])
     one, two = model.execute([Request("pixels", pixels[:1]), Request("pixels", pixels[1:])])
     first, second = one.outputs["embedding"].copy(), two.outputs["embedding"].copy()
     assert first.shape == (1, 1280)
@@ -101,3 +119,23 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     assert np.abs(second.var(axis=1) - 1).max() < 1e-3
     (alone,) = model.execute([Request("pixels", pixels[2:])])
     assert np.array_equal(alone.outputs["embedding"][0], second[1])
+    # What is too late is dropped; what waits beside it gets its own rows.
+    late = json.dumps({"deadline": str(time.time() - 1)})
+    answers = model.execute(
+        [
+            Request("pixels", pixels[:1], late),
+            Request("pixels", pixels[1:]),
+            Request("pixels", pixels[:1], late),
+        ]
+    )
+    assert [answer.error and answer.error.code for answer in answers] == [
+        TritonError.UNAVAILABLE,
+        None,
+        TritonError.UNAVAILABLE,
+    ]
+    assert np.array_equal(answers[1].outputs["embedding"], second)
+    (no_moment,) = model.execute([Request("pixels", pixels[:1], json.dumps({"deadline": "soon"}))])
+    assert no_moment.error.code == TritonError.INVALID_ARG
+    assert model.shared_pace.read() > 0
+    model.finalize()
+    assert model.shared_pace.read() == 0

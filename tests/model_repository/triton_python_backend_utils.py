@@ -8,6 +8,7 @@ from typing import Any
 
 
 class TritonError:
+    UNAVAILABLE = 4
     INVALID_ARG = 3
 
     def __init__(self, message: str, code: int) -> None:

@@ -18,7 +18,9 @@ def minimal(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "path", sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "evaluate.yaml"}), ids=lambda p: p.name
+)
 def test_shipped_configs_are_valid(path: Path) -> None:
     assert load_config(path).run.startswith("out/")
 

@@ -8,6 +8,7 @@ import pytest
 from unified_embedding.errors import DataError, TrainingError
 from unified_embedding.training import made_up
 from unified_embedding.training.config import Config, DataConfig, MadeUp
+from unified_embedding.training.data.store import HOME_VARIABLE
 from unified_embedding.training.distributed import ALONE
 from unified_embedding.training.examples import (
     LABELS,
@@ -57,6 +58,14 @@ def test_rows_become_columns_and_pictures_are_read_beside_the_manifest(manifest:
     assert select(*load_rows(data), data, "validation").images == ["2-0.png", "2-1.png"]
     with pytest.raises(DataError, match=r"names .*gone\.png"):
         train.read("gone.png")
+
+
+def test_prepared_stands_for_the_manifest_of_make_data(
+    manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(HOME_VARIABLE, str(manifest.parent))
+    rows, _ = load_rows(DataConfig.model_validate({"manifest": "prepared"}))
+    assert len(rows) == 10
 
 
 def test_a_label_outside_the_classes_is_refused(manifest: Path) -> None:

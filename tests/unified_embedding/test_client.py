@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -110,6 +111,21 @@ def test_an_empty_list_has_empty_vectors_and_a_version(peer: Peer, ask: Ask) -> 
         {},
     )
     assert not peer.requests
+
+
+def test_requests_say_by_when_they_must_be_answered(peer: Peer, ask: Ask) -> None:
+    peer.respond = fail_first(2, grpc.StatusCode.UNAVAILABLE)
+    before = time.time()
+    ask(peer, "embed", IMAGES, timeout=30)
+    sent = [float(request.parameters["deadline"]) for request in peer.requests]
+    assert len(sent) == 5
+    # One moment for the whole list, retries included.
+    assert max(sent) - min(sent) < 0.1
+    assert before + 30 <= min(sent) + 0.001
+    assert max(sent) <= time.time() + 30
+    peer.requests.clear()
+    ask(peer, "embed", IMAGES[:1], options={"send_deadline": False})
+    assert "deadline" not in peer.requests[0].parameters
 
 
 def test_each_picture_has_its_own_crop(peer: Peer, ask: Ask) -> None:
@@ -222,7 +238,8 @@ def test_other_failures_are_not_retried(
 def test_retries_end_before_the_deadline(peer: Peer, ask: Ask) -> None:
     peer.respond = fail_first(10**9, grpc.StatusCode.UNAVAILABLE)
     patient = {"retry": Retry(attempts=10**9, first=0.05, longest=0.05)}
-    with pytest.raises(ServerUnavailable):
+    # Whichever it notices last: that no pause fits any more, or that a pause overslept.
+    with pytest.raises((ServerUnavailable, DeadlineExceeded)):
         ask(peer, "embed", IMAGES[:1], timeout=0.5, options=patient)
     assert 1 < len(peer.requests) <= 21  # 0.5 s hold at most 20 pauses of at least 25 ms.
 
@@ -282,11 +299,12 @@ def test_callers_of_one_client_share_the_bound(peer: Peer) -> None:
 
 def test_cancelling_a_task_frees_its_places(peer: Peer) -> None:
     free, arrived = threading.Event(), threading.Event()
+    freed: list[bool] = []
 
     def respond(number: int, request: Any) -> None:
         arrived.set()
         if number <= 2:
-            free.wait(timeout=30)
+            freed.append(free.wait(timeout=30))
 
     async def scenario() -> Any:
         peer.respond = respond
@@ -300,6 +318,7 @@ def test_cancelling_a_task_frees_its_places(peer: Peer) -> None:
 
     try:
         answer = asyncio.run(scenario())
+        assert not freed  # The cancelled requests were still being worked on.
     finally:
         free.set()
     np.testing.assert_array_equal(answer.embedding, vectors(IMAGES[:1]))
@@ -368,6 +387,11 @@ def test_models_of_another_project_are_refused(peer: Peer, ask: Ask) -> None:
 
 def _halve_rows(response: Any) -> None:
     response.outputs[1].shape[0] = 1
+    response.raw_output_contents[1] = response.raw_output_contents[1][: 4 * DIM]
+
+
+def _widen(response: Any) -> None:
+    response.outputs[1].shape[1] *= 2
 
 
 def _empty(response: Any) -> None:
@@ -391,7 +415,7 @@ def _cast(response: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [_halve_rows, _empty, _drop_last, _no_engine, _two_versions, _cast]
+    "damage", [_halve_rows, _widen, _empty, _drop_last, _no_engine, _two_versions, _cast]
 )
 def test_an_answer_against_the_contract_is_an_error(
     peer: Peer, ask: Ask, damage: Callable[[Any], None]

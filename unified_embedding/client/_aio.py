@@ -140,7 +140,7 @@ class AsyncEmbedderClient(BaseClient):
     async def _send(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
         async with _held(self._slots, deadline):
             with in_callers_rows(rows):
-                request = kserve.infer_request(job, rows)
+                request = self._request(job, rows, deadline)
                 response = await self._call("ModelInfer", request, deadline)
         return self._embedded(response, job, rows)
 

@@ -40,6 +40,7 @@ class BaseClient(ABC):
         max_inflight: int = 16,
         retry: Retry | None = None,
         tls: TLS | None = None,
+        send_deadline: bool = True,
     ) -> None:
         """Configure a client.
 
@@ -52,6 +53,9 @@ class BaseClient(ABC):
             max_inflight: most requests in flight at once, over all callers of this client.
             retry: when to call again; by default up to five attempts on UNAVAILABLE.
             tls: certificates; None for an unencrypted connection.
+            send_deadline: tell the server by when an answer is needed, so that it drops in
+                time what it cannot answer in time. Needs clocks that differ by much less than
+                the timeout; switch it off for a client whose clock nobody sets.
         """
         Deadline(timeout)
         if max_inflight < 1:
@@ -63,6 +67,7 @@ class BaseClient(ABC):
         self._timeout = timeout
         self._max_inflight = max_inflight
         self._retry = retry or Retry()
+        self._send_deadline = send_deadline
         self._credentials = grpc.ssl_channel_credentials(**tls.read()) if tls else None
         self._server: ServerInfo | None = None
         self._open()
@@ -79,6 +84,9 @@ class BaseClient(ABC):
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline(self._timeout if timeout is None else timeout)
+
+    def _request(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Any:
+        return kserve.infer_request(job, rows, deadline.moment if self._send_deadline else None)
 
     def _embedded(self, response: Any, job: Job, rows: Sequence[int]) -> Embedded:
         answer = kserve.embedded(response, job.outputs, len(rows))

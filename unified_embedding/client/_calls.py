@@ -18,7 +18,6 @@ CHANNEL_OPTIONS: Final = (
     # gRPC's own pause before it reconnects starts at 1 s and grows to 120 s; every call in
     # between fails at once, so that our retries would never reach a server that came back.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 )
 
@@ -92,6 +91,11 @@ class Deadline:
     def left(self) -> float:
         """Seconds left; negative when it has passed."""
         return self._end - time.monotonic()
+
+    @property
+    def moment(self) -> float:
+        """When it passes, by the clock that other machines share: seconds since 1970."""
+        return time.time() + self.left
 
     def remaining(self) -> float:
         """Seconds left for the next step. Raises DeadlineExceeded when there are none."""

@@ -21,6 +21,7 @@ from unified_embedding.client._results import (
     ServerInfo,
     StageStatistics,
 )
+from unified_embedding.deadline import DEADLINE
 from unified_embedding.errors import (
     ClientError,
     DeadlineExceeded,
@@ -58,8 +59,8 @@ _ROW: Final = re.compile(r"(?:in ensemble '[^']*', )?image (\d+): (.*)", re.DOTA
 _LENGTH: Final = struct.Struct("<I")
 
 
-def infer_request(job: Job, rows: Sequence[int]) -> Any:
-    """The ModelInferRequest for `rows` of a job.
+def infer_request(job: Job, rows: Sequence[int], deadline: float | None) -> Any:
+    """The ModelInferRequest for `rows` of a job, to be answered by `deadline` (time.time()).
 
     Raises:
         RequestRejected: one picture alone is larger than a gRPC message may be.
@@ -81,6 +82,8 @@ def infer_request(job: Job, rows: Sequence[int]) -> Any:
     if any(crops):
         boxes = ["" if crop is None else str(crop) for crop in crops]
         request.parameters[CROP].string_param = ";".join(boxes)
+    if deadline is not None:
+        request.parameters[DEADLINE].string_param = f"{deadline:.3f}"
     return request
 
 

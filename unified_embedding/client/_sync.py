@@ -172,7 +172,7 @@ class EmbedderClient(BaseClient):
 
     def _send(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
         with _held(self._slots, deadline), in_callers_rows(rows):
-            request = kserve.infer_request(job, rows)
+            request = self._request(job, rows, deadline)
             response = self._call("ModelInfer", request, deadline)
         return self._embedded(response, job, rows)
 

@@ -78,6 +78,7 @@ class DataConfig(_Section):
 
     Attributes:
         manifest: CSV or Parquet; its image paths are relative to it. Wins over `made_up`.
+            "prepared" is the one that `make data` writes.
         made_up: generated pictures, for smoke runs.
         tasks: tasks to train; one alone makes a specialist.
         labels: label columns that get a head; all of the tasks' columns by default.

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from unified_embedding.errors import DataError, TrainingError
 from unified_embedding.training import made_up, manifest
+from unified_embedding.training.data.store import data_home
 from unified_embedding.training.manifest import Row, read_manifest
 from unified_embedding.training.subsampler import UNLABELLED
 
@@ -26,6 +27,9 @@ IDENTITY: Final = {
     "shop": "shop_instance",
 }
 """The label that validation retrieves, by task."""
+
+PREPARED: Final = "prepared"
+"""Stands for the manifest that `make data` writes."""
 
 _MADE_UP_SIDE: Final = 96
 
@@ -96,6 +100,8 @@ def load_rows(data: "DataConfig") -> tuple[list[Row], Callable[[str], bytes]]:
         assert data.made_up is not None  # the configuration has one of the two
         return made_up_rows(data.made_up), read_made_up
     path = Path(data.manifest)
+    if data.manifest == PREPARED:
+        path = data_home() / "manifest.csv"
     return list(read_manifest(path)), FolderReader(path.parent)
 
 

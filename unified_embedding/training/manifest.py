@@ -196,7 +196,7 @@ def _read_csv(path: Path) -> tuple[list[str], list[dict[str, str]]]:
 
 def _read_parquet(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     try:
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        from pyarrow import parquet
     except ImportError:
         raise DataError(
             f"{path} is Parquet, which needs pyarrow (the extra `client`); CSV needs nothing"

@@ -42,8 +42,8 @@ def import_stanford(root: Path, validation_share: float = 0.1) -> Path:
 def import_in_shop(root: Path, validation_share: float = 0.1) -> Path:
     """Write `root/manifest.csv` for In-Shop Clothes Retrieval.
 
-    Query and gallery pictures are the test split, told apart by the domain ("photo" in training). The folder below
-    `img` ("WOMEN/Dresses") is the shop class, the item is the product.
+    Query and gallery pictures are the test split, told apart by the domain, which is "photo" in
+    training. The folder below `img` ("WOMEN/Dresses") is the shop class, the item is the product.
 
     Raises:
         DataError: the list file is missing or malformed, or a picture is not there.

@@ -4,6 +4,8 @@ Needs the fetched packages, and for near-duplicates the released embedder (onnxr
 """
 
 import csv
+import io
+import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,18 +15,19 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import load_pixels
 from unified_embedding.spec import INPUT, ONNX_FILE, OUTPUT, EmbedderSpec
 from unified_embedding.training import furniture
 from unified_embedding.training.data import emoji, sources, splits
-from unified_embedding.training.data.store import data_home
+from unified_embedding.training.data.store import data_home, write_whole
 
 _BATCH = 16
 
 
 def embed(pictures: Iterable[Path], model: Path) -> NDArray[np.float32]:
     """Embeddings float32 [N, D] of pictures by the embedder in folder `model`."""
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
     preprocessing = EmbedderSpec.load(model).preprocessing
     session = onnxruntime.InferenceSession(model / ONNX_FILE)
@@ -59,13 +62,9 @@ def emoji_rows(packages: dict[str, Path]) -> list[tuple[str, ...]]:
     return [(c, labels[c], families[c], drawn[families[c]]) for c in concepts]
 
 
-def main(
-    model: Annotated[Path, typer.Option(help="folder of the released embedder")] = Path(
-        "models/unified-embedder-lite0"
-    ),
-) -> None:
-    """Write splits/products.csv and splits/emoji.csv."""
-    downloads = data_home() / "downloads"
+def draw(model: Path, home: Path) -> None:
+    """Write both committed tables; packages are fetched into `home` where they are missing."""
+    downloads = home / "downloads"
     package, _ = sources.fetch(sources.FURNITURE, downloads)
     packages = {design: sources.fetch(s, downloads)[0] for design, s in sources.EMOJI.items()}
     with tempfile.TemporaryDirectory() as folder:
@@ -74,11 +73,25 @@ def main(
     _write(splits.EMOJI, ("concept", "class", "family", "split"), emoji_rows(packages))
 
 
+def main(
+    model: Annotated[Path, typer.Option(help="folder of the released embedder")] = Path(
+        "models/unified-embedder-lite0"
+    ),
+) -> None:
+    """Write splits/products.csv and splits/emoji.csv."""
+    try:
+        draw(model, data_home())
+    except EmbeddingError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(1)
+
+
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 if __name__ == "__main__":

@@ -1,0 +1,224 @@
+"""What a back-fill does to online requests: their latency at a third of capacity, with and without.
+
+    python bench/backfill_bench.py [--seconds 20]
+
+Starts the installed engine on this machine, measures its capacity with single-picture requests
+in a closed loop, then sends Poisson arrivals at a third of it, latency counted from the due time:
+alone, and beside back-fills of different size. Server, clients and Ray share the cores, which is
+the worst case.
+"""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from unified_embedding.client import EmbedderClient, Retry
+from unified_embedding.errors import ClientError
+from unified_embedding.gallery import SHOT, Gallery
+from unified_embedding.local_server import running
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+CONCURRENCY: Final = 32
+IN_FLIGHT: Final = 128
+SHARD: Final = 128
+
+console = Console()
+
+
+@dataclass
+class Row:
+    """Online requests beside one back-fill.
+
+    Attributes:
+        case: what ran beside them.
+        offered: online requests per second that were due.
+        p50_ms, p99_ms: latency from the due time, milliseconds.
+        failed: online requests without an answer.
+        backfilled: pictures per second that the back-fill finished meanwhile.
+    """
+
+    case: str
+    offered: float
+    p50_ms: float
+    p99_ms: float
+    failed: int
+    backfilled: float
+
+
+def main(
+    seconds: Annotated[float, typer.Option(min=1, help="length of each measurement")] = 20,
+    repository: Annotated[Path, typer.Option(help="Triton's model repository")] = (
+        ROOT / "model_repository"
+    ),
+    seed: Annotated[int, typer.Option(help="seed of the arrivals")] = 0,
+    out: Annotated[Path, typer.Option(help="where the report is written")] = Path("results"),
+) -> None:
+    """Measure; takes about three minutes."""
+    pictures = [shot.path.read_bytes() for shot in Gallery.load(ROOT / "demo").role(SHOT)]
+    with (
+        running(repository) as server,
+        tempfile.TemporaryDirectory() as folder,
+        EmbedderClient(server.grpc_url, max_inflight=IN_FLIGHT, retry=Retry(1)) as client,
+    ):
+        info = client.info()
+        rate = capacity(client, pictures, seconds / 2)
+        console.print(
+            f"engine {info.engine}: capacity {rate:.0f} single-picture requests/s at "
+            f"concurrency {CONCURRENCY}"
+        )
+        third = ["--max-rate", str(round(rate / 3))]
+        cases = {
+            "alone": None,
+            "back-fill, 8 requests of 16 in flight": ["--max-inflight", "8"],
+            "back-fill, 1 request of 16 in flight": ["--max-inflight", "1", "--workers", "1"],
+            "back-fill at a third of capacity": third,
+            "the same, 2 pictures a request": [*third, "--batch", "2"],
+        }
+        rows: list[Row] = []
+        source = corpus(Path(folder), pictures, round(3 * rate * seconds))
+        for name, options in cases.items():
+            console.print(f"{name} ...")
+            place = Path(folder) / str(len(rows))
+            with backfill(source, place, server.grpc_url, options):
+                before, began = finished(place), time.monotonic()
+                latencies, failed = online(client, pictures, rate / 3, seconds, seed)
+                done = (finished(place) - before) / (time.monotonic() - began)
+            p50, p99 = np.quantile(latencies, (0.5, 0.99)) * 1e3
+            rows.append(Row(name, rate / 3, float(p50), float(p99), failed, done))
+    report = {
+        "engine": info.engine,
+        "cores": len(os.sched_getaffinity(0)),
+        "load_average": os.getloadavg(),
+        "seconds": seconds,
+        "seed": seed,
+        "capacity": rate,
+        "rows": [asdict(row) for row in rows],
+    }
+    console.print(table(rows))
+    out.mkdir(parents=True, exist_ok=True)
+    temporary = out / f".backfill-bench.{os.getpid()}"
+    temporary.write_text(json.dumps(report, indent=2) + "\n")
+    os.replace(temporary, out / "backfill-bench.json")
+    console.print(f"written: {out / 'backfill-bench.json'}")
+
+
+def capacity(client: EmbedderClient, pictures: Sequence[bytes], seconds: float) -> float:
+    """Requests per second of a closed loop."""
+    client.embed(list(pictures[:16]))
+    end = time.monotonic() + seconds
+
+    def user(number: int) -> int:
+        count = 0
+        while time.monotonic() < end:
+            client.embed([pictures[(number + count) % len(pictures)]])
+            count += 1
+        return count
+
+    with ThreadPoolExecutor(CONCURRENCY) as pool:
+        return sum(pool.map(user, range(CONCURRENCY))) / seconds
+
+
+def online(
+    client: EmbedderClient, pictures: Sequence[bytes], rate: float, seconds: float, seed: int
+) -> tuple[list[float], int]:
+    """Latencies in seconds of Poisson arrivals, from the due time; and how many failed."""
+    arrivals = random.Random(seed)
+    latencies: list[float] = []
+    failed = 0
+    lock = threading.Lock()
+
+    def call(due: float, picture: bytes) -> None:
+        nonlocal failed
+        try:
+            client.embed([picture], timeout=10)
+        except ClientError:
+            with lock:
+                failed += 1
+        with lock:
+            latencies.append(time.monotonic() - due)
+
+    start = due = time.monotonic()
+    with ThreadPoolExecutor(IN_FLIGHT) as pool:
+        for number in range(10**9):
+            due += arrivals.expovariate(rate)
+            if due > start + seconds:
+                break
+            time.sleep(max(0.0, due - time.monotonic()))
+            pool.submit(call, due, pictures[number % len(pictures)])
+    return latencies, failed
+
+
+def corpus(folder: Path, pictures: Sequence[bytes], count: int) -> Path:
+    """A Parquet file of `count` pictures, the same ones over and over."""
+    path = folder / "pictures.parquet"
+    schema = pa.schema([("image", pa.binary())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for first in range(0, count, SHARD):
+            rows = [pictures[row % len(pictures)] for row in range(first, first + SHARD)]
+            writer.write_table(pa.table({"image": rows}, schema=schema))
+    return path
+
+
+@contextmanager
+def backfill(source: Path, out: Path, url: str, options: list[str] | None) -> Iterator[None]:
+    """A back-fill that is under way; killed at the end, as its corpus is of no use."""
+    if options is None:
+        yield
+        return
+    program = [sys.executable, str(ROOT / "clients" / "backfill.py"), str(source)]
+    where = ["--out", str(out), "--url", url, "--shard-size", str(SHARD)]
+    run = subprocess.Popen([*program, *where, *options], stderr=subprocess.PIPE, text=True)
+    try:
+        while finished(out) < 2 * SHARD:
+            if run.poll() is not None:
+                raise SystemExit(f"the back-fill ended early: {run.communicate()[1]}")
+            time.sleep(0.1)
+        yield
+    finally:
+        run.terminate()
+        run.communicate()
+
+
+def finished(out: Path) -> int:
+    """Pictures in finished shards."""
+    return SHARD * len(list(out.glob("*/manifest/*.json")))
+
+
+def table(rows: list[Row]) -> Table:
+    """The rows for people."""
+    drawn = Table(title="online requests at a third of capacity")
+    drawn.add_column("beside them")
+    for name in ("due/s", "p50 ms", "p99 ms", "failed", "back-fill/s"):
+        drawn.add_column(name, justify="right")
+    for row in rows:
+        drawn.add_row(
+            row.case,
+            f"{row.offered:.0f}",
+            f"{row.p50_ms:.1f}",
+            f"{row.p99_ms:.1f}",
+            str(row.failed),
+            f"{row.backfilled:.0f}",
+        )
+    return drawn
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,308 @@
+"""Embed a whole corpus through running servers: Ray Data in front, Parquet shards behind.
+
+    python clients/backfill.py demo/ --out out/corpus
+    python clients/backfill.py s3://bucket/images/ 'shards/*.tar' --out s3://bucket/corpus \\
+        --url gpu-1:8001 --url gpu-2:8001 --ray auto --max-rate 2000
+
+The output holds one folder per embedder version. Killed at any point and started again by the
+same command, a run keeps its finished shards and ends with the same bytes as an undisturbed
+one. Pictures that cannot be embedded are listed in quarantine.parquet with the reason. A server
+that changes its version stops the run; the same command then starts a new corpus.
+
+Exit code: 0, complete; 2, stopped by an error; 130, interrupted. The same command continues.
+"""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, cast
+
+# Ray reads these when it is imported.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray Data 2.60 alarms users about a restart problem of its own actors on every run.
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+
+import ray
+import ray.data
+import typer
+from _corpus import HEADER, QUARANTINE, Corpus, CorpusError, Entry
+from _fleet import Fleet
+from _picture_files import InputError
+from _shard_worker import Load, ShardWorker
+from _sources import find, unique
+from _store import Store, StoreError
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from unified_embedding.client import DEFAULT_URL, ServerInfo
+from unified_embedding.errors import ClientError
+
+REPORT: Final = "report.json"
+# The object store carries shard numbers and counts, no pictures.
+OBJECT_STORE_BYTES: Final = 100_000_000
+CORES_PER_WORKER: Final = 0.1
+QUIET: Final = ("ray.data._internal.progress", "ray.data._internal.execution.streaming_executor")
+MODULES: Final = ("_corpus", "_fleet", "_picture_files", "_shard_worker", "_sources", "_store")
+
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+class RunError(Exception):
+    """The run cannot go on; the message says why."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a new corpus is made of."""
+
+    inputs: tuple[str, ...]
+    embeddings: bool
+    shard_size: int
+    image_column: str | None
+    metadata: Path | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one run did; `finished` counts shards that an earlier run had left."""
+
+    corpus: Corpus
+    entries: list[Entry]
+    finished: int
+    images: int
+    seconds: float
+
+
+def main(
+    inputs: Annotated[
+        list[str], typer.Argument(help="pictures, folders, globs, .tar, .parquet; local or s3://")
+    ],
+    out: Annotated[str, typer.Option(help="folder of the corpora, local or s3://")],
+    url: Annotated[
+        list[str] | None,
+        typer.Option(help="gRPC address of a server; repeat it for several", show_default=False),
+    ] = None,
+    embeddings: Annotated[
+        bool, typer.Option("--embeddings", help="store float16 embeddings beside the codes")
+    ] = False,
+    shard_size: Annotated[int, typer.Option(min=1, help="pictures per shard")] = 1024,
+    max_inflight: Annotated[
+        int, typer.Option(min=1, help="requests in flight, over all workers")
+    ] = 8,
+    max_rate: Annotated[
+        float, typer.Option(min=0, help="pictures per second, over all workers; 0: no limit")
+    ] = 0,
+    batch: Annotated[
+        int,
+        typer.Option(min=0, help="pictures per request; 0: as many as the server takes at once"),
+    ] = 0,
+    workers: Annotated[int, typer.Option(min=1, help="Ray actors that read and send")] = 2,
+    image_column: Annotated[
+        str | None, typer.Option(help="Parquet column with pictures or their paths")
+    ] = None,
+    metadata: Annotated[
+        Path | None,
+        typer.Option(help="CSV with a column image or file_name, relative to the CSV's folder"),
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option("--ray", help="address of a Ray cluster; by default, this machine")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="seconds per request")] = 60.0,
+    patience: Annotated[
+        float, typer.Option(min=0, help="seconds to keep trying while no server answers")
+    ] = 300.0,
+) -> None:
+    """Embed a corpus, shard by shard."""
+    urls = tuple(url or [os.environ.get("UNIFIED_EMBEDDING_URL", DEFAULT_URL)])
+    try:
+        server = _ask(urls, timeout)
+        asked = Asked(tuple(inputs), embeddings, shard_size, image_column, metadata)
+        corpus = begin(Store(out), server, asked)
+        workers = min(workers, max_inflight, corpus.header.shards)
+        load = Load(
+            urls=urls,
+            batch=min(batch or server.max_batch_size, server.max_batch_size),
+            inflight=max_inflight // workers,
+            rate=max_rate / workers,
+            timeout=timeout,
+            patience=patience,
+        )
+        outcome = run(corpus, load, workers, ray_address)
+    except KeyboardInterrupt:
+        console.print("backfill: interrupted; the same command continues from here")
+        sys.exit(130)
+    except (RunError, InputError, StoreError, CorpusError, ClientError, OSError) as error:
+        console.print(f"backfill: {error}", style="red")
+        sys.exit(2)
+    report(outcome, urls)
+
+
+def begin(out: Store, server: ServerInfo, asked: Asked) -> Corpus:
+    """The corpus of the server's version: a begun one, or a new one with a plan.
+
+    Raises:
+        RunError: a corpus of this version was begun with other arguments.
+        InputError: there is no picture.
+    """
+    store = out.within(server.version)
+    if store.exists(HEADER):
+        corpus = Corpus.open(store)
+        header = corpus.header
+        wanted = (asked.inputs, asked.embeddings, asked.shard_size)
+        if (header.inputs, header.embeddings, header.shard_size) != wanted:
+            kept = f"{' '.join(header.inputs)} --shard-size {header.shard_size}"
+            kept += " --embeddings" if header.embeddings else ""
+            raise RunError(
+                f"{store} was begun with other arguments ({kept}); give those to continue it, or "
+                "another --out"
+            )
+        return corpus
+    with console.status("looking for pictures"):
+        items = list(unique(find(asked.inputs, asked.image_column, asked.metadata)))
+    return Corpus.begin(
+        store, server.version, server.dim, asked.embeddings, asked.inputs, items, asked.shard_size
+    )
+
+
+def run(corpus: Corpus, load: Load, workers: int, ray_address: str | None) -> Outcome:
+    """Embed every shard that is not finished, and complete the corpus."""
+    began = time.monotonic()
+    header = corpus.header
+    finished = corpus.finished()
+    missing = [shard for shard in range(header.shards) if shard not in finished]
+    done, fresh = sum(entry.rows + entry.bad for entry in finished.values()), 0
+    with _progress() as progress:
+        bar = progress.add_task("embedding", total=header.images, completed=done, rate="")
+        if missing:
+            for entry in _embed(corpus, load, missing, workers, ray_address):
+                fresh += entry.rows + entry.bad
+                rate = f"{fresh / (time.monotonic() - began):.0f} pictures/s"
+                progress.update(bar, completed=done + fresh, rate=rate)
+    entries = corpus.complete()
+    return Outcome(corpus, entries, len(finished), header.images - done, time.monotonic() - began)
+
+
+def _embed(
+    corpus: Corpus, load: Load, shards: list[int], workers: int, address: str | None
+) -> Iterator[Entry]:
+    class Worker(ShardWorker):
+        """The worker with its settings: sent to the actors by value."""
+
+        def __init__(self) -> None:
+            super().__init__(corpus, load)
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            entry, problem = self.run(int(batch["shard"][0]))
+            told = "" if entry is None else json.dumps(vars(entry))
+            return {"entry": [told], "problem": [problem]}
+
+    _connect(address, workers)
+    try:
+        pending = ray.data.from_items(
+            [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), 1000)
+        )
+        results = pending.map_batches(
+            Worker,
+            batch_size=1,
+            batch_format="numpy",
+            # The shards of a lost actor are done again by another.
+            num_cpus=CORES_PER_WORKER,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+        )
+        # Closed before Ray goes: an executor that outlives its cluster ends the process.
+        with closing(
+            cast(Generator[dict[str, str], None, None], iter(results.iter_rows()))
+        ) as rows:
+            for row in rows:
+                if row["problem"]:
+                    raise RunError(f"{row['problem']}; the same command continues from here")
+                raw = json.loads(row["entry"])
+                yield Entry(**{**raw, "engines": tuple(raw["engines"])})
+    finally:
+        if address is None:
+            ray.shutdown()
+
+
+def _connect(address: str | None, workers: int) -> None:
+    if address is not None:
+        # Other machines have the installed package only, not a checkout.
+        for name in MODULES:
+            ray.cloudpickle.register_pickle_by_value(sys.modules[name])  # type: ignore[no-untyped-call]
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address is None:
+        # Ray starts a process per core beforehand; these workers wait more than they compute.
+        cores = math.ceil(workers * CORES_PER_WORKER)
+        options |= {"include_dashboard": False, "num_cpus": cores}
+        options |= {"object_store_memory": OBJECT_STORE_BYTES}
+    ray.init(address or "local", **options)
+    # Ray Data sets its own level when it is first used; our progress bar shares the terminal.
+    for name in QUIET:
+        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+
+
+def _ask(urls: tuple[str, ...], timeout: float) -> ServerInfo:
+    fleet = Fleet(urls, timeout=timeout)
+    try:
+        return fleet.info()
+    finally:
+        fleet.close()
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TextColumn("time left"),
+        TimeRemainingColumn(),
+        TimeElapsedColumn(),
+        console=console,
+    )
+
+
+def report(outcome: Outcome, urls: tuple[str, ...]) -> None:
+    """Print what was done, and leave it in the corpus as report.json."""
+    corpus, entries = outcome.corpus, outcome.entries
+    rows, bad = sum(entry.rows for entry in entries), sum(entry.bad for entry in entries)
+    facts = {
+        "version": corpus.header.version,
+        "engines": sorted({engine for entry in entries for engine in entry.engines}),
+        "servers": list(urls),
+        "rows": rows,
+        "bad": bad,
+        "shards": len(entries),
+        "shards_of_earlier_runs": outcome.finished,
+        "images_this_run": outcome.images,
+        "seconds_this_run": round(outcome.seconds, 3),
+        "images_per_second": round(outcome.images / outcome.seconds, 1),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    corpus.store.write(REPORT, (json.dumps(facts, indent=2) + "\n").encode())
+    console.print(
+        f"{corpus.store}: {rows:,} rows in {len(entries)} shards, {outcome.finished} of them from "
+        f"earlier runs; {outcome.images:,} pictures in {outcome.seconds:.1f} s"
+    )
+    if bad:
+        console.print(f"{bad:,} pictures have no row: {corpus.store}/{QUARANTINE}", style="yellow")
+
+
+if __name__ == "__main__":
+    typer.run(main)

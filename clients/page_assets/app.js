@@ -1,0 +1,494 @@
+"use strict";
+const $ = (id) => document.getElementById(id);
+const STEPS = [
+  ["upload", "upload"],
+  ["decode", "decode"],
+  ["engine", "engine"],
+  ["transport", "queue and transport"],
+  ["search", "search"],
+];
+const COLUMNS = {
+  float: ["Float", "cosine of the embeddings"],
+  code: ["Code", "Hamming distance of the codes"],
+  reranked: ["Re-ranked", "float query against codes"],
+};
+const LEAST = 0.04; // the smallest crop, as a fraction of a side
+
+const state = {
+  blob: null, // the photo, or null
+  like: null, // id of the row that is searched from, or null
+  crop: null, // [x0, y0, x1, y1] as fractions, or null
+  limits: null,
+  code: null, // the query's code in hex
+  retry: null,
+  running: null, // AbortController of the search under way
+};
+
+/* Server and index */
+
+async function call(path, options) {
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("This page's own server is not answering. Is it still running?");
+  }
+  const text = await response.text();
+  let answer;
+  try {
+    answer = JSON.parse(text);
+  } catch {
+    throw new Error(`The page's server answered with an error (${response.status}).`);
+  }
+  if (!response.ok) throw new Error(answer.error);
+  return answer;
+}
+
+async function refreshStatus() {
+  let up = false;
+  try {
+    const { server, index, limits } = await call("/api/status");
+    state.limits = limits;
+    up = server.up;
+    const rows = `${index.rows.toLocaleString("en")} pictures`;
+    const recall = index.recall && index.recall.queries
+      ? ` · recall ${(100 * index.recall.mean).toFixed(1)} %` : "";
+    showStatus(server.problem ? "down" : "up", server.problem
+      ? (server.up ? "Another embedder version" : "Embedding server is down")
+      : [`${rows}${recall}`, ` · embedder ${index.version}`]);
+    $("status").title = server.problem || `engine ${server.engine}, ${index.kind} index`;
+  } catch (error) {
+    showStatus("down", "Page server is down");
+    $("status").title = error.message;
+  }
+  setTimeout(refreshStatus, up ? 30000 : 4000);
+}
+
+function showStatus(kind, text) {
+  $("status").className = `status ${kind}`;
+  const [main, optional] = [].concat(text);
+  $("status-text").textContent = main;
+  if (optional) {
+    const more = document.createElement("span");
+    more.className = "optional";
+    more.textContent = optional;
+    $("status-text").append(more);
+  }
+}
+
+/* Errors */
+
+function complain(message, retry) {
+  $("alert-text").textContent = message;
+  $("alert").hidden = false;
+  state.retry = retry || null;
+  $("alert-retry").hidden = !retry;
+}
+
+function settle() {
+  $("alert").hidden = true;
+}
+
+$("alert-close").addEventListener("click", settle);
+$("alert-retry").addEventListener("click", () => {
+  settle();
+  state.retry?.();
+});
+
+/* The photo */
+
+function take(file) {
+  if (!file) return;
+  if (!file.type.startsWith("image/")) {
+    complain(`${file.name || "This"} is not a photo. Use a JPEG, PNG, WebP, GIF, BMP or TIFF.`);
+    return;
+  }
+  if (state.limits && file.size > state.limits.bytes) {
+    const megabytes = (size) => `${(size / 1e6).toFixed(1)} MB`;
+    complain(`This photo has ${megabytes(file.size)}; the limit is ${megabytes(state.limits.bytes)}.`);
+    return;
+  }
+  settle();
+  if (location.hash) history.pushState(null, "", location.pathname);
+  state.blob = file;
+  state.like = null;
+  setCrop(null);
+  showPhoto(URL.createObjectURL(file), "Your photo", true);
+  search();
+}
+
+function showPhoto(url, text, croppable) {
+  const photo = $("photo");
+  if (photo.src.startsWith("blob:")) URL.revokeObjectURL(photo.src);
+  photo.src = url;
+  photo.alt = text;
+  $("stage").classList.remove("empty");
+  $("invite").hidden = true;
+  $("photo-frame").hidden = false;
+  $("photo-frame").classList.toggle("still", !croppable);
+  $("tools").hidden = false;
+  $("crop").hidden = $("tools-hint").hidden = !croppable;
+}
+
+$("choose").addEventListener("click", () => $("file").click());
+$("change").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", () => {
+  take($("file").files[0]);
+  $("file").value = "";
+});
+document.addEventListener("paste", (event) => {
+  const file = [...event.clipboardData.files].find((one) => one.type.startsWith("image/"));
+  if (file) take(file);
+});
+const holdsFiles = (event) => [...(event.dataTransfer?.types || [])].includes("Files");
+document.addEventListener("dragover", (event) => {
+  if (!holdsFiles(event)) return;
+  event.preventDefault();
+  $("drop").hidden = false;
+});
+document.addEventListener("dragleave", (event) => {
+  if (!event.relatedTarget) $("drop").hidden = true;
+});
+document.addEventListener("drop", (event) => {
+  $("drop").hidden = true;
+  if (!holdsFiles(event)) return;
+  event.preventDefault();
+  take(event.dataTransfer.files[0]);
+});
+
+/* The crop box */
+
+const clamp = (value, low, high) => Math.min(high, Math.max(low, value));
+
+function setCrop(crop) {
+  state.crop = crop;
+  $("box").hidden = $("shade").hidden = !crop;
+  $("crop").classList.toggle("on", Boolean(crop));
+  $("crop").textContent = crop ? "Whole photo" : "Crop";
+  if (!crop) return;
+  const [x0, y0, x1, y1] = crop.map((value) => 100 * value);
+  for (const id of ["box", "shade"]) {
+    Object.assign($(id).style, {
+      left: `${x0}%`, top: `${y0}%`, width: `${x1 - x0}%`, height: `${y1 - y0}%`,
+    });
+  }
+}
+
+function fraction(event) {
+  const frame = $("photo-frame").getBoundingClientRect();
+  return [
+    clamp((event.clientX - frame.left) / frame.width, 0, 1),
+    clamp((event.clientY - frame.top) / frame.height, 0, 1),
+  ];
+}
+
+function spanned([ax, ay], [bx, by]) {
+  return [Math.min(ax, bx), Math.min(ay, by), Math.max(ax, bx), Math.max(ay, by)];
+}
+
+const wide = ([x0, y0, x1, y1]) => x1 - x0 >= LEAST && y1 - y0 >= LEAST;
+
+function shifted([x0, y0, x1, y1], dx, dy) {
+  const x = clamp(dx, -x0, 1 - x1);
+  const y = clamp(dy, -y0, 1 - y1);
+  return [x0 + x, y0 + y, x1 + x, y1 + y];
+}
+
+$("photo-frame").addEventListener("pointerdown", (event) => {
+  if (!state.blob || event.button) return;
+  event.preventDefault();
+  const before = state.crop;
+  const start = fraction(event);
+  const edge = event.target.dataset.edge;
+  const inBox = before && $("box").contains(event.target);
+  let anchor = start;
+  if (inBox && edge) {
+    anchor = [before[edge.includes("w") ? 2 : 0], before[edge.includes("n") ? 3 : 1]];
+  }
+  const move = (moved) => {
+    const at = fraction(moved);
+    if (inBox && !edge) setCrop(shifted(before, at[0] - start[0], at[1] - start[1]));
+    else if (wide(spanned(anchor, at))) setCrop(spanned(anchor, at));
+  };
+  const end = () => {
+    removeEventListener("pointermove", move);
+    removeEventListener("pointerup", end);
+    removeEventListener("pointercancel", end);
+    if (String(before) !== String(state.crop)) search();
+  };
+  addEventListener("pointermove", move);
+  addEventListener("pointerup", end);
+  addEventListener("pointercancel", end);
+});
+
+let keyTimer = 0;
+function searchSoon() {
+  clearTimeout(keyTimer);
+  keyTimer = setTimeout(search, 350);
+}
+
+$("crop").addEventListener("click", () => {
+  setCrop(state.crop ? null : [0.2, 0.2, 0.8, 0.8]);
+  if (state.crop) $("box").focus();
+  search();
+});
+
+$("box").addEventListener("keydown", (event) => {
+  const step = 0.02;
+  const [dx, dy] = {
+    ArrowLeft: [-step, 0], ArrowRight: [step, 0], ArrowUp: [0, -step], ArrowDown: [0, step],
+  }[event.key] || [0, 0];
+  if (dx || dy) {
+    event.preventDefault();
+    const [x0, y0, x1, y1] = state.crop;
+    const resized = [x0, y0, clamp(x1 + dx, x0 + LEAST, 1), clamp(y1 + dy, y0 + LEAST, 1)];
+    setCrop(event.shiftKey ? resized : shifted(state.crop, dx, dy));
+    searchSoon();
+  } else if (event.key === "Escape") {
+    setCrop(null);
+    $("crop").focus();
+    search();
+  }
+});
+
+/* Searching */
+
+async function search() {
+  if (!state.blob && !state.like) return;
+  clearTimeout(keyTimer);
+  state.running?.abort();
+  const running = new AbortController();
+  state.running = running;
+  $("columns").classList.add("busy");
+  $("results").setAttribute("aria-busy", "true");
+  const query = new URLSearchParams({ k: "12" });
+  if ($("compare").checked) query.set("compare", "1");
+  const began = performance.now();
+  try {
+    let answer;
+    if (state.like) {
+      query.set("id", state.like);
+      answer = await call(`/api/like?${query}`, { signal: running.signal });
+    } else {
+      if (state.crop) query.set("crop", state.crop.map((value) => value.toFixed(4)).join(","));
+      answer = await call(`/api/search?${query}`, {
+        method: "POST",
+        body: state.blob,
+        headers: { "Content-Type": state.blob.type },
+        signal: running.signal,
+      });
+    }
+    settle();
+    show(answer, performance.now() - began);
+  } catch (error) {
+    if (error.name === "AbortError") return;
+    complain(error.message, search);
+    // Results of an earlier photo under a new one would be wrong.
+    clear();
+  } finally {
+    if (state.running === running) {
+      $("columns").classList.remove("busy");
+      $("results").removeAttribute("aria-busy");
+    }
+  }
+}
+
+function clear() {
+  $("columns").replaceChildren();
+  $("anatomy").hidden = true;
+  $("said").textContent = "";
+  $("heading").textContent = "No results";
+  $("note").hidden = true;
+}
+
+$("compare").addEventListener("change", search);
+
+function start() {
+  const match = location.hash.match(/^#like=(.*)$/);
+  if (!match) {
+    if (state.like) location.reload();
+    return;
+  }
+  state.like = decodeURIComponent(match[1]);
+  state.blob = null;
+  setCrop(null);
+  showPhoto(`/api/picture?id=${encodeURIComponent(state.like)}`, state.like, false);
+  search();
+}
+addEventListener("hashchange", start);
+
+/* Results */
+
+function element(tag, className, text) {
+  const made = document.createElement(tag);
+  if (className) made.className = className;
+  if (text !== undefined) made.textContent = text;
+  return made;
+}
+
+function show(answer, milliseconds) {
+  state.code = answer.query.code;
+  $("examples").hidden = true;
+  const bits = answer.query.code.length * 4;
+  const several = answer.columns.length > 1;
+  const first = answer.columns.find((column) => column.order === "code");
+  $("heading").textContent = state.like ? `Like ${answer.query.title}`
+    : state.crop ? "Like this part of your photo" : "Like your photo";
+  const count = first.hits.length;
+  $("said").textContent = `${count} ${count === 1 ? "result" : "results"} in ${milliseconds.toFixed(0)} ms. `
+    + "Choose one to search from it.";
+  $("note").textContent = answer.note;
+  $("note").hidden = !answer.note;
+  $("columns").className = several ? "columns several" : "columns";
+  $("columns").replaceChildren(...answer.columns.map((column) => drawColumn(column, bits, several)));
+  $("anatomy").hidden = false;
+  $("code-size").textContent = `${bits.toLocaleString("en")} bits, ${bits / 8} bytes`;
+  drawRaster(null);
+  drawTimes(answer.times, milliseconds);
+}
+
+function drawColumn(column, bits, several) {
+  const section = element("section", "column");
+  if (several) {
+    const head = element("div", "column-head");
+    const [title, how] = COLUMNS[column.order];
+    head.append(element("h2", "", title), element("p", "hint", how));
+    section.append(head);
+    section.setAttribute("aria-label", title);
+  }
+  if (column.missing) {
+    section.append(element("p", "missing", column.missing));
+    return section;
+  }
+  const grid = element("div", "grid");
+  grid.append(...column.hits.map((hit, place) => drawCard(hit, place, bits, column.order)));
+  section.append(grid);
+  return section;
+}
+
+function drawCard(hit, place, bits, order) {
+  const card = element("button", "card");
+  card.type = "button";
+  card.dataset.id = hit.id;
+  const tile = element("span", "tile");
+  const picture = element("img");
+  const blank = () => tile.replaceChildren(element("span", "blank", hit.title), rank);
+  const rank = element("span", "rank", String(place + 1));
+  picture.alt = "";
+  picture.loading = "lazy";
+  picture.decoding = "async";
+  picture.addEventListener("error", blank);
+  tile.append(picture, rank);
+  if (hit.picture) picture.src = `/api/picture?id=${encodeURIComponent(hit.id)}`;
+  else blank();
+  const byCode = order === "code";
+  const measure = element("span", "measure");
+  const text = byCode ? `${hit.distance} bits` : hit.score.toFixed(3);
+  const meter = element("span", "meter");
+  const fill = element("i");
+  const share = byCode ? 1 - (2 * hit.distance) / bits : hit.score;
+  fill.style.width = `${100 * clamp(share, 0, 1)}%`;
+  meter.append(fill);
+  measure.append(element("span", "", text), meter);
+  card.append(tile, element("span", "name", hit.title), measure);
+  const said = Object.values(hit.facts || {}).join(" · ");
+  card.title = said ? `${hit.title} · ${said}` : hit.title;
+  card.setAttribute("aria-label", `${place + 1}. ${hit.title}, ${byCode ? text + " differ" : "cosine " + text}`);
+  card.addEventListener("click", () => {
+    location.hash = `like=${encodeURIComponent(hit.id)}`;
+    scrollTo({ top: 0 });
+  });
+  card.addEventListener("pointerenter", () => drawRaster(hit));
+  card.addEventListener("focus", () => drawRaster(hit));
+  card.addEventListener("pointerleave", () => drawRaster(null));
+  card.addEventListener("blur", () => drawRaster(null));
+  return card;
+}
+
+$("columns").addEventListener("keydown", (event) => {
+  const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+  if (!step || !event.target.matches(".card")) return;
+  event.preventDefault();
+  const cards = [...$("columns").querySelectorAll(".card")];
+  cards[clamp(cards.indexOf(event.target) + step, 0, cards.length - 1)].focus();
+});
+
+/* The code as a raster, and the time as a bar */
+
+function drawRaster(hit) {
+  const bytes = state.code.match(/../g).map((pair) => parseInt(pair, 16));
+  const others = hit ? hit.code.match(/../g).map((pair) => parseInt(pair, 16)) : bytes;
+  const bits = 8 * bytes.length;
+  const across = 64;
+  const down = Math.ceil(bits / across);
+  const canvas = $("raster");
+  canvas.width = across * 5;
+  canvas.height = down * 5;
+  const style = getComputedStyle(document.documentElement);
+  const [ink, empty, accent] = ["--ink", "--line", "--decode"].map((name) => style.getPropertyValue(name));
+  const pen = canvas.getContext("2d");
+  let differ = 0;
+  for (let bit = 0; bit < bits; bit += 1) {
+    const mask = 128 >> (bit % 8);
+    const set = bytes[bit >> 3] & mask;
+    const differs = set !== (others[bit >> 3] & mask);
+    differ += differs;
+    pen.fillStyle = differs ? accent : set ? ink : empty;
+    pen.globalAlpha = hit && !differs ? 0.45 : 1;
+    pen.fillRect(5 * (bit % across), 5 * Math.floor(bit / across), 4, 4);
+  }
+  $("raster-note").textContent = hit
+    ? `${differ} of ${bits} bits differ from ${hit.title}.`
+    : "One cell a bit, filled where the embedding is above zero.";
+}
+
+function drawTimes(times, total) {
+  const known = STEPS.filter(([name]) => name in times);
+  const rest = Math.max(0, total - known.reduce((sum, [name]) => sum + times[name], 0));
+  $("time-total").textContent = `${total.toFixed(1)} ms`;
+  const bar = [];
+  const rows = [];
+  for (const [name, label, value] of [...known.map(([one, text]) => [one, text, times[one]]), ["rest", "browser and page", rest]]) {
+    const part = element("i");
+    part.style.flex = `${value} 0 0`;
+    part.style.background = `var(--${name === "rest" ? "line" : name})`;
+    bar.push(part);
+    const key = element("i");
+    key.style.background = part.style.background;
+    rows.push(key, element("dt", "", label), element("dd", "", `${value.toFixed(value < 10 ? 2 : 1)} ms`));
+  }
+  $("bar").replaceChildren(...bar);
+  $("times").replaceChildren(...rows);
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  if (state.code) drawRaster(null);
+});
+
+async function offerExamples() {
+  try {
+    const { examples } = await call("/api/examples");
+    const cards = examples.map((one) => {
+      const card = element("button", "card");
+      card.type = "button";
+      const tile = element("span", "tile");
+      const picture = element("img");
+      picture.alt = "";
+      picture.addEventListener("error", () => tile.replaceChildren(element("span", "blank", one.title)));
+      picture.src = `/api/picture?id=${encodeURIComponent(one.id)}`;
+      tile.append(picture);
+      card.append(tile, element("span", "name", one.title));
+      card.addEventListener("click", () => { location.hash = `like=${encodeURIComponent(one.id)}`; });
+      return card;
+    });
+    $("example-grid").replaceChildren(...cards);
+    $("examples").hidden = !cards.length || Boolean(state.blob || state.like);
+  } catch (error) {
+    complain(error.message, offerExamples);
+  }
+}
+
+refreshStatus();
+offerExamples();
+start();

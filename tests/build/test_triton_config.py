@@ -1,0 +1,94 @@
+"""Both server profiles come from one description; read with Triton's own protobuf."""
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("google.protobuf.text_format")
+pytest.importorskip(
+    "tritonclient.grpc.model_config_pb2", reason="the extra `client` is not installed"
+)
+
+import triton_config
+from google.protobuf import text_format
+from triton_config import MAX_BATCH_SIZE, EmbedderConfig
+from tritonclient.grpc import model_config_pb2 as model_config
+
+from unified_embedding.spec import EmbedderSpec
+
+CPU = EmbedderConfig(backend="python", kind="KIND_CPU", parameters={"threads": "2"})
+GPU = EmbedderConfig(backend="tensorrt", kind="KIND_GPU", instances=2, warm_up=True)
+
+
+@pytest.fixture
+def spec(root: Path) -> EmbedderSpec:
+    return EmbedderSpec.load(root / "models/unified-embedder-lite0")
+
+
+def parsed(config: EmbedderConfig, spec: EmbedderSpec):
+    text = triton_config.render(config, spec, "tensorrt-fp16-0123456789ab")
+    return text_format.Parse(text, model_config.ModelConfig())
+
+
+def test_the_gpu_profile_field_by_field(spec: EmbedderSpec) -> None:
+    config = parsed(GPU, spec)
+    assert (config.backend, config.platform, config.max_batch_size) == ("tensorrt", "", 16)
+    (pixels,) = config.input
+    assert (pixels.name, pixels.data_type) == ("pixels", model_config.TYPE_UINT8)
+    assert list(pixels.dims) == [224, 224, 3]
+    assert [(item.name, item.data_type, list(item.dims)) for item in config.output] == [
+        ("embedding", model_config.TYPE_FP32, [1280]),
+        ("features", model_config.TYPE_FP32, [1280]),
+    ]
+    (group,) = config.instance_group
+    assert (group.count, group.kind) == (2, model_config.ModelInstanceGroup.KIND_GPU)
+    assert config.optimization.input_pinned_memory.enable
+    assert config.optimization.output_pinned_memory.enable
+    assert not config.optimization.HasField("cuda")
+    assert config.parameters["unified_embedding.version"].string_value == spec.version
+    engine = config.parameters["unified_embedding.engine"].string_value
+    assert engine == "tensorrt-fp16-0123456789ab"
+
+
+def test_every_batch_size_is_warmed_up_with_the_input_it_takes(spec: EmbedderSpec) -> None:
+    warm_up = parsed(GPU, spec).model_warmup
+    assert [item.batch_size for item in warm_up] == list(range(1, MAX_BATCH_SIZE + 1))
+    assert len({item.name for item in warm_up}) == MAX_BATCH_SIZE
+    for item in warm_up:
+        value = item.inputs["pixels"]
+        assert (value.data_type, list(value.dims)) == (model_config.TYPE_UINT8, [224, 224, 3])
+        assert value.zero_data
+
+
+def test_cuda_graphs_are_recorded_for_every_batch_size_and_only_on_request(
+    spec: EmbedderSpec,
+) -> None:
+    graphs = EmbedderConfig(backend="tensorrt", kind="KIND_GPU", cuda_graphs=True)
+    cuda = parsed(graphs, spec).optimization.cuda
+    assert cuda.graphs
+    assert [item.batch_size for item in cuda.graph_spec] == list(range(1, MAX_BATCH_SIZE + 1))
+    # An inexact match would run over rows that nobody filled.
+    assert not any(item.HasField("graph_lower_bound") for item in cuda.graph_spec)
+
+
+@pytest.mark.parametrize("config", [CPU, GPU], ids=["cpu", "gpu"])
+def test_batching_without_a_queue_policy(config: EmbedderConfig, spec: EmbedderSpec) -> None:
+    """Any queue policy stalls a request by half a second with fewer than four instances."""
+    text = triton_config.render(config, spec, "id")
+    batching = parsed(config, spec).dynamic_batching
+    assert "dynamic_batching { }" in text
+    assert batching == model_config.ModelDynamicBatching()
+
+
+def test_both_profiles_offer_the_same_tensors(spec: EmbedderSpec) -> None:
+    cpu, gpu = parsed(CPU, spec), parsed(GPU, spec)
+    assert list(cpu.input) == list(gpu.input)
+    assert list(cpu.output) == list(gpu.output)
+    assert cpu.max_batch_size == gpu.max_batch_size
+    assert cpu.parameters["threads"].string_value == "2"
+
+
+def test_the_ensemble_takes_no_more_than_the_embedder(root: Path) -> None:
+    text = (root / "model_repository/unified_embedding/config.pbtxt").read_text()
+    ensemble = text_format.Parse(text, model_config.ModelConfig())
+    assert ensemble.max_batch_size <= MAX_BATCH_SIZE

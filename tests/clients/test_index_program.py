@@ -1,0 +1,101 @@
+"""clients/index.py: from a corpus to an index, and what it says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from _corpus import Corpus, Embedding
+from _sources import FILE, Item
+from _store import Store
+
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
+from unified_embedding.index import CodeIndex, Origin
+
+VERSION = "0123456789ab"
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Corpus:
+    """10 pictures in 3 shards, one bad, one shard by another engine; finished, not complete."""
+    items = [
+        Item(f"p/{number}.jpg", FILE, f"/p/{number}.jpg", metadata=f'{{"n": {number}}}')
+        for number in range(10)
+    ]
+    store = Store(str(tmp_path / "corpus")).within(VERSION)
+    corpus = Corpus.begin(store, VERSION, 16, True, ["p"], items, shard_size=4)
+    random = np.random.default_rng(0)
+    for shard in range(3):
+        engine = "engine-b" if shard == 2 else "engine-a"
+        answers: list[tuple[Item, Embedding | str]] = []
+        for item in corpus.items(shard):
+            vector = random.normal(size=16).astype(np.float16)
+            answers.append((item, Embedding(np.packbits(vector > 0), vector, VERSION, engine)))
+        if shard == 0:
+            answers[1] = (answers[1][0], "not an image")
+        corpus.write_shard(shard, answers)
+    return corpus
+
+
+def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    program = [sys.executable, str(root / "clients" / "index.py"), *arguments]
+    return subprocess.run(program, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("kind", ["flat", "ivf", "hnsw"])
+def test_an_index_holds_the_corpus_row_by_row(
+    root: Path, tmp_path: Path, corpus: Corpus, kind: str
+) -> None:
+    entries = corpus.complete()
+    place, out = str(tmp_path / "corpus"), str(tmp_path / "index")
+    built = run(root, "build", place, "--out", out, "--kind", kind)
+    assert built.returncode == 0, built.stderr
+    assert "several engines" in built.stderr
+    index = CodeIndex.open(Path(out))
+    assert index.header.origin == Origin(VERSION, "engine-a")
+    assert index.header.settings.kind == kind
+    rows = [row for table in corpus.tables(entries) for row in table.to_pylist()]
+    assert [stored.id for stored in index.sample(100)] == [row["id"] for row in rows]
+    for row in rows:
+        stored = index.fetch(row["id"])
+        assert stored.code.tobytes() == row["code"]
+        assert stored.embedding is not None
+        assert stored.embedding.tolist() == [float(value) for value in row["embedding"]]
+        assert stored.metadata == {"source": row["source"], "metadata": row["metadata"]}
+    told = run(root, "info", out)
+    assert told.returncode == 0
+    for part in ("9", kind, VERSION, "engine-a", "float16"):
+        assert part in told.stdout
+
+
+def test_export_writes_what_the_other_side_loads(
+    root: Path, tmp_path: Path, corpus: Corpus
+) -> None:
+    corpus.complete()
+    out = str(tmp_path / "index")
+    assert run(root, "build", str(tmp_path / "corpus"), "--out", out).returncode == 0
+    done = run(root, "export", out, "--to", "milvus", "--out", str(tmp_path / "milvus"))
+    assert done.returncode == 0, done.stderr
+    table = pq.read_table(tmp_path / "milvus" / "codes-00000.parquet")
+    # The back-fill's JSON is merged into the metadata, not quoted within it.
+    assert table.column("metadata")[0].as_py() == '{"source": "/p/0.jpg", "n": 0}'
+    done = run(root, "export", out, "--to", "postgres", "--out", str(tmp_path / "pg"))
+    assert done.returncode == 0
+    assert "psql -f schema.sql -f load.sql" in done.stdout
+
+
+def test_mistakes_end_with_one_sentence(root: Path, tmp_path: Path, corpus: Corpus) -> None:
+    place, out = str(tmp_path / "corpus"), str(tmp_path / "index")
+    for arguments, sentence in (
+        (["build", place, "--out", out], "is not complete; run the back-fill again"),
+        (["build", str(tmp_path / "no"), "--out", out], "clients/backfill.py"),
+        (["build", place, "--out", out, "--version", "f"], "no corpus of version f"),
+        (["info", out], "clients/index.py build"),
+        (["export", out, "--out", str(tmp_path / "x")], "clients/index.py build"),
+    ):
+        done = run(root, *arguments)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+    assert not (tmp_path / "x").exists()

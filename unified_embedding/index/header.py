@@ -1,0 +1,143 @@
+"""What an index holds and who computed it; the header file is also the commit point of a save."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Final, Literal, get_args
+
+from unified_embedding.codes import code_bytes
+from unified_embedding.errors import CodeError, CodeIndexError
+
+HEADER_FILE: Final = "header.json"
+FORMAT: Final = 1
+
+Kind = Literal["flat", "ivf", "hnsw"]
+
+
+class EngineWarning(UserWarning):
+    """Codes of two engines of one version are compared; a small share of their bits differs."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Who computed a code: the embedder's version and the engine that ran it.
+
+    Codes of equal version may be compared. Engines of one version (say bf16 and fp16) round
+    differently, so that a measurable share of their bits disagrees.
+    """
+
+    version: str
+    engine: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Origin":
+        """Read the server's `version` output, "<spec version> <engine id>".
+
+        Raises:
+            CodeIndexError: not two words.
+        """
+        parts = text.split()
+        if len(parts) != 2:
+            raise CodeIndexError(f"version {text!r} is not '<spec version> <engine id>'")
+        return cls(*parts)
+
+    def __str__(self) -> str:
+        return f"{self.version} {self.engine}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the base of an index is searched.
+
+    Attributes:
+        kind: "flat" compares every code (exact); "ivf" the codes of the nearest `nprobe`
+            of `lists` clusters; "hnsw" walks a neighbour graph.
+        lists: clusters of "ivf"; 0 takes the power of two nearest to sqrt(rows).
+        nprobe: clusters that an "ivf" query visits.
+        links: neighbours per node of "hnsw".
+        ef_construction: beam width while "hnsw" is built.
+        ef_search: beam width of an "hnsw" query.
+        threads: threads that build "ivf" and "hnsw"; more than one makes "hnsw" graphs
+            differ from build to build.
+    """
+
+    kind: Kind = "flat"
+    lists: int = 0
+    nprobe: int = 32
+    links: int = 32
+    ef_construction: int = 40
+    ef_search: int = 128
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise CodeIndexError(f"kind {self.kind!r} is not one of {list(get_args(Kind))}")
+        for field in fields(self)[1:]:
+            least = 0 if field.name == "lists" else 1
+            if getattr(self, field.name) < least:
+                raise CodeIndexError(
+                    f"{field.name} is {getattr(self, field.name)}; it must be at least {least}"
+                )
+
+
+@dataclass(frozen=True)
+class Header:
+    """The contents of header.json.
+
+    Attributes:
+        origin: version and engine of the codes.
+        dim: width D of the embedding; a code has D / 8 bytes.
+        settings: how the base is searched.
+        embeddings: whether float16 embeddings are stored beside the codes.
+        rows: codes in the base.
+        generation: number of the save that wrote the base; its files carry the number.
+    """
+
+    origin: Origin
+    dim: int
+    settings: Settings
+    embeddings: bool
+    rows: int
+    generation: int
+
+    def __post_init__(self) -> None:
+        code_bytes(self.dim)
+
+    def file(self, folder: Path, name: str) -> Path:
+        """Path of one of this generation's files."""
+        return folder / f"{self.generation:06d}-{name}"
+
+    def write(self, folder: Path) -> None:
+        """Replace `folder/header.json` in one step: the save becomes visible here."""
+        raw = {"format": FORMAT, **asdict(self)}
+        temporary = folder / f".{HEADER_FILE}.{os.getpid()}"
+        with temporary.open("w") as file:
+            file.write(json.dumps(raw, indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, folder / HEADER_FILE)
+
+    @classmethod
+    def read(cls, folder: Path) -> "Header":
+        """Read `folder/header.json`. Raises CodeIndexError when missing, damaged or unknown."""
+        path = folder / HEADER_FILE
+        try:
+            raw = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise CodeIndexError(
+                f"{folder} is not a code index (no {HEADER_FILE}); "
+                "build one from a corpus: python clients/index.py build CORPUS"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise CodeIndexError(f"{path} is not readable JSON ({error})") from error
+        stated = raw.pop("format", None) if isinstance(raw, dict) else None
+        if stated != FORMAT:
+            raise CodeIndexError(
+                f"{path} has index format {stated!r}; this library reads {FORMAT}: build it again"
+            )
+        try:
+            origin, settings = Origin(**raw.pop("origin")), Settings(**raw.pop("settings"))
+            return cls(origin=origin, settings=settings, **raw)
+        except (CodeError, CodeIndexError, KeyError, TypeError) as error:
+            raise CodeIndexError(f"{path} is damaged ({error}); build the index again") from error

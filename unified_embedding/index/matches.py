@@ -1,0 +1,216 @@
+"""What a search returns, and the snapshot it was made from."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unified_embedding.index.kernel import NO_ROW, Nearest, exact, one_thread, ordered
+from unified_embedding.index.segments import ID, Part, Record
+
+Rerank = Literal["asymmetric", "embedding"]
+
+_BLOCK_ROWS: Final = 16_384
+
+
+@dataclass(frozen=True)
+class Hit:
+    """One result.
+
+    Attributes:
+        id: the row's id.
+        distance: Hamming distance of the codes in bits.
+        score: similarity in [-1, 1] after re-ranking, higher is nearer; None without.
+        metadata: the row's other columns.
+    """
+
+    id: str
+    distance: int
+    score: float | None
+    metadata: Record
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Base and tail as one search sees them. Row numbers run through the base, then the tail."""
+
+    base: Part
+    tail: Part
+
+    @property
+    def living(self) -> int:
+        """Rows that are not deleted."""
+        return len(self.base) - self.base.dead + len(self.tail) - self.tail.dead
+
+    def nearest(self, query: NDArray[np.uint8], k: int, approximate: bool = True) -> Nearest:
+        """The k nearest living rows of each query [N, B], ties by insertion order.
+
+        With `approximate=False` the base is searched exactly, whatever its kind.
+        """
+        with one_thread():
+            found = _living(self.base, query, k, approximate)
+            if len(self.tail):
+                other = _living(self.tail, query, k, approximate)
+                shifted = np.where(other.rows < 0, NO_ROW, other.rows + len(self.base))
+                found = Nearest(
+                    np.concatenate((found.distances, other.distances), axis=1),
+                    np.concatenate((found.rows, shifted), axis=1),
+                )
+                found = ordered(found, k)
+        return found
+
+    def record(self, row: int) -> Record:
+        """Metadata of a row, id included."""
+        base = len(self.base)
+        return self.base.records[row] if row < base else self.tail.records[row - base]
+
+    def codes(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Codes uint8 [n, B] of rows [n]."""
+        return self._rows(rows, self.base.codes, self.tail.codes)
+
+    def embeddings(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Stored embeddings float32 [n, D] of rows [n]; the index must hold them."""
+        base, tail = self.base.embeddings, self.tail.embeddings
+        if base is None or tail is None:
+            raise TypeError("this snapshot holds no embeddings")
+        return self._rows(rows, base, tail).astype(np.float32)
+
+    def _rows(
+        self, rows: NDArray[np.int64], base: NDArray[Any], tail: NDArray[Any]
+    ) -> NDArray[Any]:
+        out = np.empty((len(rows), base.shape[1]), dtype=base.dtype)
+        old = rows < len(base)
+        out[old] = base[rows[old]]
+        out[~old] = tail[rows[~old] - len(base)]
+        return out
+
+
+@dataclass(frozen=True)
+class Matches:
+    """The results of one search, best first. Metadata is read when a hit is asked for.
+
+    Attributes:
+        distances: Hamming distances in bits, int32 [N, k].
+        rows: row numbers within the snapshot, int64 [N, k]; -1 where an approximate search
+            found too few.
+        scores: similarities float32 [N, k] when re-ranked, else None.
+    """
+
+    distances: NDArray[np.int32]
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32] | None
+    snapshot: Snapshot
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def hits(self, query: int) -> list[Hit]:
+        """The hits of one query, best first."""
+        hits = []
+        for place, row in enumerate(self.rows[query].tolist()):
+            if row == NO_ROW:
+                continue
+            metadata = dict(self.snapshot.record(row))
+            score = None if self.scores is None else float(self.scores[query, place])
+            distance = int(self.distances[query, place])
+            hits.append(Hit(metadata.pop(ID), distance, score, metadata))
+        return hits
+
+    def ids(self, query: int) -> list[str]:
+        """The ids of one query's hits, best first."""
+        return [hit.id for hit in self.hits(query)]
+
+
+def rescored(
+    snapshot: Snapshot, found: Nearest, embedding: NDArray[np.float32], rerank: Rerank, k: int
+) -> Matches:
+    """The best k of the candidates `found` by their similarity to the float queries [N, D].
+
+    "asymmetric" is the cosine of the query with the candidate's signs, "embedding" the cosine
+    with its stored embedding. Ties fall back to Hamming distance, then row.
+    """
+    similarity = _signs if rerank == "asymmetric" else _cosine
+    scores = np.full(found.rows.shape, -np.inf, dtype=np.float32)
+    for query, rows in enumerate(found.rows):
+        there = rows >= 0
+        scores[query, there] = similarity(snapshot, rows[there], embedding[query])
+    order = np.lexsort((found.rows, found.distances, -scores), axis=1)[:, :k]
+    return Matches(
+        np.take_along_axis(found.distances, order, axis=1),
+        np.take_along_axis(found.rows, order, axis=1),
+        np.take_along_axis(scores, order, axis=1),
+        snapshot,
+    )
+
+
+class ByEmbedding(NamedTuple):
+    """Rows int64 [N, k] by descending cosine float32 [N, k], then row."""
+
+    rows: NDArray[np.int64]
+    scores: NDArray[np.float32]
+
+
+def by_embedding(snapshot: Snapshot, query: NDArray[np.float32], k: int) -> ByEmbedding:
+    """The k living rows of highest cosine with each query [N, D], by reading every embedding."""
+    living = np.flatnonzero(np.concatenate((snapshot.base.alive, snapshot.tail.alive)))
+    best = ByEmbedding(np.empty((len(query), 0), np.int64), np.empty((len(query), 0), np.float32))
+    unit = query / np.linalg.norm(query, axis=1, keepdims=True)
+    for first in range(0, len(living), _BLOCK_ROWS):
+        rows = living[first : first + _BLOCK_ROWS]
+        stored = snapshot.embeddings(rows)
+        scores = unit @ (stored / np.linalg.norm(stored, axis=1, keepdims=True)).T
+        all_rows = np.concatenate((best.rows, np.broadcast_to(rows, scores.shape)), axis=1)
+        all_scores = np.concatenate((best.scores, scores), axis=1)
+        order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
+        best = ByEmbedding(
+            np.take_along_axis(all_rows, order, axis=1),
+            np.take_along_axis(all_scores, order, axis=1),
+        )
+    return best
+
+
+def _signs(
+    snapshot: Snapshot, rows: NDArray[np.int64], query: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    bits = np.unpackbits(snapshot.codes(rows), axis=1).astype(np.float32)
+    unit = query / np.linalg.norm(query)
+    score: NDArray[np.float32] = (2 * bits @ unit - unit.sum()) / np.sqrt(len(query))
+    return score
+
+
+def _cosine(
+    snapshot: Snapshot, rows: NDArray[np.int64], query: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    stored = snapshot.embeddings(rows)
+    norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(query)
+    score: NDArray[np.float32] = stored @ query / norms
+    return score
+
+
+def _living(part: Part, query: NDArray[np.uint8], k: int, approximate: bool) -> Nearest:
+    """The k nearest rows of one part that are not deleted.
+
+    Deleted rows stay in the structures, so the search asks for more until enough live ones
+    came back; a prefix of an ordered list, less its dead, is an ordered list of the living.
+    """
+    search = part.accelerator.search if approximate and part.accelerator else _exact(part.codes)
+    k = min(k, max(0, len(part) - part.dead))
+    if not k:
+        return Nearest(np.empty((len(query), 0), np.int32), np.empty((len(query), 0), np.int64))
+    fetch = min(len(part), 2 * k if part.dead else k)
+    while True:
+        found = search(query, fetch)
+        living = (found.rows >= 0) & part.alive[found.rows]
+        exhausted = (found.rows < 0).any(axis=1) | (living.sum(axis=1) >= k)
+        if fetch == len(part) or exhausted.all():
+            break
+        fetch = min(len(part), 4 * fetch)
+    if living.all():
+        return Nearest(found.distances[:, :k], found.rows[:, :k])
+    return ordered(Nearest(found.distances, np.where(living, found.rows, NO_ROW)), k)
+
+
+def _exact(codes: NDArray[np.uint8]) -> Callable[[NDArray[np.uint8], int], Nearest]:
+    return lambda query, k: exact(query, codes, k)

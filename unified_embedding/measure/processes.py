@@ -1,0 +1,76 @@
+"""CPU time and memory of a server's processes, by the part each of them plays."""
+
+import contextlib
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, Self
+
+import psutil
+
+# The Python backend's stub names the model.py it runs on its command line.
+_STUB: Final = re.compile(r"/([^/]+)/\d+/model\.py$")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a server had used at one moment.
+
+    Attributes:
+        cpu_s: user and system seconds since its start, by part.
+        memory_mb: proportional set size in 10^6 bytes (a page shared by n processes counts
+            1/n in each), summed over its processes.
+        processes: how many there are.
+    """
+
+    cpu_s: Mapping[str, float] = field(default_factory=dict)
+    memory_mb: float = 0.0
+    processes: int = 0
+
+    def cpu_since(self, earlier: "Usage") -> dict[str, float]:
+        """CPU seconds used since `earlier`, by part."""
+        return {part: used - earlier.cpu_s.get(part, 0.0) for part, used in self.cpu_s.items()}
+
+
+class ProcessTree:
+    """A server process and all its descendants."""
+
+    def __init__(self, pid: int) -> None:
+        """Raises psutil.NoSuchProcess when there is no such process."""
+        self._root = psutil.Process(pid)
+
+    @classmethod
+    def listening_at(cls, url: str) -> Self | None:
+        """The tree of the process that listens at host:port on this machine, if it is ours."""
+        host, _, port = url.rpartition(":")
+        if host not in ("127.0.0.1", "localhost", "[::1]", "0.0.0.0") or not port.isdigit():
+            return None
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                for connection in process.net_connections(kind="tcp"):
+                    if connection.status == psutil.CONN_LISTEN and connection.laddr.port == int(
+                        port
+                    ):
+                        return cls(process.pid)
+        return None
+
+    def usage(self) -> Usage:
+        """CPU seconds and memory of every living process of the tree."""
+        cpu: dict[str, float] = {}
+        memory, count = 0.0, 0
+        for process in (self._root, *self._root.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                times = process.cpu_times()
+                part = _part(process)
+                cpu[part] = cpu.get(part, 0.0) + times.user + times.system
+                memory += process.memory_full_info().pss / 1e6
+                count += 1
+        return Usage(cpu, memory, count)
+
+
+def _part(process: psutil.Process) -> str:
+    for argument in process.cmdline():
+        model = _STUB.search(argument)
+        if model is not None:
+            return model[1]
+    return str(process.name())
