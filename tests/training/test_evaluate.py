@@ -1,6 +1,7 @@
 """`make evaluate` from end to end on a small made-up manifest, embedders included."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -114,6 +115,17 @@ def test_the_page_holds_every_row_and_says_what_was_not_run(shop: Path, first_ru
     for name in ("overview", "dimension", "subsampling"):
         assert (shop / "docs" / "images" / f"results-{name}.png").stat().st_size > 10_000
         assert f"images/results-{name}.png" in first_run
+
+
+def test_the_same_figures_are_written_for_programs(shop: Path, first_run: str) -> None:
+    found = json.loads((shop / "docs" / "results.json").read_text())
+    rows = {row["name"]: row for row in found["rows"]}
+    assert not rows["camera specialist"]["run"]
+    by_name = {(f["task"], f["metric"], f["comparison"]): f for f in rows["start"]["figures"]}
+    figure = by_name["shop exact", "R@1", "float"]
+    assert f"{100 * figure['mean']:.1f}" == figures(first_run, "start")[2]
+    assert figure["low"] <= figure["mean"] <= figure["high"]
+    assert found["test_set"]["digest"] in first_run
 
 
 def test_shuffled_weights_change_the_row(first_run: str) -> None:

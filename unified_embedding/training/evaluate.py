@@ -4,6 +4,7 @@ Embeddings are cached by embedder and by picture, so a second run takes seconds 
 interrupted one goes on.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -24,16 +25,17 @@ from unified_embedding.training.evaluation.charts import all_charts
 from unified_embedding.training.evaluation.claims import claims
 from unified_embedding.training.evaluation.config import EvaluationConfig, load_config
 from unified_embedding.training.evaluation.measure import Cell
-from unified_embedding.training.evaluation.results import Results
+from unified_embedding.training.evaluation.results import Results, as_json
 from unified_embedding.training.evaluation.run import Bench, compare, evaluate, open_bench
 from unified_embedding.training.evaluation.targets import targets
 
 PAGE: Final = "results.md"
+FIGURES: Final = "results.json"
 MANIFEST: Final = "manifest.csv"
 
 
 def write(results: Results, out: Path, agreements: list[Agreement], command: str) -> Path:
-    """Write `out/results.md` and the pictures in `out/images`; returns the page's path."""
+    """Write `out/results.md`, its figures as JSON and its pictures; returns the page's path."""
     images = out / "images"
     images.mkdir(parents=True, exist_ok=True)
     charts = all_charts(results)
@@ -42,9 +44,8 @@ def write(results: Results, out: Path, agreements: list[Agreement], command: str
     text = page.render(
         results, claims(results), targets(results), agreements, list(charts), command
     )
-    beside = out / f".{PAGE}.{os.getpid()}"
-    beside.write_text(text)
-    os.replace(beside, out / PAGE)
+    _write_text(out / FIGURES, json.dumps(as_json(results), indent=1) + "\n")
+    _write_text(out / PAGE, text)
     return out / PAGE
 
 
@@ -145,6 +146,12 @@ def _print_rows(results: Results) -> None:
             texts = ["" if cell is None else page.percent(cell.mean) for cell in cells]
             table.add_row(result.row.name if kind == "float" else "", kind, *texts)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+def _write_text(path: Path, text: str) -> None:
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.write_text(text)
+    os.replace(beside, path)
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:

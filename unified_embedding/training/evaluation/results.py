@@ -1,7 +1,7 @@
 """Everything that one evaluation found, in one value that the page and the pictures read."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from unified_embedding.retrieval import Comparison, Interval
@@ -118,3 +118,31 @@ def loss(
         return None
     ours = measurement.samples[Cell(task, metric, comparison)]
     return ours.minus(measurement.samples[Cell(task, metric, "float")]).interval()
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """Every figure with its interval, for programs: model cards, dashboards, later pages."""
+    return {
+        "test_set": asdict(results.test_set),
+        "environment": dict(results.environment),
+        "rows": [
+            {
+                **result.row.model_dump(mode="json"),
+                "dim": result.dim,
+                "facts": dict(result.facts or {}),
+                "run": result.measurement is not None,
+                "figures": _figures(result.measurement),
+                "elsewhere": {name: _figures(one) for name, one in result.elsewhere.items()},
+            }
+            for result in results.rows
+        ],
+    }
+
+
+def _figures(measurement: Measurement | None) -> list[dict[str, Any]]:
+    if measurement is None:
+        return []
+    return [
+        {**cell._asdict(), **asdict(samples.interval()), "queries": len(samples.values)}
+        for cell, samples in measurement.samples.items()
+    ]
