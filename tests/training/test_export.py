@@ -120,8 +120,11 @@ def test_command_writes_a_folder_the_build_step_can_load(tmp_path: Path) -> None
         made_up.picture(label, 0, 90).save(pictures / f"{label}.png")
     out = tmp_path / "out" / "my-embedder"
     arguments = ["--trunk", TRUNK, "--out", str(out), "--size", str(SIZE)]
-    code, output = run_cli(*arguments, "--calibrate", str(pictures))
+    notes = tmp_path / "notes.md"
+    notes.write_text("## Data\nFour squares.\n")
+    code, output = run_cli(*arguments, "--calibrate", str(pictures), "--notes", str(notes))
     assert code == 0, output
+    assert "\n\n## Data\nFour squares.\n\n## Use\n" in (out / "README.md").read_text()
     assert "4 pictures of pictures/" in " ".join(output.split())
     _, spec = onnx_file.load(out)
     assert (spec.name, spec.trunk, spec.weights, spec.dim) == ("my-embedder", TRUNK, "random", 512)
@@ -154,6 +157,7 @@ def test_command_says_when_there_are_no_pictures(tmp_path: Path) -> None:
         (["--trunk", "no_such_trunk"], "timm has no trunk"),
         (["--trunk", TRUNK, "--weights", "lite0"], "fit the trunk"),
         (["--trunk", TRUNK, "--license", "MIT"], "--license-file"),
+        (["--trunk", TRUNK, "--notes", "nowhere.md"], "--notes nowhere.md cannot be read"),
         (["--trunk", TRUNK, "--weights", "nowhere.pth", "--license", "MIT"], "nor a file"),
     ],
 )

@@ -163,7 +163,15 @@ def test_a_run_continues_at_another_size_from_anothers_weights(tmp_path: Path) -
         assert torch.equal(ours.state()["rows"], theirs.state()["rows"])
         assert not ours.state()["velocity"].any()
     run(second, 1)
+    second.save()
     second.close()
+    before = [{"steps": 5, "size": first.config.preprocessing.size}]
+    resumed = make(tmp_path / "more", "preprocessing.size=48")
+    assert resumed.resume()
+    resumed.save_best({})
+    resumed.close()
+    _, _, summary = checkpoint.load_embedder(tmp_path / "more" / "run" / "best.pt")
+    assert (summary["steps"], summary["earlier"]) == (1, before)
     third = make(tmp_path / "more")
     assert third.start_from(tmp_path / "run" / "best.pt") == []
     third.close()

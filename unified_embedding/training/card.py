@@ -11,16 +11,28 @@ from unified_embedding.spec import EmbedderSpec
 from unified_embedding.training.weights import LITE0_PACKAGE
 
 APACHE: Final = "Apache-2.0"
+_IMAGENET: Final = (
+    "Those publishers trained it to name the 1,000 classes of ImageNet-1k (ILSVRC 2012). "
+    "ImageNet's pictures come from the web, mostly from North America and Europe; their labels and "
+    "biases enter every embedding. Its own terms restrict them to non-commercial research; the "
+    "weights were published under the licence above (Copyright (c) 2020, ML Illustrated); tensors "
+    "were renamed and BatchNorm was folded here."
+)
 
 
-def model_card(spec: EmbedderSpec, training: str, difference: float) -> str:
+def model_card(
+    spec: EmbedderSpec, training: str, difference: float, fixed_map: bool = False, notes: str = ""
+) -> str:
     """README.md of an embedder folder.
 
     Args:
         spec: what was exported.
         training: a paragraph on data and training, Markdown.
         difference: largest difference of torch and onnxruntime that the export measured.
+        fixed_map: whether a fixed linear map stands in front of LayerNorm.
+        notes: further sections, Markdown.
     """
+    layers = "average pool, " + ("subtract a mean, rotate, " if fixed_map else "")
     preprocessing = spec.preprocessing
     side = preprocessing.size
     return f"""# {spec.name}
@@ -31,7 +43,7 @@ An image embedder for visual search: one picture in, one {spec.dim}-dimensional 
 | | |
 |---|---|
 | version | `{spec.version}` (hash of graph, preprocessing and bit rule) |
-| trunk | timm `{spec.trunk}`, average pool, LayerNorm without affine |
+| trunk | timm `{spec.trunk}`, {layers}LayerNorm without affine |
 | weights | {spec.weights} |
 | licence of the weights | {spec.license} |
 | input `pixels` | uint8 [N, {side}, {side}, 3], RGB; normalised inside |
@@ -41,7 +53,7 @@ An image embedder for visual search: one picture in, one {spec.dim}-dimensional 
 
 ## Training
 {textwrap.fill(training.strip(), 100, break_on_hyphens=False)}
-
+{f"{chr(10)}{notes.strip()}{chr(10)}" if notes else ""}
 ## Use
 `make engine MODEL=<this folder>` compiles it behind accuracy gates; the README at the root of the
 repository serves it. Compare embeddings by cosine, codes by Hamming distance, and never across
@@ -69,12 +81,8 @@ def zero_shot_training(spec: EmbedderSpec, pictures: str) -> str:
             "was not trained jointly for visual search. Their training data is not known here."
         )
     return (
-        "**Zero-shot: not trained jointly for visual search yet.** The trunk is EfficientNet-Lite0 "
-        "as its publishers trained it to name the 1,000 classes of ImageNet-1k (ILSVRC 2012): "
-        f"{spec.weights}. ImageNet's pictures come from the web, mostly from North America and "
-        "Europe; their labels and biases enter every embedding. Its own terms restrict them "
-        "to non-commercial research; the weights were published under the licence above "
-        "(Copyright (c) 2020, ML Illustrated); tensors were renamed and BatchNorm was folded here."
+        "**Zero-shot: not trained jointly for visual search.** The trunk is EfficientNet-Lite0 "
+        f"as its publishers trained it: {spec.weights}. {_IMAGENET}"
     )
 
 
@@ -96,11 +104,15 @@ def trained(summary: Mapping[str, Any], start: str) -> str:
         for task, recall in summary["validation"].items()
     )
     how = "Trained jointly" if len(summary["tasks"]) > 1 else "Trained as a specialist"
+    before = "".join(
+        f", after {run['steps']:,} steps at {run['size']} px" for run in summary.get("earlier", [])
+    )
     return (
         f"{how} on {images}, for {summary['steps']:,} steps of {summary['batch']} pictures "
-        f"({summary['epochs']:.1f} epochs of the largest set), starting from: {start}. One "
+        f"({summary['epochs']:.1f} epochs of the largest set){before}, starting from: {start}. One "
         f"bias-free proxy head per label, normalised softmax: {heads}. "
-        + (f"R@1 on the validation split, which chose this model: {figures}." if figures else "")
+        + (f"R@1 on the validation split, which chose this model: {figures}. " if figures else "")
+        + (_IMAGENET if LITE0_PACKAGE in start else "")
     )
 
 

@@ -21,7 +21,7 @@ from unified_embedding.training import card, made_up, pictures
 from unified_embedding.training.checkpoint import load_embedder
 from unified_embedding.training.folder import whole_folder
 from unified_embedding.training.graph import check_equal, to_onnx
-from unified_embedding.training.model import UnifiedEmbedder, calibrate_batch_norm
+from unified_embedding.training.model import FixedMap, UnifiedEmbedder, calibrate_batch_norm
 from unified_embedding.training.weights import LITE0_TRUNK, load_trunk, trunk_weights
 
 Resize = Literal["letterbox", "center_crop"]
@@ -97,6 +97,7 @@ def write(
     pixels: NDArray[np.uint8],
     pixels_are: str,
     license_file: Path | None = None,
+    notes: str = "",
 ) -> tuple[EmbedderSpec, float]:
     """Trace, check against onnxruntime and write the folder `out`, whole or not at all.
 
@@ -108,6 +109,7 @@ def write(
         pixels: uint8 [N, S, S, 3] on which torch and onnxruntime must agree.
         pixels_are: where the pixels come from, for the model card.
         license_file: text of the weights' licence, unless that is Apache-2.0.
+        notes: further sections of the model card, Markdown.
 
     Returns:
         The spec, and the largest difference between torch and onnxruntime.
@@ -130,7 +132,9 @@ def write(
         difference = check_equal(exportable.model, graph, pixels)
         onnx_file.save(graph, spec, folder)
         training = exportable.training or card.zero_shot_training(spec, pixels_are)
-        (folder / "README.md").write_text(card.model_card(spec, training, difference))
+        mapped = isinstance(exportable.model.fixed_map, FixedMap)
+        text = card.model_card(spec, training, difference, mapped, notes)
+        (folder / "README.md").write_text(text)
         (folder / "LICENSE").write_text(license_text)
         onnx_file.load(folder)
     return spec, difference
@@ -170,6 +174,9 @@ def main(
     calibrate: Annotated[
         Path, typer.Option(help="Pictures for BatchNorm (random weights) and for the check.")
     ] = Path("demo"),
+    notes: Annotated[
+        Path | None, typer.Option(help="Markdown on data and figures, for the model card.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Draws random weights.")] = 0,
 ) -> None:
     """Write embedder.onnx, spec.json, model card and licence, whole or not at all."""
@@ -197,6 +204,7 @@ def main(
                 pixels[:CHECKED_PICTURES],
                 pixels_are,
                 license_file,
+                _notes(notes),
             )
     except EmbeddingError as error:
         console.print(f"[red]export failed:[/red] {error}", highlight=False)
@@ -208,6 +216,13 @@ def main(
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _notes(path: Path | None) -> str:
+    try:
+        return path.read_text() if path is not None else ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise SpecError(f"--notes {path} cannot be read ({error})") from error
 
 
 def _refuse_beside_checkpoint(context: typer.Context) -> None:

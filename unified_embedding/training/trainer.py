@@ -56,6 +56,7 @@ class Trainer:
         examples: rows to train on.
         held_out: rows to validate on; may be empty.
         best: best validation score so far.
+        earlier: steps and size of the runs that this one continues, oldest first.
 
     Raises:
         TrainingError, SpecError: the configuration does not fit its data or weights.
@@ -67,6 +68,7 @@ class Trainer:
         self.run = Path(config.run)
         self.step = 0
         self.best = -math.inf
+        self.earlier: list[dict[str, int]] = []
         self.preprocessing = config.preprocessing.build()
         rows, read = load_rows(config.data)
         self.examples = select(rows, read, config.data, "train")
@@ -175,6 +177,7 @@ class Trainer:
         self.optimizer.load_state_dict(values["optimizer"])
         self.scaler.load_state_dict(values["scaler"])
         self.step, self.best = int(values["step"]), float(values["best"])
+        self.earlier = values["summary"].get("earlier", [])
         return True
 
     def start_from(self, path: Path) -> list[str]:
@@ -194,6 +197,9 @@ class Trainer:
         self.recipe = replace(
             self.recipe, weights=values["recipe"]["weights"], license=values["recipe"]["license"]
         )
+        summary = values["summary"]
+        size = values["recipe"]["preprocessing"]["size"]
+        self.earlier = [*summary.get("earlier", []), {"steps": summary["steps"], "size": size}]
         taken = []
         for head in self.heads:
             if head.column not in values.get("heads", {}):
@@ -301,6 +307,7 @@ class Trainer:
         summary = {
             "tasks": list(self.config.data.tasks),
             "steps": self.step,
+            "earlier": self.earlier,
             "epochs": self.step / self.plan.steps_per_epoch,
             "batch": self.config.batch,
             "images": {t: len(self.examples.rows_of(t)) for t in self.config.data.tasks},
