@@ -193,8 +193,9 @@ def backfill(source: Path, out: Path, url: str, options: list[str] | None) -> It
             time.sleep(0.1)
         yield
     finally:
-        run.terminate()
-        run.communicate()
+        if run.poll() is None:
+            run.terminate()
+            run.communicate()
 
 
 def finished(out: Path) -> int:

@@ -1,6 +1,5 @@
 """Back-fill from an object store into one, and an index from there; against a local S3."""
 
-import os
 import shutil
 import socket
 import subprocess
@@ -16,11 +15,6 @@ from kserve_peer import VERSION, Peer, serving
 
 for package in ("ray", "faiss"):
     pytest.importorskip(package, reason="the extra `search` is not installed")
-
-# Ray ended a program silently in 1 of about 30 starts on two cores, which is no verdict on us.
-pytestmark = pytest.mark.skipif(
-    os.environ.get("RUN_SLOW") != "1", reason="starts Ray many times: RUN_SLOW=1"
-)
 
 
 @pytest.fixture
