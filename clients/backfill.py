@@ -14,6 +14,7 @@ Ray's core, which is told too. The same command continues.
 """
 
 import json
+import math
 import os
 import signal
 import sys
@@ -103,8 +104,13 @@ def main(
     ] = False,
     shard_size: Annotated[int, typer.Option(min=1, help="pictures per shard")] = 1024,
     max_inflight: Annotated[
-        int, typer.Option(min=1, help="requests in flight, over all workers")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=1,
+            help="requests in flight, over all workers; more is faster, and slows online requests",
+            show_default="one per server",
+        ),
+    ] = None,
     max_rate: Annotated[
         float, typer.Option(min=0, help="pictures per second, over all workers; 0: no limit")
     ] = 0,
@@ -134,11 +140,11 @@ def main(
         server = _ask(urls, timeout)
         asked = Asked(tuple(inputs), embeddings, shard_size, image_column, metadata)
         corpus = begin(Store(out), server, asked)
-        workers = min(workers, max_inflight, corpus.header.shards)
+        workers = min(workers, max_inflight or len(urls), corpus.header.shards)
         load = Load(
             urls=urls,
             batch=min(batch or server.max_batch_size, server.max_batch_size),
-            inflight=max_inflight // workers,
+            inflight=max_inflight // workers if max_inflight else math.ceil(len(urls) / workers),
             rate=max_rate / workers,
             timeout=timeout,
             patience=patience,

@@ -66,6 +66,7 @@ def test_from_s3_to_s3_and_into_an_index(root: Path, tmp_path: Path, options: st
         for _ in range(2):
             done = subprocess.run(fill, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
+    assert peer.most_at_once == 1, "more than one request per server without being asked"
     build = [sys.executable, str(clients / "index.py"), "build", out]
     build += ["--out", str(tmp_path / "index")]
     done = subprocess.run(build, capture_output=True, text=True, check=False)
