@@ -26,6 +26,7 @@ from ray.exceptions import RayError
 # The object store carries shard numbers and counts, no pictures.
 OBJECT_STORE_BYTES: Final = 100_000_000
 CORES_PER_WORKER: Final = 0.1
+ATTEMPTS: Final = 3
 CONNECT_SECONDS: Final = 10.0
 SETTLE_SECONDS: Final = 10.0
 QUIET: Final = ("ray.data._internal.progress", "ray.data._internal.execution.streaming_executor")
@@ -71,10 +72,16 @@ def start(address: str | None, workers: int, modules: Sequence[ModuleType]) -> N
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     _watch()
-    try:
-        ray.init(address or "local", **options)
-    except Exception as error:  # It raises plain Exceptions when one of its processes is missing.
-        raise _failed("did not start", error) from error
+    for attempt in range(ATTEMPTS):
+        try:
+            ray.init(address or "local", **options)
+            break
+        except (OSError, ValueError) as error:
+            raise _failed("did not start", error) from error
+        except Exception as error:
+            # Its own processes get 30 s, whatever else the machine does; then it raises just that.
+            if address is not None or attempt == ATTEMPTS - 1:
+                raise _failed("did not start", error) from error
     _threads_at_start.update(threading.enumerate())
     # Ray Data sets its own level when it is first used; our progress bar shares the terminal.
     for name in QUIET:

@@ -14,9 +14,15 @@ from kserve_peer import Peer, serving, slowly
 
 pytest.importorskip("ray", reason="the extra `search` is not installed")
 PATIENCE = 240.0
+RUN = """
+sys.argv = sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 # Ray Data reads blocks on a thread of its own. Here that thread goes on using Ray for some seconds
 # after the first block has ended the run, as it may on a busy machine.
-BUSY = """
+BUSY = f"""
 import os, runpy, sys, threading, time
 os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
 from ray._private.worker import Worker
@@ -29,11 +35,20 @@ def get_objects(self, refs, *rest, **options):
             self.core_worker.wait(refs, 1, 0, False)
     return original(self, refs, *rest, **options)
 Worker.get_objects = get_objects
-sys.argv = sys.argv[2:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
+{RUN}"""
+# The first starts fail as they do when a raylet does not answer in time: head processes are up.
+LATE = f"""
+import os, runpy, sys
+os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+from ray._private.node import Node
+original, failures = Node.start_ray_processes, [None] * int(sys.argv[1])
+def start_ray_processes(self):
+    original(self)
+    if failures:
+        failures.pop()
+        raise Exception("The current node timed out during startup.")
+Node.start_ray_processes = start_ray_processes
+{RUN}"""
 
 
 @pytest.fixture
@@ -81,6 +96,16 @@ def test_a_ray_that_cannot_start_is_told_with_its_logs(command: list[str]) -> No
         code, told = finish(*command, "--ray", "127.0.0.1:1")
         assert "no Ray cluster answers at 127.0.0.1:1" in told
         assert code == 2
+
+
+def test_a_start_that_took_too_long_is_tried_again(command: list[str]) -> None:
+    with serving(Peer()) as peer:
+        code, told = finish("-c", LATE, "3", *command, "--url", peer.url)
+        assert "Ray did not start (The current node timed out during startup.)" in told
+        assert code == 2
+        code, told = finish("-c", LATE, "1", *command, "--url", peer.url)
+    assert code == 0, told
+    assert "40 rows in 10 shards" in told
 
 
 def under_way(command: list[str], out: Path) -> subprocess.Popen[str]:
