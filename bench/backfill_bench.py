@@ -87,10 +87,10 @@ def main(
         third = ["--max-rate", str(round(rate / 3))]
         cases = {
             "alone": None,
-            "back-fill, 8 requests of 16 in flight": ["--max-inflight", "8"],
-            "back-fill, 1 request of 16 in flight": ["--max-inflight", "1", "--workers", "1"],
-            "back-fill at a third of capacity": third,
-            "the same, 2 pictures a request": [*third, "--batch", "2"],
+            "back-fill as it comes": [],
+            "the same, 4 pictures a request": ["--batch", "4"],
+            "the same, at a third of capacity": ["--batch", "4", *third],
+            "back-fill, 8 requests in flight": ["--max-inflight", "8"],
         }
         rows: list[Row] = []
         source = corpus(Path(folder), pictures, round(3 * rate * seconds))
@@ -193,8 +193,9 @@ def backfill(source: Path, out: Path, url: str, options: list[str] | None) -> It
             time.sleep(0.1)
         yield
     finally:
-        run.terminate()
-        run.communicate()
+        if run.poll() is None:
+            run.terminate()
+            run.communicate()
 
 
 def finished(out: Path) -> int:

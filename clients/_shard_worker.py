@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Semaphore
+from typing import Final
 
 import numpy as np
 from _corpus import Corpus, CorpusError, Embedding, Entry
@@ -11,6 +13,9 @@ from _sources import Item, read
 
 from unified_embedding.client import EmbeddedEach
 from unified_embedding.errors import ClientError
+
+# So that slow storage does not leave the servers without work.
+READERS: Final = 8
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,8 @@ class ShardWorker:
         self._corpus, self._load = corpus, load
         self._fleet = Fleet(load.urls, corpus.header.version, load.timeout, load.patience)
         self._pace = Pace(load.rate)
-        self._pool = ThreadPoolExecutor(load.inflight, thread_name_prefix="embed")
+        self._pool = ThreadPoolExecutor(max(load.inflight, READERS), thread_name_prefix="embed")
+        self._free = Semaphore(load.inflight)
         wanted = ("embedding", "code") if corpus.header.embeddings else ("code",)
         self._outputs = wanted
 
@@ -78,7 +84,9 @@ class ShardWorker:
         there = [row for row, data in enumerate(contents) if isinstance(data, bytes)]
         images = [data for data in contents if isinstance(data, bytes)]
         if images:
-            answers.update(_by_row(self._fleet.embed_each(images, self._outputs), there))
+            with self._free:
+                answer = self._fleet.embed_each(images, self._outputs)
+            answers.update(_by_row(answer, there))
         return [(item, answers[row]) for row, item in enumerate(items)]
 
 

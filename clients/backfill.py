@@ -9,13 +9,14 @@ same command, a run keeps its finished shards and ends with the same bytes as an
 one. Pictures that cannot be embedded are listed in quarantine.parquet with the reason. A server
 that changes its version stops the run; the same command then starts a new corpus.
 
-Exit code: 0, complete; 2, stopped by an error; 130, interrupted. The same command continues.
+Exit code: 0, complete; 2, stopped by an error; 130, interrupted. Any other: killed, or ended by
+Ray's core, which is told too. The same command continues.
 """
 
 import json
-import logging
 import math
 import os
+import signal
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -24,20 +25,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, cast
 
-# Ray reads these when it is imported.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray Data 2.60 alarms users about a restart problem of its own actors on every run.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-
-import ray
-import ray.data
 import typer
 from _corpus import HEADER, QUARANTINE, Corpus, CorpusError, Entry
 from _fleet import Fleet
 from _picture_files import InputError
+from _ray_session import CORES_PER_WORKER, RayFailedError, failures, leave, start
 from _shard_worker import Load, ShardWorker
 from _sources import find, unique
 from _store import Store, StoreError
+from ray.data import ActorPoolStrategy, from_items
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -52,10 +48,6 @@ from unified_embedding.client import DEFAULT_URL, ServerInfo
 from unified_embedding.errors import ClientError
 
 REPORT: Final = "report.json"
-# The object store carries shard numbers and counts, no pictures.
-OBJECT_STORE_BYTES: Final = 100_000_000
-CORES_PER_WORKER: Final = 0.1
-QUIET: Final = ("ray.data._internal.progress", "ray.data._internal.execution.streaming_executor")
 MODULES: Final = ("_corpus", "_fleet", "_picture_files", "_shard_worker", "_sources", "_store")
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -63,6 +55,17 @@ console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 class RunError(Exception):
     """The run cannot go on; the message says why."""
+
+
+FAILURES: Final = (
+    RunError,
+    RayFailedError,
+    InputError,
+    StoreError,
+    CorpusError,
+    ClientError,
+    OSError,
+)
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,13 @@ def main(
     ] = False,
     shard_size: Annotated[int, typer.Option(min=1, help="pictures per shard")] = 1024,
     max_inflight: Annotated[
-        int, typer.Option(min=1, help="requests in flight, over all workers")
-    ] = 8,
+        int | None,
+        typer.Option(
+            min=1,
+            help="requests in flight, over all workers; more is faster, and slows online requests",
+            show_default="one per server",
+        ),
+    ] = None,
     max_rate: Annotated[
         float, typer.Option(min=0, help="pictures per second, over all workers; 0: no limit")
     ] = 0,
@@ -132,23 +140,24 @@ def main(
         server = _ask(urls, timeout)
         asked = Asked(tuple(inputs), embeddings, shard_size, image_column, metadata)
         corpus = begin(Store(out), server, asked)
-        workers = min(workers, max_inflight, corpus.header.shards)
+        workers = min(workers, max_inflight or len(urls), corpus.header.shards)
         load = Load(
             urls=urls,
             batch=min(batch or server.max_batch_size, server.max_batch_size),
-            inflight=max_inflight // workers,
+            inflight=max_inflight // workers if max_inflight else math.ceil(len(urls) / workers),
             rate=max_rate / workers,
             timeout=timeout,
             patience=patience,
         )
         outcome = run(corpus, load, workers, ray_address)
+        report(outcome, urls)
     except KeyboardInterrupt:
         console.print("backfill: interrupted; the same command continues from here")
-        sys.exit(130)
-    except (RunError, InputError, StoreError, CorpusError, ClientError, OSError) as error:
+        leave(130)
+    except FAILURES as error:
         console.print(f"backfill: {error}", style="red")
-        sys.exit(2)
-    report(outcome, urls)
+        leave(2)
+    leave(0)
 
 
 def begin(out: Store, server: ServerInfo, asked: Asked) -> Corpus:
@@ -210,51 +219,28 @@ def _embed(
             told = "" if entry is None else json.dumps(vars(entry))
             return {"entry": [told], "problem": [problem]}
 
-    _connect(address, workers)
-    try:
-        pending = ray.data.from_items(
-            [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), 1000)
-        )
-        results = pending.map_batches(
-            Worker,
-            batch_size=1,
-            batch_format="numpy",
-            # The shards of a lost actor are done again by another.
-            num_cpus=CORES_PER_WORKER,
-            compute=ray.data.ActorPoolStrategy(size=workers),
-        )
-        # Closed before Ray goes: an executor that outlives its cluster ends the process.
-        with closing(
-            cast(Generator[dict[str, str], None, None], iter(results.iter_rows()))
-        ) as rows:
-            for row in rows:
-                if row["problem"]:
-                    raise RunError(f"{row['problem']}; the same command continues from here")
-                raw = json.loads(row["entry"])
-                yield Entry(**{**raw, "engines": tuple(raw["engines"])})
-    finally:
-        if address is None:
-            ray.shutdown()
-
-
-def _connect(address: str | None, workers: int) -> None:
-    if address is not None:
-        # Other machines have the installed package only, not a checkout.
-        for name in MODULES:
-            ray.cloudpickle.register_pickle_by_value(sys.modules[name])  # type: ignore[no-untyped-call]
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is None:
-        # Ray starts a process per core beforehand; these workers wait more than they compute.
-        cores = math.ceil(workers * CORES_PER_WORKER)
-        options |= {"include_dashboard": False, "num_cpus": cores}
-        options |= {"object_store_memory": OBJECT_STORE_BYTES}
-    ray.init(address or "local", **options)
-    # Ray Data sets its own level when it is first used; our progress bar shares the terminal.
-    for name in QUIET:
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+    start(address, workers, [sys.modules[name] for name in MODULES])
+    # Instead of Ray's handler, which ends the process without a word.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    pending = from_items(
+        [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), 1000)
+    )
+    results = pending.map_batches(
+        Worker,
+        batch_size=1,
+        batch_format="numpy",
+        # The shards of a lost actor are done again by another.
+        num_cpus=CORES_PER_WORKER,
+        compute=ActorPoolStrategy(size=workers),
+    )
+    batches = results.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0)
+    with failures(), closing(cast(Generator[dict[str, Any], None, None], iter(batches))) as rows:
+        for row in rows:
+            problem, told = str(row["problem"][0]), str(row["entry"][0])
+            if problem:
+                raise RunError(f"{problem}; the same command continues from here")
+            raw = json.loads(told)
+            yield Entry(**{**raw, "engines": tuple(raw["engines"])})
 
 
 def _ask(urls: tuple[str, ...], timeout: float) -> ServerInfo:

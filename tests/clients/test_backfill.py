@@ -15,10 +15,6 @@ import pytest
 from kserve_peer import ENGINE, VERSION, Peer, codes, serving, slowly
 
 pytest.importorskip("ray", reason="the extra `search` is not installed")
-# Ray ended a program silently in 1 of about 30 starts on two cores, which is no verdict on us.
-pytestmark = pytest.mark.skipif(
-    os.environ.get("RUN_SLOW") != "1", reason="starts Ray many times: RUN_SLOW=1"
-)
 PATIENCE = 240.0
 
 

@@ -1,30 +1,32 @@
 """Several servers as one, against servers that misbehave on demand."""
 
 import threading
-import time
 
 import grpc
 import pytest
 from _fleet import Fleet, Pace
-from kserve_peer import VERSION, Peer, codes, fail_first, serving, slowly
+from kserve_peer import VERSION, Peer, Request, codes, fail_first, serving
 
 from unified_embedding.errors import ServerError, ServerUnavailable, VersionMismatch
 
 
 def test_requests_go_to_the_server_that_is_free() -> None:
-    fast, slow = Peer(), Peer(respond=slowly(0.5))
+    arrived, released = threading.Event(), threading.Event()
+
+    def hold(number: int, request: Request) -> None:
+        arrived.set()
+        released.wait(60)
+
+    fast, slow = Peer(), Peer(respond=hold)
     with serving(fast), serving(slow):
         fleet = Fleet([slow.url, fast.url])
-        threads = [
-            threading.Thread(target=fleet.embed_each, args=([b"x"], ("code",))) for _ in range(2)
-        ]
-        for thread in threads:
-            thread.start()
-            time.sleep(0.1)  # The slow server holds the first request by now.
-        for _ in range(10):
+        first = threading.Thread(target=fleet.embed_each, args=([b"x"], ("code",)))
+        first.start()
+        assert arrived.wait(60)
+        for _ in range(11):
             fleet.embed_each([b"y"], ("code",))
-        for thread in threads:
-            thread.join()
+        released.set()
+        first.join()
         fleet.close()
     assert (len(slow.requests), len(fast.requests)) == (1, 11)
 

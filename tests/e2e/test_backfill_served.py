@@ -18,13 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-pytestmark = [
-    pytest.mark.e2e,
-    # Ray ended a program silently in 1 of about 30 starts on two cores, which is no verdict on us.
-    pytest.mark.skipif(
-        os.environ.get("RUN_SLOW") != "1", reason="starts Ray many times: RUN_SLOW=1"
-    ),
-]
+pytestmark = pytest.mark.e2e
 for package in ("ray", "pyarrow", "faiss"):
     pytest.importorskip(package, reason="the extra `search` is not installed")
 
@@ -139,6 +133,7 @@ def test_the_demo_killed_twice_ends_like_an_undisturbed_run(
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("RUN_SLOW") != "1", reason="takes minutes: RUN_SLOW=1")
 def test_twenty_thousand_pictures_killed_twice(root: Path, server: Any, tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     for number in range(20_000):

@@ -90,6 +90,20 @@ def test_a_server_in_fp32_agrees_within_one_query(shop: Path, fp32: LocalServer)
     assert all(share >= 0.995 for share in found["same_first"].values()), found
 
 
+def test_back_fill_index_and_server_together_agree_within_a_point(
+    shop: Path, fp32: LocalServer
+) -> None:
+    for package in ("ray", "faiss"):
+        pytest.importorskip(package, reason="the extra `search` is not installed")
+    found = compare(shop, f"backfill:{fp32.grpc_url}")
+    assert found["engine"].startswith("openvino-fp32-")
+    assert found["engine"].endswith("-through-index")
+    assert found["queries"] >= 5 * 120
+    # 120 queries a task: a point is 1.2 of them. Embeddings are stored in float16.
+    assert all(abs(moved[2]) <= 0.01 for moved in found["worst"].values()), found
+    assert all(share >= 0.99 for share in found["same_first"].values()), found
+
+
 def test_the_installed_engine_answers_as_the_server_does(
     shop: Path, gallery: Gallery, server
 ) -> None:

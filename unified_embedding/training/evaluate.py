@@ -61,7 +61,8 @@ def main(
         str | None,
         typer.Option(
             "--compare",
-            help="server:HOST:PORT or an installed engine's folder: how far does it agree?",
+            help="server:HOST:PORT, backfill:HOST:PORT (gallery through back-fill and index) or an "
+            "installed engine's folder: how far does it agree?",
         ),
     ] = None,
     against: Annotated[

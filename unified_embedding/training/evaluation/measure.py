@@ -24,6 +24,9 @@ from unified_embedding.training.evaluation.tasks import Task
 
 Metric = Callable[[NDArray[np.floating[Any]], NDArray[np.bool_]], NDArray[np.float64]]
 
+Similarity = Callable[[NDArray[np.int64], NDArray[np.int64], Comparison], NDArray[np.float32]]
+"""Query rows [Q], gallery rows [M] -> similarity float32 [Q, M], higher is nearer."""
+
 METRICS: Final[Mapping[str, Metric]] = {
     "R@1": lambda similarity, relevant: recall_at(similarity, relevant, 1),
     "R@5": lambda similarity, relevant: recall_at(similarity, relevant, 5),
@@ -104,6 +107,22 @@ def measure(
     """
     if vectors.ndim != 2 or len(vectors) != len(pictures):
         raise CodeError(f"{len(pictures)} pictures need as many vectors, got {vectors.shape}")
+
+    def similarity(
+        queries: NDArray[np.int64], gallery: NDArray[np.int64], comparison: Comparison
+    ) -> NDArray[np.float32]:
+        return scores(vectors[queries], vectors[gallery], comparison)
+
+    return measure_by(pictures, similarity, tasks, comparisons)
+
+
+def measure_by(
+    pictures: HeldOut,
+    similarity: Similarity,
+    tasks: Iterable[Task],
+    comparisons: Iterable[Comparison] = COMPARISONS,
+) -> Measurement:
+    """As `measure`, by whatever says how similar two rows of the test set are."""
     wanted = list(comparisons)
     samples: dict[Cell, Samples] = {}
     first: dict[tuple[str, Comparison], NDArray[np.int64]] = {}
@@ -112,7 +131,7 @@ def measure(
         _, labels = np.unique(pictures.labels[task.label], return_inverse=True)
         for comparison in wanted:
             blocks = [
-                _score(vectors, labels, task.metrics, search.gallery, rows, comparison)
+                _score(similarity, labels, task.metrics, search.gallery, rows, comparison)
                 for search in task.searches
                 for rows in _blocks(search.queries)
             ]
@@ -128,7 +147,7 @@ def _blocks(queries: NDArray[np.int64]) -> list[NDArray[np.int64]]:
 
 
 def _score(
-    vectors: NDArray[np.floating[Any]],
+    similarity: Similarity,
     labels: NDArray[np.int64],
     metrics: Iterable[str],
     gallery: NDArray[np.int64],
@@ -137,7 +156,7 @@ def _score(
 ) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
     same = queries[:, None] == gallery[None, :]
     relevant = (labels[queries][:, None] == labels[gallery][None, :]) & ~same
-    similarity = scores(vectors[queries], vectors[gallery], comparison)
-    similarity[same] = -np.inf
-    best = gallery[similarity.argmax(axis=1)]
-    return best, {name: METRICS[name](similarity, relevant) for name in metrics}
+    found = similarity(queries, gallery, comparison)
+    found[same] = -np.inf
+    best = gallery[found.argmax(axis=1)]
+    return best, {name: METRICS[name](found, relevant) for name in metrics}

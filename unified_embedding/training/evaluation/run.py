@@ -18,6 +18,7 @@ from unified_embedding.training.evaluation.agreement import Agreement, agreement
 from unified_embedding.training.evaluation.config import EvaluationConfig, LastLayers, Row
 from unified_embedding.training.evaluation.embedders import (
     Embedder,
+    ServedEmbedder,
     is_there,
     open_embedder,
 )
@@ -26,6 +27,7 @@ from unified_embedding.training.evaluation.held_out import HeldOut, held_out
 from unified_embedding.training.evaluation.measure import measure
 from unified_embedding.training.evaluation.results import Results, RowResult, Searched
 from unified_embedding.training.evaluation.tasks import Task, build_tasks
+from unified_embedding.training.evaluation.through_index import BACKFILL, measure_through_index
 from unified_embedding.training.examples import FolderReader, from_rows
 from unified_embedding.training.manifest import read_manifest
 
@@ -120,28 +122,34 @@ def compare(bench: Bench, source: str, against: str | None) -> Agreement:
 
     Args:
         bench: the test set.
-        source: see `embedders`.
+        source: see `embedders`; or backfill:HOST:PORT, the server with a back-filled index.
         against: name of the row; by default the one with the same embedder version.
 
     Raises:
         DataError: no row has that name or version.
     """
-    embedder = bench.open(source)
+    url = source.removeprefix(BACKFILL) if source.startswith(BACKFILL) else None
+    embedder = ServedEmbedder(url) if url else bench.open(source)
     row = _row_of(bench, embedder, against)
     reference = measure_row(bench, row)
     if reference.measurement is None:
         raise DataError(f"row {row.name!r} cannot be compared with: {row.source} is not there")
-    vectors = bench.features.vectors(
-        embedder, bench.pictures.sha256, bench.pictures.read, f"{source}: embedding"
-    )
-    with bench.console.status("searching"):
-        measurement = measure(bench.pictures, vectors, bench.tasks)
+    engine = str(embedder.facts.get("engine", f"onnxruntime-{embedder.id}"))
+    if isinstance(embedder, ServedEmbedder) and url:
+        measurement = measure_through_index(bench.pictures, bench.tasks, embedder, url)
+        engine += "-through-index"
+    else:
+        vectors = bench.features.vectors(
+            embedder, bench.pictures.sha256, bench.pictures.read, f"{source}: embedding"
+        )
+        with bench.console.status("searching"):
+            measurement = measure(bench.pictures, vectors, bench.tasks)
     return agreement(
         measurement,
         reference.measurement,
         test_set=bench.pictures.digest(),
         version=str(embedder.facts.get("version", "")),
-        engine=str(embedder.facts.get("engine", f"onnxruntime-{embedder.id}")),
+        engine=engine,
         row=row.name,
     )
 
