@@ -61,6 +61,15 @@ demo: engine ## serve the demo gallery, search it by float and by code, draw a c
 page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
 	@$(PY) clients/page.py --demo
 
+load: engine ## Locust, closed and open loop, with reports: HOST= RATE= USERS= SECONDS= SLO_P99_MS= FULL=1
+	@$(PY) bench/load.py
+
+capacity: engine ## the highest Poisson rate that holds SLO_P99_MS=100, the curve, overload: HOST= SECONDS= FULL=1
+	@$(PY) bench/capacity.py
+
+loadgen: engine .venv/.stamp-search ## MLPerf LoadGen through our client, as a cross-check: HOST= SLO_P99_MS= FULL=1
+	@$(PY) bench/loadgen.py
+
 bench-index: .venv/.stamp-search ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
 	@$(PY) bench/index_bench.py
