@@ -51,7 +51,7 @@ def main(
     ] = "",
     users: Annotated[int, typer.Option(envvar="USERS", min=1, help="closed loop: callers")] = 8,
     seconds: Annotated[
-        float, typer.Option(envvar="SECONDS", min=1, help="length of each measured window")
+        float, typer.Option(envvar="DURATION", min=1, help="length of each measured window")
     ] = 20,
     slo_p99_ms: Annotated[
         float, typer.Option(envvar="SLO_P99_MS", min=0, help="limit of the open loop; 0: none")
