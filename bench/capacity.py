@@ -25,6 +25,7 @@ from served import (
     client_of,
     console,
     embed_request,
+    end_in_order,
     fail,
     pictures,
     served,
@@ -249,4 +250,5 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    end_in_order()
     typer.run(main)

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import Progress
 from rich.table import Table
-from served import RESULTS, ROOT, Served, console, fail, served
+from served import RESULTS, ROOT, Served, console, end_in_order, fail, served
 
 from unified_embedding.errors import EmbeddingError
 
@@ -161,4 +161,5 @@ def _last_error(log: Path) -> str:
 
 
 if __name__ == "__main__":
+    end_in_order()
     typer.run(main)

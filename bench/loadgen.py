@@ -27,6 +27,7 @@ from served import (
     client_of,
     console,
     embed_request,
+    end_in_order,
     fail,
     pictures,
     served,
@@ -235,4 +236,5 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
+    end_in_order()
     typer.run(main)

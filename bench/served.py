@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -78,6 +79,11 @@ def embed_request(
         return len(answer)
 
     return request
+
+
+def end_in_order() -> None:
+    """Let SIGTERM unwind the program, so that it stops the servers that it started."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def fail(error: object) -> NoReturn:

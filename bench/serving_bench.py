@@ -17,21 +17,26 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 from poisson_limit import Trial, highest_rate, poisson_trial
 from rich.progress import Progress
-from served import REPOSITORY, RESULTS, ROOT, console, fail, pictures
+from served import REPOSITORY, RESULTS, ROOT, console, end_in_order, fail, pictures
+from serving_tables import CONCURRENCY, OURS, key, markdown
 
+from unified_embedding.client import EmbedderClient
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.measure.files import write_json, write_text
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.provenance import commit, machine
+from unified_embedding.measure.watch import ServerWatch
 from unified_embedding.spec import EmbedderSpec
 
 try:
@@ -39,12 +44,14 @@ try:
 except ImportError as missing:
     fail(f"{missing.name} is not installed; make bench installs it (extra `peers`)")
 
-CONCURRENCY: Final = (1, 8, 32)
-# Ours alone: the cost must not rise as the work grows.
+# Ours alone, callers and images a request: the cost must not rise as the work grows.
 GROWTH: Final = ((128, 1), (8, 4), (8, 16))
-WARM_UP_S: Final = 1.0
+EXPLAINED: Final = ((1, 1), (8, 1), (32, 1), (8, 16))
+WARM_UP_S: Final = 0.5
 SE_TRUNK: Final = "seresnext101_32x4d"
-OURS: Final = "our server"
+KNOWN: Final = ("lite0", "se", "se-int8")
+# Trials that a bisection makes, about.
+_TRIALS: Final = 12
 
 
 @dataclass
@@ -66,20 +73,22 @@ class Cell:
 def main(
     seconds: Annotated[
         float, typer.Option(envvar="DURATION", min=1, help="length of one measurement")
-    ] = 4,
+    ] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="measurements of each cell")] = 3,
     full: Annotated[bool, typer.Option(envvar="FULL", help="five times as long")] = False,
-    embedders: Annotated[str, typer.Option(help="lite0,se or one of them")] = "lite0,se",
+    embedders: Annotated[str, typer.Option(help="some of lite0,se,se-int8")] = "lite0,se",
     poisson: Annotated[bool, typer.Option(help="also the highest Poisson rates")] = True,
     seed: Annotated[int, typer.Option(help="seed of the arrivals")] = 0,
     out: Annotated[Path, typer.Option(help="where the result is written")] = RESULTS / "bench",
 ) -> None:
     """Measure, print and write bench.json and bench.md."""
     seconds *= 5 if full else 1
-    cells = 4 * len(CONCURRENCY) + len(GROWTH) + 1
-    searches = 2 * 12 * seconds * 2 if poisson else 0
-    one = rounds * cells * (seconds + WARM_UP_S) + searches + 60
     names = embedders.split(",")
+    if not set(names) <= set(KNOWN):
+        fail(f"--embedders {embedders}: use some of {', '.join(KNOWN)}")
+    cells = 4 * len(CONCURRENCY) + len(GROWTH) + 1
+    one = (rounds * cells + len(EXPLAINED)) * (seconds + 2 * WARM_UP_S) + 40
+    one += 2 * _TRIALS * (2 * seconds + 2) if poisson else 0
     console.print(f"bench of {', '.join(names)}: about {one * len(names) / 60:.0f} minutes")
     results = []
     try:
@@ -96,6 +105,7 @@ def main(
         "seconds": seconds,
         "rounds": rounds,
         "seed": seed,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(ROOT),
         "machine": machine(),
     }
@@ -107,12 +117,10 @@ def main(
 
 
 def prepare(name: str) -> Embedder:
-    """The embedder "lite0" (installed) or "se" (exported and built when it is not there yet)."""
+    """The embedder "lite0" (installed), or "se" or "se-int8" (exported and built if need be)."""
     if name == "lite0":
         return built(REPOSITORY, "Lite0", 100.0)
-    if name != "se":
-        fail(f"--embedders {name}: lite0 and se are known")
-    model, repository = ROOT / "out" / "se", ROOT / "out" / "bench-se" / "model_repository"
+    model, repository = ROOT / "out" / "se", ROOT / "out" / f"bench-{name}" / "model_repository"
     if not (model / "spec.json").is_file():
         console.print(f"exporting {SE_TRUNK} with random weights")
         module = "unified_embedding.training.export"
@@ -123,9 +131,10 @@ def prepare(name: str) -> Embedder:
         if not link.exists():
             link.symlink_to(REPOSITORY / step)
     console.print("building its engine")
-    target = ["--model", str(model), "--repository", str(repository)]
+    target = ["--model", str(model), "--repository", str(repository), "--target", "openvino"]
+    target += ["--precision", "int8" if name == "se-int8" else "auto"]
     _run([str(ROOT / "build" / "engine.py"), *target])
-    return built(repository, "SE-ResNeXt101", 500.0)
+    return built(repository, "SE-ResNeXt101" + (" int8" if name == "se-int8" else ""), 500.0)
 
 
 def built(repository: Path, name: str, slo_p99_ms: float) -> Embedder:
@@ -155,39 +164,45 @@ async def measure(
             starting = progress.add_task(f"starting {system.name}", total=None)
             await asyncio.to_thread(system.start)
             stack.callback(stop, system)
-            system.pause()
+            system.tree.pause()
             progress.remove_task(starting)
-        roofline = Roofline(embedder, seconds)
+        roofline = await asyncio.to_thread(Roofline, embedder, seconds)
         stack.callback(roofline.stop)
         loads = [(system, users, 1) for users in CONCURRENCY for system in systems]
         loads += [(ours, users, per_request) for users, per_request in GROWTH]
         task = progress.add_task(embedder.name, total=rounds * (len(loads) + 1))
-        for _ in range(rounds):
+        for number in range(rounds):
             found = await asyncio.to_thread(roofline.measure)
             cell = cells.setdefault(key(roofline.name, 0, 1), Cell())
             cell.images_per_s.append(found["images"] / found["seconds"])
             cell.cpu_ms.append(1000 * found["cpu_s"] / found["images"])
             cell.memory_mb.append(found["memory_mb"])
             progress.advance(task)
-            for system, users, per_request in loads:
+            # Forwards, then backwards: a machine that gets slower favours nobody.
+            for system, users, per_request in loads if number % 2 == 0 else reversed(loads):
                 progress.update(task, description=f"{embedder.name}: {system.name} x {users}")
                 cell = cells.setdefault(key(system.name, users, per_request), Cell())
                 await one_cell(cell, system, images, users, per_request, seconds)
                 progress.advance(task)
+        progress.update(task, description=f"{embedder.name}: where the time goes")
+        stages = await explained(ours, images, seconds)
         limits: dict[str, Any] = {}
         if poisson:
+            progress.update(task, description=f"{embedder.name}: highest Poisson rates")
             best = max(lit, key=lambda one: median_rate(cells, one.name))
-            for system in (ours, best):
-                progress.update(task, description=f"{embedder.name}: {system.name}, Poisson")
-                limits[system.name] = await poisson_limit(
-                    system, images, median_rate(cells, system.name), 2 * seconds, seed
-                )
+            limits = await poisson_limits(
+                {one: median_rate(cells, one.name) for one in (ours, best)},
+                images,
+                2 * seconds,
+                seed,
+            )
     return {
         "embedder": asdict(embedder) | {"repository": None},
         "engine.json": json.loads(
             (embedder.repository / "embedder" / "1" / "engine.json").read_text()
         ),
         "cells": {name: vars(cell) | {"median": cell.medians()} for name, cell in cells.items()},
+        "stages": stages,
         "poisson": limits,
     }
 
@@ -201,47 +216,71 @@ async def one_cell(
     seconds: float,
 ) -> None:
     """One closed-loop measurement; the other systems stand still meanwhile."""
-    system.resume()
+    system.tree.resume()
     try:
         async with system.calling(images, per_request) as request:
             await closed_loop(request, users, WARM_UP_S)
-            before = system.tree.usage()
+            before, began = system.tree.usage(), time.perf_counter()
             recorder = await closed_loop(request, users, seconds)
+            took = time.perf_counter() - began
             after = system.tree.usage()
     finally:
-        system.pause()
+        system.tree.pause()
     if recorder.failed or not recorder.images:
         said = "; ".join(recorder.examples.values()) or "no answer"
         raise EmbeddingError(f"{system.name}, {users} callers: {said}")
-    # The loop ends when the last answers are in, a little after `seconds`.
-    cell.images_per_s.append(recorder.images / seconds)
+    # Until the last answer, which for a slow system comes long after `seconds`.
+    cell.images_per_s.append(recorder.images / took)
     cell.p50_ms.append(recorder.latencies.percentile_ms(50))
     cell.p99_ms.append(recorder.latencies.percentile_ms(99))
     cell.cpu_ms.append(1000 * sum(after.cpu_since(before).values()) / recorder.images)
     cell.memory_mb.append(after.memory_mb)
 
 
-async def poisson_limit(
-    system: System, images: Sequence[bytes], maximum: float, seconds: float, seed: int
-) -> dict[str, Any]:
-    """The highest Poisson rate that holds the embedder's objective."""
-    slo = system.embedder.slo_p99_ms
-    system.resume()
+async def explained(ours: Triton, images: Sequence[bytes], seconds: float) -> dict[str, Any]:
+    """Stages, CPU time by process and batches of our server under several loads."""
+    found = {}
+    ours.tree.resume()
     try:
-        async with system.calling(images) as request:
-
-            async def trial(rate: float, number: int) -> Trial:
-                return await poisson_trial(request, rate, seconds, slo, seed + number)
-
-            rate, trials = await highest_rate(trial, upper=1.2 * maximum)
+        with EmbedderClient(ours.url) as asking:
+            watch = ServerWatch(asking, ours.tree)
+            for users, per_request in EXPLAINED:
+                async with ours.calling(images, per_request) as request:
+                    await closed_loop(request, users, WARM_UP_S)
+                    watch.begin()
+                    recorder = await closed_loop(request, users, seconds)
+                    observed = watch.end()
+                title = f"{users} callers x {per_request}"
+                found[title] = observed.record(recorder.images, seconds, recorder.service.mean_ms)
     finally:
-        system.pause()
-    return {"rate": rate, "slo_p99_ms": slo, "trials": [asdict(one) for one in trials]}
+        ours.tree.pause()
+    return found
 
 
-def key(system: str, users: int, per_request: int) -> str:
-    """Name of a cell in bench.json."""
-    return f"{system} | {users} callers | {per_request} a request"
+async def poisson_limits(
+    maxima: Mapping[System, float], images: Sequence[bytes], seconds: float, seed: int
+) -> dict[str, Any]:
+    """The highest Poisson rate of each system that holds the objective, trial about trial."""
+    # asyncio.Lock is fair: the searches take turns.
+    turn = asyncio.Lock()
+
+    async def search(system: System, maximum: float) -> dict[str, Any]:
+        slo = system.embedder.slo_p99_ms
+
+        async def trial(rate: float, number: int) -> Trial:
+            async with turn:
+                system.tree.resume()
+                try:
+                    async with system.calling(images) as request:
+                        return await poisson_trial(request, rate, seconds, slo, seed + number)
+                finally:
+                    system.tree.pause()
+
+        rate, trials = await highest_rate(trial, upper=1.2 * maximum)
+        return {"rate": rate, "slo_p99_ms": slo, "trials": [asdict(one) for one in trials]}
+
+    found = await asyncio.gather(*(search(*one) for one in maxima.items()))
+    return {system.name: one for system, one in zip(maxima, found, strict=True)}
 
 
 def median_rate(cells: dict[str, Cell], system: str) -> float:
@@ -251,65 +290,8 @@ def median_rate(cells: dict[str, Cell], system: str) -> float:
 
 def stop(system: System) -> None:
     """Let a paused system end in order."""
-    system.resume()
+    system.tree.resume()
     system.stop()
-
-
-def markdown(result: dict[str, Any]) -> str:
-    """Tables of one embedder: every system, what growth costs ours, and the ratios."""
-    cells = {name: cell["median"] for name, cell in result["cells"].items()}
-    limit = cells[key("roofline", 0, 1)]
-    lines = [
-        f"### {result['embedder']['name']}, engine {result['engine.json']['engine']}",
-        "",
-        "| system | callers | images a request | images/s | p50 ms | p99 ms | server CPU-ms an "
-        "image | of the roofline's | memory MB |",
-        "|---|---|---|---|---|---|---|---|---|",
-        f"| roofline | - | - | {limit['images_per_s']:.0f} | - | - | {limit['cpu_ms']:.2f} | 1.00 "
-        f"| {limit['memory_mb']:.0f} |",
-    ]
-    for name, cell in cells.items():
-        system, users, per_request = (part.split()[0] for part in name.split(" | "))
-        if system == "roofline":
-            continue
-        lines.append(
-            f"| {name.split(' | ')[0]} | {users} | {per_request} | {cell['images_per_s']:.1f} | "
-            f"{cell['p50_ms']:.1f} | {cell['p99_ms']:.1f} | {cell['cpu_ms']:.2f} | "
-            f"{cell['cpu_ms'] / limit['cpu_ms']:.2f} | {cell['memory_mb']:.0f} |"
-        )
-    lines += ["", "| ratio | measured |", "|---|---|"]
-    lines += [f"| {name} | {value:.2f} |" for name, value in ratios(result).items()]
-    return "\n".join(lines)
-
-
-def ratios(result: dict[str, Any]) -> dict[str, float]:
-    """The ratios that the targets are about."""
-    cells = {name: cell["median"] for name, cell in result["cells"].items()}
-    most = CONCURRENCY[-1]
-    lit = [f"LitServe, {n} worker{'s' if n > 1 else ''}" for n in (1, 2)]
-
-    def of(system: str, users: int, figure: str, per_request: int = 1) -> float:
-        return float(cells[key(system, users, per_request)][figure])
-
-    limit = float(cells[key("roofline", 0, 1)]["cpu_ms"])
-    found = {
-        f"server CPU-ms / roofline, {most} callers": of(OURS, most, "cpu_ms") / limit,
-        "the same with 16 images a request": of(OURS, 8, "cpu_ms", 16) / limit,
-        f"images/s / LitServe at its best, {most} callers": of(OURS, most, "images_per_s")
-        / max(of(name, most, "images_per_s") for name in lit),
-        "p50 of one caller / LitServe at its best": of(OURS, 1, "p50_ms")
-        / min(of(name, 1, "p50_ms") for name in lit),
-        f"images/s / FastAPI + torch, {most} callers": of(OURS, most, "images_per_s")
-        / of("FastAPI + torch fp32", most, "images_per_s"),
-    }
-    limits = result["poisson"]
-    if limits:
-        (theirs,) = (one["rate"] for name, one in limits.items() if name != OURS)
-        slo = result["embedder"]["slo_p99_ms"]
-        found[f"highest Poisson rate at p99 <= {slo:g} ms / LitServe"] = (
-            limits[OURS]["rate"] / theirs if theirs else float("inf")
-        )
-    return found
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -326,4 +308,5 @@ def _run(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
+    end_in_order()
     typer.run(main)

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -81,20 +82,6 @@ class System(ABC):
         """All its processes."""
         return ProcessTree(self.pid)
 
-    def pause(self) -> None:
-        """Let it use nothing."""
-        for process in self._processes():
-            process.suspend()
-
-    def resume(self) -> None:
-        """Let it go on."""
-        for process in self._processes():
-            process.resume()
-
-    def _processes(self) -> list[psutil.Process]:
-        root = psutil.Process(self.pid)
-        return [root, *root.children(recursive=True)]
-
 
 class Triton(System):
     """Our server."""
@@ -108,8 +95,13 @@ class Triton(System):
         self, images: Sequence[bytes], per_request: int = 1
     ) -> AsyncIterator[Request]:
         """Requests for embedding and code."""
-        async with client_of(self._server.grpc_url) as client:
+        async with client_of(self.url) as client:
             yield embed_request(client, images, per_request)
+
+    @property
+    def url(self) -> str:
+        """Its gRPC address."""
+        return self._server.grpc_url
 
     @property
     def pid(self) -> int:
@@ -180,7 +172,7 @@ class HttpPeer(System):
 
     def stop(self) -> None:
         """See System.stop."""
-        for process in reversed(self._processes() if self._process.poll() is None else []):
+        for process in reversed(self._processes()):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
                 process.terminate()
@@ -211,6 +203,12 @@ class HttpPeer(System):
         except aiohttp.ClientError as error:
             raise ServerUnavailable(f"{self.name} is unavailable: {error}") from error
         self.check(answer)
+
+    def _processes(self) -> list[psutil.Process]:
+        if self._process.poll() is not None:
+            return []
+        root = psutil.Process(self._process.pid)
+        return [root, *root.children(recursive=True)]
 
     async def _probe(self) -> None:
         async with self.calling(pictures()[:1]) as request:
@@ -277,8 +275,7 @@ class Roofline:
             text=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
-        if self._line() != "ready":
-            raise ServerUnavailable("the roofline program did not start")
+        self._line()
 
     def measure(self) -> dict[str, float]:
         """Images, seconds, CPU seconds and memory of one stretch."""
@@ -296,7 +293,12 @@ class Roofline:
 
     def _line(self) -> str:
         assert self._process.stdout is not None
-        return self._process.stdout.readline().strip()
+        if select.select([self._process.stdout], [], [], START_TIMEOUT_S)[0]:
+            line = self._process.stdout.readline().strip()
+            if line:
+                return line
+        self._process.kill()
+        raise ServerUnavailable("the roofline program ended or hangs")
 
 
 def _free_port() -> int:

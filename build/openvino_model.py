@@ -4,15 +4,13 @@ import json
 import math
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import openvino as ov
 import triton_python_backend_utils as pb_utils
 
 from unified_embedding import deadline
-
-SLICE: Final = 4
 
 
 class TritonPythonModel:
@@ -28,6 +26,7 @@ class TritonPythonModel:
             precision=parameters["inference_precision"],
             threads=int(parameters["threads"]),
             streams=int(parameters["streams"]),
+            slice_size=int(parameters["slice"]),
             max_batch_size=config["max_batch_size"],
         )
         self.pace, self.shared_pace = deadline.Pace(), deadline.SharedPace()
@@ -71,12 +70,18 @@ class Engine:
 
     Threads that work on the same layers wait for each other after each of them: on two cores a
     picture of a batch costs a third more CPU time than when every stream takes pictures of its
-    own, four at a time, whose maps stay in a core's cache. Alone, a picture is answered soonest
-    by all threads. The bits are the same.
+    own, `slice_size` at a time, whose maps stay in a core's cache. Alone, a picture is answered
+    soonest by all threads. The bits are the same.
     """
 
     def __init__(
-        self, model: Path, precision: str, threads: int, streams: int, max_batch_size: int
+        self,
+        model: Path,
+        precision: str,
+        threads: int,
+        streams: int,
+        slice_size: int,
+        max_batch_size: int,
     ) -> None:
         core = ov.Core()
 
@@ -90,7 +95,7 @@ class Engine:
             compiled = core.compile_model(model, "CPU", settings)
             return [compiled.create_infer_request() for _ in range(count)]
 
-        self._streams = streams
+        self._streams, self._slice = streams, slice_size
         self._together = requests("LATENCY", 1, 1)
         self._apart = requests("THROUGHPUT", streams, self._parts(max_batch_size))
 
@@ -108,7 +113,7 @@ class Engine:
 
     def _parts(self, count: int) -> int:
         """Into how many parts to split `count` pictures: as many for each stream."""
-        rounds = math.ceil(count / (SLICE * self._streams))
+        rounds = math.ceil(count / (self._slice * self._streams))
         return min(count, rounds * self._streams)
 
 

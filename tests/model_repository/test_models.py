@@ -105,6 +105,7 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
             "inference_precision": {"string_value": "f32"},
             "threads": {"string_value": "2"},
             "streams": {"string_value": "2"},
+            "slice": {"string_value": "4"},
         },
     }
     arguments = {"model_config": json.dumps(config), "model_version": "1"}
