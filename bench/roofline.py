@@ -63,6 +63,10 @@ class Worker:
         self._preprocessing = preprocessing
         self._pictures = itertools.cycle(pictures())
         self.done = 0
+        # OpenVINO's first call sets up a table; two threads that come first wait for each other
+        # for ever, one with Python's lock and one with the table's.
+        side = preprocessing.size
+        self._request.infer([np.zeros((SLICE, side, side, 3), np.uint8)])
 
     def run(self, end: float) -> None:
         """Embed pictures until `end` (time.perf_counter)."""

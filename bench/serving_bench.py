@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -39,10 +40,13 @@ from unified_embedding.measure.provenance import commit, machine
 from unified_embedding.measure.watch import ServerWatch
 from unified_embedding.spec import EmbedderSpec
 
-try:
-    from serving_systems import Embedder, LitServe, Roofline, System, TorchEager, Triton
-except ImportError as missing:
-    fail(f"{missing.name} is not installed; make bench installs it (extra `peers`)")
+MISSING: Final = [
+    name for name in ("aiohttp", "litserve", "fastapi", "torch") if not find_spec(name)
+]
+if MISSING:
+    fail(f"{', '.join(MISSING)} not installed; `make bench` installs the extras peers and train")
+
+from serving_systems import Embedder, LitServe, Roofline, System, TorchEager, Triton  # noqa: E402
 
 # Ours alone, callers and images a request: the cost must not rise as the work grows.
 GROWTH: Final = ((128, 1), (8, 4), (8, 16))
@@ -72,11 +76,12 @@ class Cell:
 
 def main(
     seconds: Annotated[
-        float, typer.Option(envvar="DURATION", min=1, help="length of one measurement")
+        float, typer.Option(envvar="DURATION", min=0.1, help="length of one measurement")
     ] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="measurements of each cell")] = 3,
     full: Annotated[bool, typer.Option(envvar="FULL", help="five times as long")] = False,
     embedders: Annotated[str, typer.Option(help="some of lite0,se,se-int8")] = "lite0,se",
+    repository: Annotated[Path, typer.Option(help="where Lite0 is installed")] = REPOSITORY,
     poisson: Annotated[bool, typer.Option(help="also the highest Poisson rates")] = True,
     seed: Annotated[int, typer.Option(help="seed of the arrivals")] = 0,
     out: Annotated[Path, typer.Option(help="where the result is written")] = RESULTS / "bench",
@@ -94,7 +99,7 @@ def main(
     try:
         for name in names:
             with tempfile.TemporaryDirectory() as logs:
-                embedder = prepare(name)
+                embedder = prepare(name, repository)
                 results.append(
                     asyncio.run(measure(embedder, seconds, rounds, poisson, seed, Path(logs)))
                 )
@@ -116,10 +121,10 @@ def main(
     console.print(f"written: {out}/bench.json, {out}/bench.md")
 
 
-def prepare(name: str) -> Embedder:
+def prepare(name: str, installed: Path) -> Embedder:
     """The embedder "lite0" (installed), or "se" or "se-int8" (exported and built if need be)."""
     if name == "lite0":
-        return built(REPOSITORY, "Lite0", 100.0)
+        return built(installed, "Lite0", 100.0)
     model, repository = ROOT / "out" / "se", ROOT / "out" / f"bench-{name}" / "model_repository"
     if not (model / "spec.json").is_file():
         console.print(f"exporting {SE_TRUNK} with random weights")

@@ -8,12 +8,14 @@ if it is not slower there, and `make engine` then installs it.
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -38,8 +40,7 @@ from unified_embedding.measure.provenance import commit, machine
 
 PICTURE_SIZE: Final = (640, 480)
 FULL: Final = 4
-# The last comparison, longer than the sweep's: rounds, and how much longer each is.
-RERUN_ROUNDS: Final = 7
+# The last comparison is longer than the sweep's: in rounds, and in each of them.
 RERUN_LENGTH: Final = 2
 # In the comparison of two equal servers either may come out this much slower.
 NOISE: Final = 0.02
@@ -86,14 +87,23 @@ def main(
             winner = tuner.sweep(sweeps)
             rerun = tuner.rerun(winner) if winner != installed else None
         better = rerun is not None and not_slower(*rerun)
+        if better:
+            verdict = f"chosen: {tune_report.label(winner)}"
+        else:
+            verdict = (
+                f"kept: {tune_report.label(installed)}; nothing was faster for many callers and "
+                "no slower for one"
+            )
         record = {
             "what": name,
             "installed": asdict(installed),
             "chosen": asdict(winner if better else installed),
+            "verdict": verdict,
             "settings": [seen.record() for seen in tuner.seen],
             "rerun": [seen.record() for seen in rerun] if rerun else None,
             "seconds": seconds,
             "rounds": rounds,
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
             "commit": commit(engine.ROOT),
             "machine": machine(),
         }
@@ -101,15 +111,11 @@ def main(
         console.print(tune_report.table(tuner.seen))
         if rerun:
             console.print(tune_report.comparison(rerun))
+        console.print(verdict)
         if better and rerun:
             tuning.save(winner, name, rerun[1].record(), tuned)
-            console.print(f"chosen: {tune_report.label(winner)}; written: {tuned}")
+            console.print(f"written: {tuned}")
             install(model, target, precision, repository, tuned)
-        else:
-            console.print(
-                f"kept {tune_report.label(installed)}: nothing was faster for many callers and "
-                "no slower for one"
-            )
         console.print(f"written: {out}/tune.json, {out}/tune.md, {out}/pareto.svg")
     except (BuildError, EmbeddingError, ValueError) as error:
         console.print(f"[bold red]not tuned:[/] {escape(str(error))}", soft_wrap=True)
@@ -137,7 +143,7 @@ def what_is_installed(
 def minutes(config: EmbedderConfig, sweeps: dict[str, Knob], rounds: int, seconds: float) -> float:
     """How long it will take, about."""
     settings = [len(others(config, knob)) + 2 for knob in sweeps.values()]
-    measured = rounds * sum(settings) + RERUN_ROUNDS * RERUN_LENGTH * 2
+    measured = rounds * sum(settings) + 2 * RERUN_LENGTH * (RERUN_LENGTH * rounds + 1)
     return (measured * (1.5 * seconds + 1) + (sum(settings) + 2) * START_S) / 60
 
 
@@ -223,9 +229,8 @@ class Tuner:
 
     def rerun(self, winner: EmbedderConfig) -> tuple[Seen, Seen]:
         """What is installed and the winner once more, longer."""
-        first, second = self._measure(
-            "once more", [self._installed, winner], RERUN_ROUNDS, RERUN_LENGTH * self._seconds
-        )
+        rounds, seconds = RERUN_LENGTH * self._rounds + 1, RERUN_LENGTH * self._seconds
+        first, second = self._measure("once more", [self._installed, winner], rounds, seconds)
         return first, second
 
     def _measure(
@@ -281,4 +286,6 @@ def _with(config: EmbedderConfig, **values: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    # A program that is terminated stops the servers that it started.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     typer.run(main)
