@@ -6,8 +6,6 @@ Sections whose program has not been run keep what they hold.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -20,12 +18,14 @@ from soak import summary
 from unified_embedding.measure.files import write_text
 
 PAGE: Final = ROOT / "docs" / "performance.md"
-# Plots that the page shows: file below results/, name in the page's folder of images.
+# Plots of a section: file below results/, and what it shows.
 PLOTS: Final = {
-    "capacity/latency.svg": "capacity-latency.svg",
-    "capacity/overload.svg": "capacity-overload.svg",
-    "tune/pareto.svg": "tune-pareto.svg",
-    "soak/memory.svg": "soak-memory.svg",
+    "capacity": {
+        "capacity/latency.svg": "latency over throughput",
+        "capacity/overload.svg": "answered, refused and expired beyond capacity",
+    },
+    "tune": {"tune/pareto.svg": "Pareto front"},
+    "soak": {"soak/memory.svg": "memory over time"},
 }
 
 
@@ -40,14 +40,13 @@ def main(
         if not (results / file).is_file():
             console.print(f"{name}: no {results / file}; left as it is")
             continue
-        text = replaced(text, name, render(json.loads((results / file).read_text())), into)
+        body = [render(json.loads((results / file).read_text()))]
+        for plot, shows in PLOTS.get(name, {}).items():
+            copy = images / plot.replace("/", "-")
+            write_text(copy, (results / plot).read_text())
+            body.append(f"![{shows}]({copy.relative_to(into.parent)})")
+        text = replaced(text, name, "\n\n".join(body), into)
         console.print(f"{name}: from {results / file}")
-    for source, target in PLOTS.items():
-        if (results / source).is_file():
-            images.mkdir(parents=True, exist_ok=True)
-            partial = images / f".{target}"
-            shutil.copyfile(results / source, partial)
-            os.replace(partial, images / target)
     write_text(into, text)
 
 

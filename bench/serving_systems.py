@@ -28,7 +28,9 @@ from unified_embedding.local_server import LocalServer, start
 from unified_embedding.measure.generator import Request
 from unified_embedding.measure.processes import ProcessTree
 
-START_TIMEOUT_S: Final = 180.0
+START_TIMEOUT_S: Final = 300.0
+# Nothing is late in a closed loop; this only ends what hangs.
+TIMEOUT_S: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ class Triton(System):
         self, images: Sequence[bytes], per_request: int = 1
     ) -> AsyncIterator[Request]:
         """Requests for embedding and code."""
-        async with client_of(self.url) as client:
+        async with client_of(self.url, TIMEOUT_S) as client:
             yield embed_request(client, images, per_request)
 
     @property
@@ -156,7 +158,7 @@ class HttpPeer(System):
         bodies = itertools.cycle([self.body(image) for image in images])
         # The default connector keeps 100 connections; no limit of ours may shape the load.
         connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=30)
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
             async def request() -> int:

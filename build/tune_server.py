@@ -20,6 +20,8 @@ from unified_embedding.spec import EmbedderSpec
 
 CALLERS: Final = 32
 WARM_UP_S: Final = 0.4
+# Nothing is late in a closed loop; this only ends what hangs.
+TIMEOUT_S: Final = 120.0
 _ENGINE: Final = re.compile(r'"unified_embedding.engine" value \{ string_value: "([^"]+)"')
 
 
@@ -77,7 +79,9 @@ async def one_round(server: TunedServer, pictures: Sequence[bytes], seconds: flo
     following = itertools.cycle(pictures)
     server.tree.resume()
     try:
-        client = AsyncEmbedderClient(server.url, max_inflight=CALLERS, retry=Retry(attempts=1))
+        client = AsyncEmbedderClient(
+            server.url, max_inflight=CALLERS, retry=Retry(attempts=1), timeout=TIMEOUT_S
+        )
         async with client:
 
             async def request() -> int:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from build_error import BuildError
 from targets import Target
-from triton_config import EmbedderConfig
+from triton_config import MAX_BATCH_SIZE, EmbedderConfig
 
 from unified_embedding.measure.files import write_json
 from unified_embedding.measure.processor import cpu_name
@@ -31,7 +31,7 @@ def apply(config: EmbedderConfig, name: str, file: Path) -> EmbedderConfig:
     """`config` with the values that were measured for `name`; unchanged when none were.
 
     Raises:
-        BuildError: the file cannot be read, or holds something else than numbers of 0 or more.
+        BuildError: the file cannot be read, or holds values that no engine can be run with.
     """
     entry = _entries(file).get(name)
     if entry is None:
@@ -39,7 +39,13 @@ def apply(config: EmbedderConfig, name: str, file: Path) -> EmbedderConfig:
     try:
         parameters = {known: str(int(value)) for known, value in entry["parameters"].items()}
         values = {knob: int(entry[knob]) for knob in KNOBS}
-        usable = set(parameters) <= set(PARAMETERS) and min(values.values()) >= 0
+        usable = (
+            set(parameters) <= set(PARAMETERS)
+            and all(int(value) >= 1 for value in parameters.values())
+            and values["instances"] >= 1
+            and values["max_batch_size"] >= MAX_BATCH_SIZE
+            and values["queue_delay_us"] >= 0
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(file, name) from error
     if not usable:

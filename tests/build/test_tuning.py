@@ -66,6 +66,9 @@ def test_the_values_stand_in_the_configuration(root: Path) -> None:
     assert 'key: "slice" value { string_value: "8" }' in text
 
 
+USABLE = {"instances": 1, "max_batch_size": 16, "queue_delay_us": 0, "parameters": {}}
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -73,23 +76,22 @@ def test_the_values_stand_in_the_configuration(root: Path) -> None:
         "[]",
         json.dumps({NAME: 5}),
         json.dumps({NAME: {"instances": 1}}),
-        json.dumps(
-            {NAME: {"instances": -1, "max_batch_size": 16, "queue_delay_us": 0, "parameters": {}}}
-        ),
-        json.dumps(
-            {
-                NAME: {
-                    "instances": 1,
-                    "max_batch_size": 16,
-                    "queue_delay_us": 0,
-                    "parameters": {"inference_precision": 1},
-                }
-            }
+        *(
+            json.dumps({NAME: {**USABLE, **wrong}})
+            for wrong in (
+                {"instances": 0},
+                {"max_batch_size": 8},  # the ensemble takes sixteen
+                {"queue_delay_us": -1},
+                {"parameters": {"inference_precision": 1}},
+                {"parameters": {"threads": 0}},
+            )
         ),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "tuning.json"
+    file.write_text(json.dumps({NAME: USABLE}))
+    assert tuning.apply(CONFIG, NAME, file) == CONFIG
     file.write_text(content)
     with pytest.raises(BuildError, match=r"tuning\.json.*make tune"):
         tuning.apply(CONFIG, NAME, file)
