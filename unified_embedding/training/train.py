@@ -15,6 +15,7 @@ from rich.console import Console
 
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.training import checkpoint
+from unified_embedding.training.allocator import keep_freed_memory
 from unified_embedding.training.config import Config, load_config
 from unified_embedding.training.distributed import Rank, barrier, join_ranks
 from unified_embedding.training.report import Report
@@ -28,6 +29,7 @@ def train(config: Config, rank: Rank, console: Console) -> None:
     Raises:
         TrainingError, SpecError: configuration, data or checkpoint do not fit.
     """
+    keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
     trainer = Trainer(config, rank)

@@ -20,8 +20,8 @@ app = typer.Typer(help="Training data: the public stand-ins, and manifests of yo
 @app.callback(invoke_without_command=True)
 def main(
     context: typer.Context,
-    train_shots: Annotated[int, typer.Option(min=0, help="camera shots per product")] = 12,
-    train_scenes: Annotated[int, typer.Option(min=0, help="scenes of several products")] = 900,
+    train_shots: Annotated[int, typer.Option(min=0, help="camera shots per product")] = 6,
+    train_scenes: Annotated[int, typer.Option(min=0, help="scenes of several products")] = 600,
     jobs: Annotated[int, typer.Option(min=1, help="processes that render")] = os.cpu_count() or 1,
 ) -> None:
     """Fetch and prepare the public stand-ins (without a command); again: repair and complete."""

@@ -41,7 +41,7 @@ class Plan:
     scenes: Mapping[Split, int]
 
 
-def plan(train_shots: int = 12, train_scenes: int = 900) -> Plan:
+def plan(train_shots: int = 6, train_scenes: int = 600) -> Plan:
     """The stand-in data; validation and test are the same for every amount of training data."""
     return Plan(
         shots={"test": 4, "validation": 4, "train": train_shots},
