@@ -73,7 +73,7 @@ load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= 
 capacity: engine ## the highest Poisson rate that holds SLO_P99_MS=100, the curve, overload (5 min): HOST= FULL=1
 	@$(PY) bench/capacity.py
 
-loadgen: engine .venv/.stamp-peers ## MLPerf LoadGen through our client, as a cross-check (6 min): HOST= SLO_P99_MS= FULL=1
+loadgen: engine .venv/.stamp-peers ## MLPerf LoadGen through our client, as a cross-check (5 min): HOST= SLO_P99_MS= FULL=1
 	@$(PY) bench/loadgen.py
 
 soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DURATION=
@@ -82,7 +82,7 @@ soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DUR
 bench: engine .venv/.stamp-all ## the server beside its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
-tune: engine ## find how Triton runs the engine best on this machine, and install that (8 min): TUNING= FULL=1
+tune: engine ## find how Triton runs the engine best on this machine, and install that (10 min): TUNING= FULL=1
 	@$(PY) build/tune.py --model "$(MODEL)" --target "$(TARGET)" --precision "$(PRECISION)"
 
 bench-index: .venv/.stamp-peers ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)

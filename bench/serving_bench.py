@@ -54,8 +54,12 @@ EXPLAINED: Final = ((1, 1), (8, 1), (32, 1), (8, 16))
 WARM_UP_S: Final = 0.5
 SE_TRUNK: Final = "seresnext101_32x4d"
 KNOWN: Final = ("lite0", "se", "se-int8")
-# Trials that a bisection makes, about.
+# A trial of a Poisson rate lasts longer: its p99 needs requests.
+TRIAL_LENGTH: Final = 2.5
+# Trials that a bisection makes, about; what starting takes, and what SE's build takes once.
 _TRIALS: Final = 12
+_STARTS_S: Final = 40
+_BUILD_S: Final = 120
 
 
 @dataclass
@@ -77,7 +81,7 @@ class Cell:
 def main(
     seconds: Annotated[
         float, typer.Option(envvar="DURATION", min=0.1, help="length of one measurement")
-    ] = 3,
+    ] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="measurements of each cell")] = 3,
     full: Annotated[bool, typer.Option(envvar="FULL", help="five times as long")] = False,
     embedders: Annotated[str, typer.Option(help="some of lite0,se,se-int8")] = "lite0,se",
@@ -92,9 +96,10 @@ def main(
     if not set(names) <= set(KNOWN):
         fail(f"--embedders {embedders}: use some of {', '.join(KNOWN)}")
     cells = 4 * len(CONCURRENCY) + len(GROWTH) + 1
-    one = (rounds * cells + len(EXPLAINED)) * (seconds + 2 * WARM_UP_S) + 40
-    one += 2 * _TRIALS * (2 * seconds + 2) if poisson else 0
-    console.print(f"bench of {', '.join(names)}: about {one * len(names) / 60:.0f} minutes")
+    one = (rounds * cells + len(EXPLAINED)) * (seconds + 2 * WARM_UP_S) + _STARTS_S
+    one += 2 * _TRIALS * (TRIAL_LENGTH * seconds + 2) if poisson else 0
+    whole = one * len(names) + _BUILD_S * (names != ["lite0"])
+    console.print(f"bench of {', '.join(names)}: about {whole / 60:.0f} minutes")
     results = []
     try:
         for name in names:
@@ -198,7 +203,7 @@ async def measure(
             limits = await poisson_limits(
                 {one: median_rate(cells, one.name) for one in (ours, best)},
                 images,
-                2 * seconds,
+                TRIAL_LENGTH * seconds,
                 seed,
             )
     return {
