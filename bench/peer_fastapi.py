@@ -17,6 +17,9 @@ from unified_embedding.codes import pack
 from unified_embedding.image import Preprocessing, load_pixels
 from unified_embedding.training.export import zero_shot
 
+# By default uvicorn closes a connection that idles for 5 s, perhaps while a request is on its way.
+KEEP_ALIVE_S = 600
+
 
 def main(
     trunk: Annotated[str, typer.Option(help="timm name of the trunk")],
@@ -41,7 +44,9 @@ def main(
             embedding = model(torch.from_numpy(pixels[None])).numpy()
         return {"embedding": embedding[0].tolist(), "code": pack(embedding)[0].tolist()}
 
-    uvicorn.run(app, host="127.0.0.1", port=port, log_level="warning")
+    uvicorn.run(
+        app, host="127.0.0.1", port=port, log_level="warning", timeout_keep_alive=KEEP_ALIVE_S
+    )
 
 
 if __name__ == "__main__":

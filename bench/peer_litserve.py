@@ -23,6 +23,8 @@ from unified_embedding.spec import EmbedderSpec
 MAX_BATCH_SIZE = 16
 # LitServe waits this long for a batch to fill; 0 makes an idle worker spin on its queue.
 BATCH_TIMEOUT_S = 0.001
+# By default uvicorn closes a connection that idles for 5 s, perhaps while a request is on its way.
+KEEP_ALIVE_S = 600
 
 
 class EmbedderApi(litserve.LitAPI):  # type: ignore[misc]
@@ -86,7 +88,13 @@ def main(
     server = litserve.LitServer(
         api, accelerator="cpu", workers_per_device=workers, timeout=False, fast_queue=True
     )
-    server.run(host="127.0.0.1", port=port, generate_client_file=False, log_level="warning")
+    server.run(
+        host="127.0.0.1",
+        port=port,
+        generate_client_file=False,
+        log_level="warning",
+        timeout_keep_alive=KEEP_ALIVE_S,
+    )
 
 
 if __name__ == "__main__":
