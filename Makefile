@@ -6,6 +6,7 @@ MODEL     ?= models/unified-embedder-lite0
 TARGET    ?= auto
 PRECISION ?= auto
 CONFIG    ?= configs/smoke.yaml
+EMBEDDERS ?= lite0,se
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -27,6 +28,11 @@ help: ## list the targets
 
 .venv/.stamp-search: .venv/.stamp-serving
 	@echo "installing back-fill, index and page into .venv (0.4 GB, once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search]'
+	@touch $@
+
+.venv/.stamp-peers: .venv/.stamp-search
+	@echo "installing what the benchmarks compare with into .venv (0.4 GB, once)"
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
 	@touch $@
 
@@ -61,8 +67,25 @@ demo: engine ## serve the demo gallery, search it by float and by code, draw a c
 page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
 	@$(PY) clients/page.py --demo
 
-bench-index: .venv/.stamp-search ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
-	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
+load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= USERS= SLO_P99_MS= DURATION= FULL=1
+	@$(PY) bench/load.py
+
+capacity: engine ## the highest Poisson rate that holds SLO_P99_MS=100, the curve, overload (5 min): HOST= FULL=1
+	@$(PY) bench/capacity.py
+
+loadgen: engine .venv/.stamp-peers ## MLPerf LoadGen through our client, as a cross-check (5 min): HOST= SLO_P99_MS= FULL=1
+	@$(PY) bench/loadgen.py
+
+soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DURATION=
+	@$(PY) bench/soak.py
+
+bench: engine .venv/.stamp-all ## the server beside its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
+	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
+
+tune: engine ## find how Triton runs the engine best on this machine, and install that (10 min): TUNING= FULL=1
+	@$(PY) build/tune.py --model "$(MODEL)" --target "$(TARGET)" --precision "$(PRECISION)"
+
+bench-index: .venv/.stamp-peers ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
 	@$(PY) bench/index_bench.py
 
 bench-backfill: engine .venv/.stamp-search ## what a back-fill does to the latency of online requests
@@ -95,4 +118,4 @@ gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, t
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env train-env engine demo data train evaluate page bench-index bench-backfill test test-serving lint gpu-check clean
+.PHONY: help env train-env engine demo data train evaluate page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving lint gpu-check clean

@@ -24,6 +24,7 @@ import plan_options
 import reference
 import targets
 import triton_config
+import tuning
 import typer
 from build_error import BuildError
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from rich.markup import escape
 from unified_embedding import onnx_file
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.gallery import Gallery
+from unified_embedding.measure.processor import cpu_name
 from unified_embedding.spec import SPEC_FILE, EmbedderSpec, digest
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -67,6 +69,9 @@ def main(
     cuda_graphs: Annotated[
         bool, typer.Option(envvar="CUDA_GRAPHS", help="tensorrt: only if no answer is stale.")
     ] = False,
+    tuned: Annotated[
+        Path, typer.Option(envvar="TUNING", help="What `make tune` found.")
+    ] = tuning.FILE,
 ) -> None:
     """Compile MODEL for TARGET, check it on real pictures and install it for Triton."""
     logging.basicConfig(format="%(name)s: %(message)s")
@@ -83,13 +88,19 @@ def main(
         )
         with _lock():
             chosen = targets.choose(target, precision, options, OUT)
-            build(model, chosen, repository, Gallery.load(gallery))
+            build(model, chosen, repository, Gallery.load(gallery), tuned)
     except (BuildError, EmbeddingError, ValueError) as error:
         console.print(f"[bold red]engine not installed:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
 
 
-def build(model: Path, target: targets.Target, repository: Path, gallery: Gallery) -> None:
+def build(
+    model: Path,
+    target: targets.Target,
+    repository: Path,
+    gallery: Gallery,
+    tuned: Path = tuning.FILE,
+) -> None:
     """Build and install unless the same engine is already there.
 
     What Triton cannot serve is not installed: it goes to build/out/<name of the embedder>/.
@@ -99,8 +110,9 @@ def build(model: Path, target: targets.Target, repository: Path, gallery: Galler
     """
     _, spec = onnx_file.load(model)
     engine = engine_id(spec, target, gallery)
-    recipe = recipe_digest(spec, target, gallery)
     served = isinstance(target, targets.ServedTarget)
+    config = tuned_config(spec, target, tuned)
+    recipe = recipe_digest(spec, target, gallery, config)
     place = repository / "embedder" if served else OUT / spec.name
     if served and is_current(place, recipe):
         console.print(f"engine {engine} of {spec.name} {spec.version} is up to date")
@@ -117,8 +129,7 @@ def build(model: Path, target: targets.Target, repository: Path, gallery: Galler
         details = target.compile(model, folder, pixels)
         figures, passed = run_gates(model, spec, target, folder, gallery, pixels)
         shutil.copyfile(model / SPEC_FILE, folder / SPEC_FILE)
-        if isinstance(target, targets.ServedTarget):
-            config = target.config()
+        if config is not None:
             (staged / "config.pbtxt").write_text(triton_config.render(config, spec, engine))
             if config.cuda_graphs:
                 check_cuda_graphs(staging, pixels)
@@ -171,13 +182,30 @@ def engine_id(spec: EmbedderSpec, target: targets.Target, gallery: Gallery) -> s
     return f"{target.name}-{target.precision}-{digest([spec.version, target.inputs(), *pictures])}"
 
 
-def recipe_digest(spec: EmbedderSpec, target: targets.Target, gallery: Gallery) -> str:
+def tuned_config(
+    spec: EmbedderSpec, target: targets.Target, tuned: Path
+) -> triton_config.EmbedderConfig | None:
+    """How Triton runs the engine on this machine; None for what Triton does not serve."""
+    if not isinstance(target, targets.ServedTarget):
+        return None
+    return tuning.apply(target.config(), tuning.key(spec, target), tuned)
+
+
+def recipe_digest(
+    spec: EmbedderSpec,
+    target: targets.Target,
+    gallery: Gallery,
+    config: triton_config.EmbedderConfig | None,
+) -> str:
     """A hash of everything a build depends on: unchanged means nothing to do."""
+    settings = triton_config.render(config, spec, "") if config else ""
     sources = {
         path.name: hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(Path(__file__).parent.glob("*.py"))
     }
-    return digest([engine_id(spec, target, gallery), spec.name, gallery.digest(), sources])
+    return digest(
+        [engine_id(spec, target, gallery), spec.name, gallery.digest(), sources, settings]
+    )
 
 
 def is_current(installed: Path, recipe: str) -> bool:
@@ -230,15 +258,7 @@ def run_gates(
 def environment(target: targets.Target) -> dict[str, str]:
     """Versions and processor the engine was built with."""
     packages = {name: package_version(name) for name in ("numpy", "onnx", "onnxruntime", "pillow")}
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
-    return {"python": platform.python_version(), "cpu": cpu, **packages, **target.inputs()}
+    return {"python": platform.python_version(), "cpu": cpu_name(), **packages, **target.inputs()}
 
 
 def install(staged: Path, installed: Path) -> None:

@@ -15,6 +15,8 @@ from triton_config import EmbedderConfig
 from unified_embedding.spec import ONNX_FILE
 
 PRECISIONS: Final = ("fp32", "bf16", "int8")
+# Pictures a stream takes at a time: their maps stay in a core's cache.
+SLICE: Final = 4
 _MODEL: Final = Path(__file__).with_name("openvino_model.py")
 
 
@@ -67,13 +69,16 @@ class OpenVinoTarget:
         return {}
 
     def config(self) -> EmbedderConfig:
-        """One instance that uses every core: latency of one image, and whole batches."""
+        """One instance that uses every core, together for one picture, by stream for a batch."""
+        cores = len(os.sched_getaffinity(0))
         return EmbedderConfig(
             backend="python",
             kind="KIND_CPU",
             parameters={
                 "inference_precision": self._hint,
-                "threads": str(len(os.sched_getaffinity(0))),
+                "threads": str(cores),
+                "streams": str(cores),
+                "slice": str(SLICE),
             },
         )
 

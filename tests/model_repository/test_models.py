@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import os
 import shutil
 import time
 from pathlib import Path
@@ -100,11 +99,13 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     OpenVinoTarget("fp32").compile(root / MODEL, folder, pixels)
     model = model_of(folder / "model.py")
     config = {
-        "max_batch_size": 4,
+        "max_batch_size": 16,
         "input": [{"dims": ["224", "224", "3"]}],
         "parameters": {
             "inference_precision": {"string_value": "f32"},
-            "threads": {"string_value": str(len(os.sched_getaffinity(0)))},
+            "threads": {"string_value": "2"},
+            "streams": {"string_value": "2"},
+            "slice": {"string_value": "4"},
         },
     }
     arguments = {"model_config": json.dumps(config), "model_version": "1"}
@@ -119,6 +120,12 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     assert np.abs(second.var(axis=1) - 1).max() < 1e-3
     (alone,) = model.execute([Request("pixels", pixels[2:])])
     assert np.array_equal(alone.outputs["embedding"][0], second[1])
+    # However a batch is split between the streams, every row is its picture's.
+    for count in (2, 5, 9, 16):
+        order = np.arange(count) % len(pixels)
+        (batch,) = model.execute([Request("pixels", pixels[order])])
+        expected = np.concatenate([first, second])[order]
+        assert np.array_equal(batch.outputs["embedding"], expected)
     # What is too late is dropped; what waits beside it gets its own rows.
     late = json.dumps({"deadline": str(time.time() - 1)})
     answers = model.execute(

@@ -55,6 +55,16 @@ def test_cpu_is_counted_by_the_part_a_process_plays(server: tuple[int, str]) -> 
     assert ProcessTree(pid).usage().cpu_since(usage)["preprocess"] < 0.4
 
 
+def test_a_paused_tree_stands_still_until_it_is_resumed(server: tuple[int, str]) -> None:
+    pid, _ = server
+    tree, parent = ProcessTree(pid), psutil.Process(pid)
+    processes = [parent, *parent.children()]
+    tree.pause()
+    assert {process.status() for process in processes} == {psutil.STATUS_STOPPED}
+    tree.resume()
+    assert psutil.STATUS_STOPPED not in {process.status() for process in processes}
+
+
 @pytest.mark.parametrize("url", ["example.org:8001", "127.0.0.1:1", "127.0.0.1"])
 def test_processes_elsewhere_are_not_found(url: str) -> None:
     assert ProcessTree.listening_at(url) is None

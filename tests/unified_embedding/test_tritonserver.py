@@ -76,6 +76,7 @@ def test_the_embedded_server_is_on_loopback_unless_told_otherwise() -> None:
     ]
     assert command[-1] == "--http-address=0.0.0.0"
     assert environment["OMP_NUM_THREADS"] == "1"
+    assert int(environment["MALLOC_TRIM_THRESHOLD_"]) > 2**20
 
 
 def test_numpy_2_is_refused_because_it_empties_every_answer(

@@ -27,10 +27,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Axis:
-    """What an axis shows; a logarithmic one leaves out values that are not positive."""
+    """What an axis shows; a logarithmic one leaves out values that are not positive.
+
+    A linear one starts at zero unless told otherwise.
+    """
 
     label: str
     log: bool = False
+    from_zero: bool = True
 
 
 def line_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
@@ -39,8 +43,8 @@ def line_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
     points = [point for line in lines for point in line.points]
     if not points:
         return ""
-    across = _Scale.over([px for px, _ in points], x.log, _LEFT, _WIDTH - _RIGHT)
-    up = _Scale.over([py for _, py in points], y.log, _HEIGHT - _BOTTOM, _TOP)
+    across = _Scale.over([px for px, _ in points], x, _LEFT, _WIDTH - _RIGHT)
+    up = _Scale.over([py for _, py in points], y, _HEIGHT - _BOTTOM, _TOP)
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         'font-family="sans-serif" font-size="12" role="img">',
@@ -95,11 +99,13 @@ class _Scale:
     end: float
 
     @classmethod
-    def over(cls, values: Sequence[float], log: bool, start: float, end: float) -> "_Scale":
-        low, high = (min(values), max(values)) if log else (min(0.0, *values), max(values))
+    def over(cls, values: Sequence[float], axis: Axis, start: float, end: float) -> "_Scale":
+        low, high = min(values), max(values)
+        if axis.from_zero and not axis.log:
+            low = min(0.0, low)
         if low == high:
             high = low * 2 if low > 0 else low + 1
-        return cls(low, high, log, start, end)
+        return cls(low, high, axis.log, start, end)
 
     def at(self, value: float) -> float:
         low, high, here = self.low, self.high, value
@@ -115,7 +121,7 @@ class _Scale:
             rough = (self.high - self.low) / 6
             power = 10.0 ** math.floor(math.log10(rough))
             step = next(power * s for s in (1, 2, 5, 10) if power * s >= rough)
-            marks = [step * number for number in range(int(self.high / step) + 1)]
+            marks = [round(step * number, 12) for number in range(int(self.high / step) + 1)]
         return [mark for mark in marks if self.low <= mark <= self.high]
 
 

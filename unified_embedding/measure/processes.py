@@ -54,11 +54,23 @@ class ProcessTree:
                         return cls(process.pid)
         return None
 
+    def pause(self) -> None:
+        """Stop every process where it is (SIGSTOP): it uses nothing until `resume`."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    def resume(self) -> None:
+        """Let every process go on."""
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
     def usage(self) -> Usage:
         """CPU seconds and memory of every living process of the tree."""
         cpu: dict[str, float] = {}
         memory, count = 0.0, 0
-        for process in (self._root, *self._root.children(recursive=True)):
+        for process in self._processes():
             with contextlib.suppress(psutil.NoSuchProcess):
                 times = process.cpu_times()
                 part = _part(process)
@@ -66,6 +78,9 @@ class ProcessTree:
                 memory += process.memory_full_info().pss / 1e6
                 count += 1
         return Usage(cpu, memory, count)
+
+    def _processes(self) -> list[psutil.Process]:
+        return [self._root, *self._root.children(recursive=True)]
 
 
 def _part(process: psutil.Process) -> str:

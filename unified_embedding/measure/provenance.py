@@ -14,6 +14,7 @@ from typing import Any, Final
 import psutil
 
 from unified_embedding.client import ServerInfo
+from unified_embedding.measure.processor import cpu_name
 
 _PACKAGES: Final = ("numpy", "pillow", "openvino", "tritonclient", "grpcio", "locust")
 
@@ -57,14 +58,6 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "load_average": [round(value, 2) for value in os.getloadavg()],
     }
-
-
-def cpu_name() -> str:
-    """The processor's name as the kernel gives it."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.machine()
 
 
 def _command() -> list[str]:

@@ -65,7 +65,8 @@ class TritonPythonModel:
                 rows.append(load_pixels(image, self.preprocessing, box))
             except ImageError as error:
                 raise ImageError(f"image {row}: {error}") from error
-        return np.stack(rows)
+        # One picture is the common case, and needs no copy of its pixels.
+        return rows[0][None] if len(rows) == 1 else np.stack(rows)
 
 
 def _refusal(error: Exception, code: int) -> Any:

@@ -1,0 +1,99 @@
+"""The limit: decode, engine and pack in one process, with no server, no batching and no copies.
+
+    python bench/roofline.py --engine model_repository/embedder --seconds 5
+
+As many threads as cores, each decoding pictures and giving them, four at a time, to an engine
+stream of its own: the arrangement that costs least CPU time of those that were tried (pictures
+one at a time, or in eights or sixteens, cost more). Prints one JSON line for every line on its
+standard input, so that a benchmark can interleave it with others.
+"""
+
+import itertools
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import numpy as np
+import openvino as ov
+import psutil
+import typer
+from served import pictures
+
+from unified_embedding.codes import pack
+from unified_embedding.image import load_pixels
+from unified_embedding.spec import EmbedderSpec
+
+SLICE: Final = 4
+
+
+def main(
+    engine: Annotated[Path, typer.Option(help="an installed model_repository/embedder")],
+    precision: Annotated[str, typer.Option(help="OpenVINO's inference precision")],
+    seconds: Annotated[float, typer.Option(min=0.1, help="length of one measurement")] = 5,
+) -> None:
+    """Measure once for every line that comes in."""
+    cores = len(os.sched_getaffinity(0))
+    compiled = ov.Core().compile_model(
+        engine / "1" / "model.xml",
+        "CPU",
+        {
+            "INFERENCE_PRECISION_HINT": precision,
+            "PERFORMANCE_HINT": "THROUGHPUT",
+            "NUM_STREAMS": str(cores),
+            "INFERENCE_NUM_THREADS": str(cores),
+        },
+    )
+    preprocessing = EmbedderSpec.load(engine / "1").preprocessing
+    workers = [Worker(compiled, preprocessing) for _ in range(cores)]
+    measure(workers, min(1.0, seconds))
+    print("ready", flush=True)
+    for _ in sys.stdin:
+        print(json.dumps(measure(workers, seconds)), flush=True)
+
+
+class Worker:
+    """One thread's pictures and engine stream."""
+
+    def __init__(self, compiled: Any, preprocessing: Any) -> None:
+        self._request = compiled.create_infer_request()
+        self._preprocessing = preprocessing
+        self._pictures = itertools.cycle(pictures())
+        self.done = 0
+        # OpenVINO's first call sets up a table; two threads that come first wait for each other
+        # for ever, one with Python's lock and one with the table's.
+        side = preprocessing.size
+        self._request.infer([np.zeros((SLICE, side, side, 3), np.uint8)])
+
+    def run(self, end: float) -> None:
+        """Embed pictures until `end` (time.perf_counter)."""
+        self.done = 0
+        while time.perf_counter() < end:
+            images = itertools.islice(self._pictures, SLICE)
+            pixels = np.stack([load_pixels(image, self._preprocessing) for image in images])
+            self._request.infer([pixels], share_inputs=True)
+            pack(self._request.get_output_tensor(0).data)
+            self.done += SLICE
+
+
+def measure(workers: list[Worker], seconds: float) -> dict[str, float]:
+    """Images, seconds, CPU seconds and memory of one stretch."""
+    began, cpu = time.perf_counter(), time.process_time()
+    threads = [threading.Thread(target=w.run, args=(began + seconds,)) for w in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return {
+        "images": sum(worker.done for worker in workers),
+        "seconds": time.perf_counter() - began,
+        "cpu_s": time.process_time() - cpu,
+        "memory_mb": psutil.Process().memory_full_info().pss / 1e6,
+    }
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,144 @@
+"""The programs that measure, against the real server: short, and no figure is judged."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("hdrh", reason="the extra `load` is not installed")
+pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
+
+from production_repository import assemble
+
+from unified_embedding.local_server import running
+
+pytestmark = pytest.mark.e2e
+MODEL = "models/unified-embedder-lite0"
+
+
+def run(root: Path, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=root,
+        env={**os.environ, "PYTHONPATH": str(root), "COLUMNS": "200", **environment},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def own_repository(root: Path, repository: Path, tmp_path: Path) -> Path:
+    """A copy of the session's repository that a test may change."""
+    folder = tmp_path / "model_repository"
+    assemble(root / "model_repository", folder)
+    shutil.copytree(repository / "embedder", folder / "embedder")
+    return folder
+
+
+def test_bench_measures_every_system(root: Path, repository: Path, tmp_path: Path) -> None:
+    if not all(find_spec(name) for name in ("aiohttp", "litserve", "fastapi", "torch")):
+        pytest.skip("the extra `peers` is not installed")
+    short = ["--embedders", "lite0", "--seconds", "0.2", "--rounds", "1", "--no-poisson"]
+    place = ["--repository", str(repository), "--out", str(tmp_path)]
+    said = run(root, "bench/serving_bench.py", *short, *place)
+    (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
+    systems = {name.split(" | ")[0] for name in result["cells"]}
+    assert systems == {
+        "roofline",
+        "our server",
+        "LitServe, 1 worker",
+        "LitServe, 2 workers",
+        "FastAPI + torch fp32",
+    }
+    for cell in result["cells"].values():
+        assert min(cell["median"].values()) > 0
+    parts = result["stages"]["32 callers x 1"]["cpu_ms_per_image_by_process"]
+    assert {"tritonserver", "preprocess", "embedder", "binarizer"} <= set(parts)
+    assert "server CPU-ms / roofline, 32 callers" in said
+    # Nothing is left behind, paused or not.
+    assert not [line for line in processes() if str(tmp_path) in line or "peer_" in line]
+
+
+def processes() -> list[str]:
+    import psutil
+
+    return [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+
+
+def test_tune_keeps_or_installs_and_says_which(
+    root: Path, own_repository: Path, tmp_path: Path
+) -> None:
+    config = own_repository / "embedder" / "config.pbtxt"
+    before, tuned, out = config.read_text(), tmp_path / "tuning.json", tmp_path / "tune"
+    arguments = ["--model", MODEL, "--repository", str(own_repository), "--out", str(out)]
+    short = ["--knobs", "batch", "--seconds", "0.3", "--rounds", "1"]
+    said = run(root, "build/tune.py", *arguments, *short, TUNING=str(tuned))
+    record = json.loads((out / "tune.json").read_text())
+    assert [one["setting"]["max_batch_size"] for one in record["settings"]] == [16, 32]
+    assert record["pareto_front"]
+    assert record["settings"][0]["throughput_of_installed"] == 1
+    if record["verdict"].startswith("kept"):
+        assert "kept: " in said
+        assert config.read_text() == before
+        assert not tuned.exists()
+    else:
+        assert "max_batch_size: 32" in config.read_text()
+        assert record["chosen"]["max_batch_size"] == 32
+        assert json.loads(tuned.read_text())
+
+
+def test_the_server_shows_what_was_tuned(root: Path, own_repository: Path, tmp_path: Path) -> None:
+    import tune
+    import tuning
+    from tritonclient.grpc import InferenceServerClient
+
+    tuned = tmp_path / "tuning.json"
+    model = root / MODEL
+    name, installed = tune.what_is_installed(model, "auto", "auto", own_repository, tuned)
+    parameters = {**installed.parameters, "slice": "8"}
+    chosen = replace(installed, instances=2, queue_delay_us=200, parameters=parameters)
+    tuning.save(chosen, name, {}, tuned)
+    tune.install(model, "auto", "auto", own_repository, tuned)
+    with running(own_repository) as server, InferenceServerClient(server.grpc_url) as client:
+        config: Any = client.get_model_config("embedder").config
+    assert config.instance_group[0].count == 2
+    assert config.dynamic_batching.max_queue_delay_microseconds == 200
+    assert config.parameters["slice"].string_value == "8"
+    assert config.parameters["threads"].string_value == installed.parameters["threads"]
+    # The answers are the same, and so is their engine.
+    engine = json.loads((own_repository / "embedder/1/engine.json").read_text())
+    assert config.parameters["unified_embedding.engine"].string_value == engine["engine"]
+
+
+def test_soak_and_load_report_on_a_running_server(root: Path, server: Any, tmp_path: Path) -> None:
+    soak, load = tmp_path / "soak", tmp_path / "load"
+    run(root, "bench/soak.py", "--seconds", "2", "--out", str(soak), HOST=server.grpc_url)
+    stretches = json.loads((soak / "soak.json").read_text())["stretches"]
+    assert len(stretches) == 60
+    assert all(one["cpu_ms"] > 0 and one["memory_mb"] > 50 for one in stretches)
+    assert (soak / "memory.svg").read_text().startswith("<svg")
+    said = run(root, "bench/load.py", "--out", str(load), HOST=server.grpc_url, DURATION="2")
+    assert "closed loop" in said
+    for loop in ("closed-loop", "open-loop"):
+        report = json.loads((load / loop / "report.json").read_text())
+        assert report["completed"] > 0
+        assert report["failed"] == 0
+        assert report["server"]["stages_ms"]["engine"] > 0
+    # The page's tables come from these files.
+    page = tmp_path / "performance.md"
+    shutil.copy(root / "docs" / "performance.md", page)
+    run(root, "bench/performance_page.py", "--results", str(tmp_path), "--into", str(page))
+    text = page.read_text()
+    assert "32 callers; first and last tenth" in text
+    assert "| stage of a mean request | ms |" in text
+    assert (tmp_path / "images" / "performance" / "soak-memory.svg").is_file()
