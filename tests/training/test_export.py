@@ -196,7 +196,13 @@ def test_the_released_embedder_is_jointly_trained_and_says_so() -> None:
     untrained = export.zero_shot(spec.trunk)
     assert spec.weights == f"trained on browse, camera, shop, from: {untrained.weights}"
     card = " ".join((RELEASED / "README.md").read_text().split())
-    for stated in (spec.version, "Trained jointly", "after 1,100 steps at 160 px", "Scopia", "Noto"):
+    for stated in (
+        spec.version,
+        "Trained jointly",
+        "after 1,100 steps at 160 px",
+        "Scopia",
+        "Noto",
+    ):
         assert stated in card
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -25,7 +26,7 @@ _BATCH: Final = 512
 
 
 def measure_through_index(
-    pictures: HeldOut, tasks: list[Task], embedder: ServedEmbedder, url: str
+    pictures: HeldOut, tasks: Sequence[Task], embedder: ServedEmbedder, url: str
 ) -> Measurement:
     """Back-fill the gallery with float16 embeddings, index it, and search it with every query.
 
