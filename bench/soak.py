@@ -96,7 +96,9 @@ async def soak(server: Served, seconds: float) -> list[Stretch]:
                 recorder = await closed_loop(request, CALLERS, seconds / STRETCHES)
                 now, after = time.perf_counter(), _usage(server)
                 if recorder.failed:
-                    raise EmbeddingError("; ".join(recorder.examples.values()))
+                    raise EmbeddingError(
+                        f"a request failed: {next(iter(recorder.examples.values()))}"
+                    )
                 used = sum(after.cpu_since(before).values()) if before and after else None
                 found.append(
                     Stretch(

@@ -24,14 +24,19 @@ async def closed_loop(
     """`users` callers, each with one request on its way at any time.
 
     Requests sent in the first `warm_up` seconds are not recorded; those on their way at the end
-    are waited for.
+    are waited for. Every caller sends one at least, also when this process was kept waiting for
+    longer than the whole loop.
     """
     recorder = Recorder()
     start = time.perf_counter() + warm_up
 
     async def user() -> None:
-        while (sent := time.perf_counter()) < start + seconds:
+        sent = time.perf_counter()
+        while True:
             await _record(recorder, request, start, sent, sent)
+            sent = time.perf_counter()
+            if sent >= start + seconds:
+                return
 
     await asyncio.gather(*(user() for _ in range(users)))
     return recorder
