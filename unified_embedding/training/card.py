@@ -12,7 +12,7 @@ from unified_embedding.training.weights import LITE0_PACKAGE
 
 APACHE: Final = "Apache-2.0"
 _IMAGENET: Final = (
-    "Those publishers trained it to name the 1,000 classes of ImageNet-1k (ILSVRC 2012). "
+    "The trunk's publishers trained it to name the 1,000 classes of ImageNet-1k (ILSVRC 2012). "
     "ImageNet's pictures come from the web, mostly from North America and Europe; their labels and "
     "biases enter every embedding. Its own terms restrict them to non-commercial research; the "
     "weights were published under the licence above (Copyright (c) 2020, ML Illustrated); tensors "
