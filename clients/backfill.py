@@ -231,8 +231,6 @@ def _embed(
         batch_format="numpy",
         # The shards of a lost actor are done again by another.
         num_cpus=CORES_PER_WORKER,
-        # Ray would pack workers this small onto one node; reading wants all of them.
-        scheduling_strategy="SPREAD",
         compute=ActorPoolStrategy(size=workers),
     )
     batches = results.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0)
