@@ -69,13 +69,24 @@ class _Search:
         places = [int(name.rpartition("::")[2]) for name in ids]
         if sorted(places) != list(range(len(gallery))):
             raise DataError(f"the corpus holds {len(places)} of {len(gallery)} gallery pictures")
-        self._rows = gallery[places]
+        self._gallery, self._places = gallery, np.array(places)
+        self._found: dict[Comparison, NDArray[np.float32]] = {}
 
     def similarity(
         self, queries: NDArray[np.int64], gallery: NDArray[np.int64], comparison: Comparison
     ) -> NDArray[np.float32]:
         """See `measure.Similarity`."""
-        floats = self._vectors[np.searchsorted(self._queries, queries)]
+        if comparison not in self._found:
+            starts = range(0, len(self._queries), _BATCH)
+            parts = [self._search(self._vectors[s : s + _BATCH], comparison) for s in starts]
+            self._found[comparison] = np.concatenate(parts)
+        rows = np.searchsorted(self._queries, queries)
+        columns = np.searchsorted(self._gallery, gallery)
+        found: NDArray[np.float32] = self._found[comparison][np.ix_(rows, columns)]
+        return found
+
+    def _search(self, floats: NDArray[np.float32], comparison: Comparison) -> NDArray[np.float32]:
+        """Similarity [Q, G] to the whole gallery: every query asks for every row, once."""
         codes, k = np.packbits(floats > 0, axis=1), len(self._index)
         if comparison == "float":
             found = self._index.search_embeddings(floats, self._origin, k=k)
@@ -86,10 +97,9 @@ class _Search:
         else:
             found = self._index.search(codes, self._origin, k=k)
         scores = -found.distances if found.scores is None else found.scores
-        by_row = np.empty(scores.shape, dtype=np.float32)
-        np.put_along_axis(by_row, found.rows, scores.astype(np.float32), axis=1)
-        order = np.argsort(self._rows)
-        return by_row[:, order[np.searchsorted(self._rows, gallery, sorter=order)]]
+        by_place = np.empty(scores.shape, dtype=np.float32)
+        np.put_along_axis(by_place, self._places[found.rows], scores.astype(np.float32), axis=1)
+        return by_place
 
 
 def _index(pictures: HeldOut, gallery: NDArray[np.int64], folder: Path, url: str) -> "CodeIndex":
