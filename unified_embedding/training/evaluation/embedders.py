@@ -242,10 +242,12 @@ def _engine(folder: Path, threads: int) -> LocalEmbedder:
             f"{folder} holds an engine for {record['target']}; start the server and give "
             "server:HOST:PORT"
         )
+    # Of an int8 engine, the precision of what was left unquantised.
+    hint = record["environment"].get("not_quantised") or _HINTS[record["precision"]]
     return LocalEmbedder(
         record["engine"],
         spec.preprocessing,
-        lambda: _openvino(folder / "1" / "model.xml", _HINTS[record["precision"]], threads),
+        lambda: _openvino(folder / "1" / "model.xml", hint, threads),
         {"version": spec.version, "engine": record["engine"]},
     )
 
