@@ -63,7 +63,7 @@ async def poisson_trial(
 async def highest_rate(
     trial: Callable[[float, int], Awaitable[Trial]], upper: float, repeats: int = 3
 ) -> tuple[float, list[Trial]]:
-    """Bisect between 0 and `upper` requests/s.
+    """Bisect between 0 and `upper` requests/s; a limit below `upper` / 64 counts as none.
 
     A rate holds when most of `repeats` trials do; `trial` gets the rate and a seed.
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -60,7 +61,11 @@ def test_a_paused_tree_stands_still_until_it_is_resumed(server: tuple[int, str])
     tree, parent = ProcessTree(pid), psutil.Process(pid)
     processes = [parent, *parent.children()]
     tree.pause()
-    assert {process.status() for process in processes} == {psutil.STATUS_STOPPED}
+    # SIGSTOP takes effect when the last thread has seen it.
+    end = time.monotonic() + 30
+    while {process.status() for process in processes} != {psutil.STATUS_STOPPED}:
+        assert time.monotonic() < end
+        time.sleep(0.01)
     tree.resume()
     assert psutil.STATUS_STOPPED not in {process.status() for process in processes}
 
