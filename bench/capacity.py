@@ -22,21 +22,21 @@ from served import (
     RESULTS,
     ROOT,
     Served,
-    client_of,
     console,
-    embed_request,
-    end_in_order,
     fail,
     pictures,
     served,
 )
 
 from unified_embedding.errors import EmbeddingError
+from unified_embedding.local_server import end_in_order
 from unified_embedding.measure.arrivals import RateProfile
 from unified_embedding.measure.files import write_csv, write_json, write_text
 from unified_embedding.measure.generator import Request, closed_loop, open_loop
 from unified_embedding.measure.plots import Axis, Series, line_chart
 from unified_embedding.measure.provenance import provenance
+from unified_embedding.measure.recorder import Recorder
+from unified_embedding.measure.requests import client_of, embed_request
 
 CONCURRENCY: Final = 32
 CURVE: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
@@ -92,12 +92,10 @@ def main(
 async def measure(server: Served, slo_p99_ms: float, seconds: float, seed: int) -> dict[str, Any]:
     """Everything, as JSON values."""
     images = pictures()
-    # Callers who wait four times as long as they like have given up.
-    async with client_of(server.url, timeout=max(1.0, 4 * slo_p99_ms / 1000)) as client:
+    async with client_of(server.url, patience_s(slo_p99_ms)) as client:
         request = embed_request(client, images)
         with steps("closed loop") as step:
-            loop = await closed_loop(request, CONCURRENCY, 2 * seconds, WARM_UP_S)
-            maximum = loop.completed / (2 * seconds)
+            loop, maximum = await closed_maximum(request, seconds)
             step(f"{maximum:.0f}/s at concurrency {CONCURRENCY}")
         with steps("highest Poisson rate") as step:
             rate, trials = await search(request, maximum, seconds, slo_p99_ms, seed, step)
@@ -131,6 +129,17 @@ async def measure(server: Served, slo_p99_ms: float, seconds: float, seed: int) 
         "overload": [asdict(found) for found in overload],
         "provenance": provenance(ROOT, server.info, seed, trial_seconds=seconds),
     }
+
+
+def patience_s(slo_p99_ms: float) -> float:
+    """Callers who wait four times as long as they like have given up."""
+    return max(1.0, 4 * slo_p99_ms / 1000)
+
+
+async def closed_maximum(request: Request, seconds: float) -> tuple[Recorder, float]:
+    """The closed loop of `CONCURRENCY` callers over two trials' time, and its requests/s."""
+    loop = await closed_loop(request, CONCURRENCY, 2 * seconds, WARM_UP_S)
+    return loop, loop.completed / (2 * seconds)
 
 
 async def search(

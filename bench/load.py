@@ -20,9 +20,10 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import Progress
 from rich.table import Table
-from served import RESULTS, ROOT, Served, console, end_in_order, fail, served
+from served import RESULTS, ROOT, Served, console, fail, served
 
 from unified_embedding.errors import EmbeddingError
+from unified_embedding.local_server import end_in_order
 
 SHARE_OF_CLOSED: Final = 0.6
 WARM_UP_S: Final = 3.0

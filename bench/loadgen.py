@@ -17,17 +17,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from capacity import search, steps
+from capacity import closed_maximum, patience_s, search, steps
 from poisson_limit import WARM_UP_S, Trial, highest_rate
 from rich.table import Table
 from served import (
     RESULTS,
     ROOT,
     Served,
-    client_of,
     console,
-    embed_request,
-    end_in_order,
     fail,
     pictures,
     served,
@@ -35,16 +32,16 @@ from served import (
 
 from unified_embedding.client import EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
+from unified_embedding.local_server import end_in_order
 from unified_embedding.measure.files import write_json
-from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.provenance import provenance
+from unified_embedding.measure.requests import client_of, embed_request
 
 try:
     import mlperf_loadgen as lg
 except ImportError:
     fail("mlcommons_loadgen is not installed; make loadgen installs it (extra `peers`)")
 
-CONCURRENCY: Final = 32
 # Requests on their way at once; each waits in a thread of its own.
 THREADS: Final = 256
 # Nothing may fail: LoadGen knows no failed query, so one ends the program.
@@ -147,11 +144,10 @@ async def measure(
     server: Served, sut: SystemUnderTest, slo_p99_ms: float, seconds: float, seed: int
 ) -> dict[str, Any]:
     """Everything, as JSON values."""
-    async with client_of(server.url, timeout=max(1.0, 4 * slo_p99_ms / 1000)) as client:
+    async with client_of(server.url, patience_s(slo_p99_ms)) as client:
         request = embed_request(client, pictures())
         with steps("closed loop"):
-            loop = await closed_loop(request, CONCURRENCY, 2 * seconds, WARM_UP_S)
-            maximum = loop.completed / (2 * seconds)
+            _, maximum = await closed_maximum(request, seconds)
         with steps("SingleStream"):
             single = await asyncio.to_thread(sut.run, "SingleStream", seconds)
         with steps("Offline"):

@@ -30,10 +30,6 @@ def main(
     preprocessing = Preprocessing()
     app = FastAPI()
 
-    @app.get("/health")
-    def health() -> str:
-        return "ok"
-
     @app.post("/embed")
     async def embed(request: Request) -> dict[str, Any]:
         return await run_in_threadpool(answer, await request.body())

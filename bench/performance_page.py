@@ -15,7 +15,7 @@ from served import RESULTS, ROOT, console, fail
 from serving_tables import markdown
 from soak import summary
 
-from unified_embedding.measure.files import write_text
+from unified_embedding.measure.files import between_marks, write_text
 
 PAGE: Final = ROOT / "docs" / "performance.md"
 # Plots of a section: file below results/, and what it shows.
@@ -52,12 +52,10 @@ def main(
 
 def replaced(text: str, name: str, body: str, page: Path) -> str:
     """`text` with `body` between the two marks of `name`."""
-    begin, end = f"<!-- {name} -->", f"<!-- end: {name} -->"
-    before, found, rest = text.partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        fail(f"{page} lacks the marks {begin} and {end}")
-    return f"{before}{begin}\n{body}\n{end}{after}"
+    try:
+        return between_marks(text, f"<!-- {name} -->", f"<!-- end: {name} -->", body)
+    except ValueError as error:
+        fail(f"{page} {error}")
 
 
 def bench(record: Mapping[str, Any]) -> str:

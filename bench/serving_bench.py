@@ -17,7 +17,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -29,11 +28,13 @@ from typing import Annotated, Any, Final
 import typer
 from poisson_limit import Trial, highest_rate, poisson_trial
 from rich.progress import Progress
-from served import REPOSITORY, RESULTS, ROOT, console, end_in_order, fail, pictures
+from served import REPOSITORY, RESULTS, ROOT, console, fail, pictures
 from serving_tables import CONCURRENCY, OURS, key, markdown
 
 from unified_embedding.client import EmbedderClient
 from unified_embedding.errors import EmbeddingError
+from unified_embedding.local_server import end_in_order
+from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.files import write_json, write_text
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.provenance import commit, machine
@@ -230,21 +231,21 @@ async def one_cell(
     try:
         async with system.calling(images, per_request) as request:
             await closed_loop(request, users, WARM_UP_S)
-            before, began = system.tree.usage(), time.perf_counter()
-            recorder = await closed_loop(request, users, seconds)
-            took = time.perf_counter() - began
-            after = system.tree.usage()
+            found = await costed_loop(system.tree, request, users, seconds)
     finally:
         system.tree.pause()
+    recorder = found.recorder
     if recorder.failed or not recorder.images:
         said = "; ".join(recorder.examples.values()) or "no answer"
         raise EmbeddingError(f"{system.name}, {users} callers: {said}")
-    # Until the last answer, which for a slow system comes long after `seconds`.
-    cell.images_per_s.append(recorder.images / took)
+    # Its processes are on this machine.
+    assert found.cpu_ms is not None
+    assert found.memory_mb is not None
+    cell.images_per_s.append(found.images_per_s)
     cell.p50_ms.append(recorder.latencies.percentile_ms(50))
     cell.p99_ms.append(recorder.latencies.percentile_ms(99))
-    cell.cpu_ms.append(1000 * sum(after.cpu_since(before).values()) / recorder.images)
-    cell.memory_mb.append(after.memory_mb)
+    cell.cpu_ms.append(found.cpu_ms)
+    cell.memory_mb.append(found.memory_mb)
 
 
 async def explained(ours: Triton, images: Sequence[bytes], seconds: float) -> dict[str, Any]:

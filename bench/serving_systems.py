@@ -7,7 +7,6 @@ import itertools
 import json
 import os
 import select
-import socket
 import subprocess
 import sys
 import time
@@ -21,12 +20,13 @@ from typing import Any, Final
 import aiohttp
 import numpy as np
 import psutil
-from served import ROOT, client_of, embed_request, pictures
+from served import ROOT, pictures
 
 from unified_embedding.errors import DeadlineExceeded, ServerError, ServerUnavailable
-from unified_embedding.local_server import LocalServer, start
+from unified_embedding.local_server import LocalServer, free_ports, start
 from unified_embedding.measure.generator import Request
 from unified_embedding.measure.processes import ProcessTree
+from unified_embedding.measure.requests import client_of, embed_request
 
 START_TIMEOUT_S: Final = 300.0
 # Nothing is late in a closed loop; this only ends what hangs.
@@ -126,7 +126,7 @@ class HttpPeer(System):
     ) -> None:
         super().__init__(name, embedder, log)
         self._command = [sys.executable, str(ROOT / "bench" / program), *arguments]
-        self._port = _free_port()
+        (self._port,) = free_ports(1)
 
     def start(self) -> None:
         """See System.start."""
@@ -301,9 +301,3 @@ class Roofline:
                 return line
         self._process.kill()
         raise ServerUnavailable("the roofline program ended or hangs")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

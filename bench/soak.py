@@ -15,21 +15,20 @@ from served import (
     RESULTS,
     ROOT,
     Served,
-    client_of,
     console,
-    embed_request,
-    end_in_order,
     fail,
     pictures,
     served,
 )
 
 from unified_embedding.errors import EmbeddingError
+from unified_embedding.local_server import end_in_order
+from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.files import write_csv, write_json, write_text
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.plots import Axis, Series, line_chart
-from unified_embedding.measure.processes import Usage
 from unified_embedding.measure.provenance import provenance
+from unified_embedding.measure.requests import client_of, embed_request
 
 CALLERS: Final = 32
 WARM_UP_S: Final = 5.0
@@ -92,22 +91,20 @@ async def soak(server: Served, seconds: float) -> list[Stretch]:
         start = time.perf_counter()
         with Progress(console=console, transient=True) as progress:
             for _ in progress.track(range(STRETCHES), description="soak"):
-                before, began = _usage(server), time.perf_counter()
-                recorder = await closed_loop(request, CALLERS, seconds / STRETCHES)
-                now, after = time.perf_counter(), _usage(server)
+                part = await costed_loop(server.tree, request, CALLERS, seconds / STRETCHES)
+                recorder = part.recorder
                 if recorder.failed:
                     raise EmbeddingError(
                         f"a request failed: {next(iter(recorder.examples.values()))}"
                     )
-                used = sum(after.cpu_since(before).values()) if before and after else None
                 found.append(
                     Stretch(
-                        minutes=(now - start) / 60,
-                        images_per_s=recorder.images / (now - began),
+                        minutes=(time.perf_counter() - start) / 60,
+                        images_per_s=part.images_per_s,
                         p50_ms=recorder.latencies.percentile_ms(50),
                         p99_ms=recorder.latencies.percentile_ms(99),
-                        cpu_ms=None if used is None else 1000 * used / recorder.images,
-                        memory_mb=after.memory_mb if after else None,
+                        cpu_ms=part.cpu_ms,
+                        memory_mb=part.memory_mb,
                     )
                 )
     return found
@@ -138,10 +135,6 @@ def plot(found: list[Stretch]) -> str:
     memory = [(one.minutes, one.memory_mb or 0.0) for one in found]
     title = f"Memory of the server's processes, {CALLERS} callers"
     return line_chart(title, Axis("minutes"), Axis("MB"), [Series("PSS", memory)])
-
-
-def _usage(server: Served) -> Usage | None:
-    return server.tree.usage() if server.tree else None
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from rich.console import Console
 
 from unified_embedding import onnx_file
 from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, relevance
+from unified_embedding.measure.files import between_marks, write_text
 from unified_embedding.retrieval import (
     COMPARISONS,
     Comparison,
@@ -219,13 +220,11 @@ def _environment(spec: EmbedderSpec, gallery: Gallery) -> str:
 def _replace(document: Path, name: str, text: str) -> None:
     """Put `text` between the two marks of `name` in `document`."""
     begin, end = f"<!-- engines: {name} -->", f"<!-- end: {name} -->"
-    before, found, rest = document.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not found or not closed:
-        raise typer.BadParameter(f"{document} lacks the marks {begin} and {end}")
-    partial = document.with_suffix(".partial")
-    partial.write_text(f"{before}{begin}\n{text}\n{end}{after}")
-    os.replace(partial, document)
+    try:
+        filled = between_marks(document.read_text(), begin, end, text)
+    except ValueError as error:
+        raise typer.BadParameter(f"{document} {error}") from error
+    write_text(document, filled)
 
 
 if __name__ == "__main__":

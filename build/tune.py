@@ -8,7 +8,6 @@ if it is not slower there, and `make engine` then installs it.
 
 import asyncio
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -35,10 +34,10 @@ from tune_server import Reading, TunedServer, one_round
 
 from unified_embedding import onnx_file
 from unified_embedding.errors import EmbeddingError
-from unified_embedding.measure.pictures import scaled
+from unified_embedding.local_server import end_in_order
+from unified_embedding.measure.pictures import PHOTOGRAPH, scaled
 from unified_embedding.measure.provenance import commit, machine
 
-PICTURE_SIZE: Final = (640, 480)
 FULL: Final = 4
 # The last comparison is longer than the sweep's: in rounds, and in each of them.
 RERUN_LENGTH: Final = 2
@@ -210,7 +209,7 @@ class Tuner:
         """`folder` is for the servers' repositories and logs."""
         self._repository, self._folder = repository, folder
         self._installed, self._rounds, self._seconds = installed, rounds, seconds
-        self._pictures = scaled(str(engine.ROOT / "demo" / "shots"), *PICTURE_SIZE)
+        self._pictures = scaled(str(engine.ROOT / "demo" / "shots"), *PHOTOGRAPH)
         self._started = 0
         self.seen: list[Seen] = []
 
@@ -286,6 +285,5 @@ def _with(config: EmbedderConfig, **values: int) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    # A program that is terminated stops the servers that it started.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    end_in_order()
     typer.run(main)

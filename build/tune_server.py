@@ -1,8 +1,6 @@
 """One setting of `make tune` as a real server, and one round of measuring it."""
 
-import itertools
-import re
-import time
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +9,18 @@ from typing import Final
 from production_repository import STATIC_MODELS
 from triton_config import EmbedderConfig, render
 
-from unified_embedding.client import AsyncEmbedderClient, Retry
 from unified_embedding.errors import ServerError
 from unified_embedding.local_server import start
+from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.processes import ProcessTree
+from unified_embedding.measure.requests import client_of, embed_request
 from unified_embedding.spec import EmbedderSpec
 
 CALLERS: Final = 32
 WARM_UP_S: Final = 0.4
 # Nothing is late in a closed loop; this only ends what hangs.
 TIMEOUT_S: Final = 120.0
-_ENGINE: Final = re.compile(r'"unified_embedding.engine" value \{ string_value: "([^"]+)"')
 
 
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ class TunedServer:
         engine = (installed / "embedder").resolve()
         (embedder / "1").symlink_to(engine / "1")
         spec = EmbedderSpec.load(engine / "1")
-        stated = _ENGINE.search((engine / "config.pbtxt").read_text())
-        text = render(config, spec, stated[1] if stated else "")
+        stated = json.loads((engine / "1" / "engine.json").read_text())["engine"]
+        text = render(config, spec, stated)
         (embedder / "config.pbtxt").write_text(text)
         self._server = start(repository, folder / "tritonserver.log")
         self.tree = ProcessTree(self._server.process.pid)
@@ -76,26 +74,18 @@ async def one_round(server: TunedServer, pictures: Sequence[bytes], seconds: flo
     Raises:
         ServerError: a request failed.
     """
-    following = itertools.cycle(pictures)
     server.tree.resume()
     try:
-        client = AsyncEmbedderClient(
-            server.url, max_inflight=CALLERS, retry=Retry(attempts=1), timeout=TIMEOUT_S
-        )
-        async with client:
-
-            async def request() -> int:
-                return len(await client.embed([next(following)]))
-
+        async with client_of(server.url, TIMEOUT_S) as client:
+            request = embed_request(client, pictures)
             await closed_loop(request, CALLERS, WARM_UP_S)
-            before, began = server.tree.usage(), time.perf_counter()
-            many = await closed_loop(request, CALLERS, seconds)
-            took = time.perf_counter() - began
-            used = sum(server.tree.usage().cpu_since(before).values())
+            found = await costed_loop(server.tree, request, CALLERS, seconds)
             one = await closed_loop(request, 1, seconds / 2, WARM_UP_S)
     finally:
         server.tree.pause()
+    many = found.recorder
     if many.failed or one.failed or not one.completed:
         said = [*many.examples.values(), *one.examples.values(), "no answer in time"][0]
         raise ServerError(f"a request failed while tuning: {said}")
-    return Reading(many.images / took, 1000 * used / many.images, one.latencies.percentile_ms(50))
+    assert found.cpu_ms is not None  # Its processes are here.
+    return Reading(found.images_per_s, found.cpu_ms, one.latencies.percentile_ms(50))

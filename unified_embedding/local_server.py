@@ -57,7 +57,7 @@ def start(
         ServerUnavailable: it ended or was not ready within `timeout` seconds; the message
             holds the end of its log.
     """
-    ports = dict(zip(_PROTOCOLS, _free_ports(len(_PROTOCOLS)), strict=True))
+    ports = dict(zip(_PROTOCOLS, free_ports(len(_PROTOCOLS)), strict=True))
     flags = [f"--{name}-port={port}" for name, port in ports.items()]
     command = [sys.executable, "-m", "unified_embedding.tritonserver"]
     with log.open("wb") as stream:
@@ -94,6 +94,11 @@ def running(repository: Path, arguments: Sequence[str] = ()) -> Iterator[LocalSe
             server.stop()
 
 
+def end_in_order() -> None:
+    """Let SIGTERM unwind the program, so that it stops the servers that it started."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def _wait_until_ready(server: LocalServer, timeout: float) -> None:
     deadline = time.monotonic() + timeout
     while server.process.poll() is None and time.monotonic() < deadline:
@@ -108,7 +113,8 @@ def _wait_until_ready(server: LocalServer, timeout: float) -> None:
     raise ServerUnavailable(f"tritonserver {what}; the end of its log:\n{log}")
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
+    """Ports on loopback that nothing listens at."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for item in sockets:

@@ -1,8 +1,5 @@
 """The load programs say in one sentence what they lack, and exit 1."""
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,23 +8,14 @@ import pytest
 pytest.importorskip("hdrh", reason="the extra `load` is not installed")
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
 
-
-def run(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "COLUMNS": "200", **environment},
-    )
+from programs import run_program
 
 
 @pytest.mark.parametrize("program", ["load", "capacity", "loadgen", "soak"])
 def test_a_stopped_server(root: Path, tmp_path: Path, program: str) -> None:
     if program == "loadgen" and not find_spec("mlperf_loadgen"):
         pytest.skip("the extra `peers` is not installed")
-    done = run(root, f"bench/{program}.py", "--out", str(tmp_path), HOST="127.0.0.1:1")
+    done = run_program(root, f"bench/{program}.py", "--out", str(tmp_path), HOST="127.0.0.1:1")
     assert done.returncode == 1
     (sentence,) = done.stderr.strip().splitlines()
     assert sentence.startswith("failed: 127.0.0.1:1 is unavailable")
@@ -45,7 +33,7 @@ def test_a_missing_peer(root: Path, program: str, missing: str) -> None:
         f"sys.argv = ['{program}.py']\n"
         f"runpy.run_path('bench/{program}.py', run_name='__main__')\n"
     )
-    done = run(root, "-c", code)
+    done = run_program(root, "-c", code)
     assert done.returncode == 1
     (sentence,) = done.stderr.strip().splitlines()
     assert "not installed" in sentence
@@ -55,6 +43,6 @@ def test_a_missing_peer(root: Path, program: str, missing: str) -> None:
 def test_an_unknown_embedder(root: Path) -> None:
     if not (find_spec("litserve") and find_spec("torch")):
         pytest.skip("the extra `peers` is not installed")
-    done = run(root, "bench/serving_bench.py", "--embedders", "lite0,vgg")
+    done = run_program(root, "bench/serving_bench.py", "--embedders", "lite0,vgg")
     assert done.returncode == 1
     assert "--embedders lite0,vgg: use some of lite0, se, se-int8" in done.stderr

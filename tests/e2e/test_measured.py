@@ -1,10 +1,7 @@
 """The programs that measure, against the real server: short, and no figure is judged."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +13,7 @@ pytest.importorskip("hdrh", reason="the extra `load` is not installed")
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
 
 from production_repository import assemble
+from programs import run_program
 
 from unified_embedding.local_server import running
 
@@ -24,14 +22,7 @@ MODEL = "models/unified-embedder-lite0"
 
 
 def run(root: Path, *arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=root,
-        env={**os.environ, "PYTHONPATH": str(root), "COLUMNS": "200", **environment},
-    )
+    done = run_program(root, *arguments, **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

@@ -1,4 +1,4 @@
-"""Result files: they appear whole or not at all."""
+"""Result files: they appear whole or not at all, and so do results in a document."""
 
 import csv
 import io
@@ -37,3 +37,16 @@ def write_csv(path: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) 
     writer.writerow(header)
     writer.writerows(rows)
     write_text(path, text.getvalue())
+
+
+def between_marks(text: str, begin: str, end: str, body: str) -> str:
+    """`text` with `body` between its marks `begin` and `end`, on lines of its own.
+
+    Raises:
+        ValueError: it lacks these marks.
+    """
+    before, found, rest = text.partition(begin)
+    _, closed, after = rest.partition(end)
+    if not found or not closed:
+        raise ValueError(f"lacks the marks {begin} and {end}")
+    return f"{before}{begin}\n{body}\n{end}{after}"

@@ -10,6 +10,8 @@ from PIL import Image
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 MIX: Final = "mix"
+# Width and height of a photograph in a feed, about: 38 kB as a JPEG of the demo's shots.
+PHOTOGRAPH: Final = (640, 480)
 _QUALITY: Final = 88
 # (width, height, format, how many of each 20): thumbnails, web pictures, a few photographs as
 # cameras write them.

@@ -33,6 +33,7 @@ def model_card(
         notes: further sections, Markdown.
     """
     layers = "average pool, " + ("subtract a mean, rotate, " if fixed_map else "")
+    further = f"\n{notes.strip()}\n" if notes else ""
     preprocessing = spec.preprocessing
     side = preprocessing.size
     return f"""# {spec.name}
@@ -53,7 +54,7 @@ An image embedder for visual search: one picture in, one {spec.dim}-dimensional 
 
 ## Training
 {textwrap.fill(training.strip(), 100, break_on_hyphens=False)}
-{f"{chr(10)}{notes.strip()}{chr(10)}" if notes else ""}
+{further}
 ## Use
 `make engine MODEL=<this folder>` compiles it behind accuracy gates; the README at the root of the
 repository serves it. Compare embeddings by cosine, codes by Hamming distance, and never across

@@ -1,6 +1,6 @@
 """Evaluate: `python -m unified_embedding.training.evaluate [CONFIG]` writes docs/results.md.
 
-Embeddings are cached by embedder and by picture, so a second run takes seconds and an
+Embeddings are cached by embedder and by picture, so a second run only searches, and an
 interrupted one goes on.
 """
 
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unified_embedding.errors import DataError, EmbeddingError
+from unified_embedding.measure.files import write_text
 from unified_embedding.retrieval import COMPARISONS
 from unified_embedding.training.data.store import data_home
 from unified_embedding.training.evaluation import page
@@ -44,8 +45,8 @@ def write(results: Results, out: Path, agreements: list[Agreement], command: str
     text = page.render(
         results, claims(results), targets(results), agreements, list(charts), command
     )
-    _write_text(out / FIGURES, json.dumps(as_json(results), indent=1) + "\n")
-    _write_text(out / PAGE, text)
+    write_text(out / FIGURES, json.dumps(as_json(results), indent=1) + "\n")
+    write_text(out / PAGE, text)
     return out / PAGE
 
 
@@ -147,12 +148,6 @@ def _print_rows(results: Results) -> None:
             texts = ["" if cell is None else page.percent(cell.mean) for cell in cells]
             table.add_row(result.row.name if kind == "float" else "", kind, *texts)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _write_text(path: Path, text: str) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(text)
-    os.replace(beside, path)
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -61,6 +62,11 @@ class Samples:
 
     def interval(self) -> Interval:
         """Mean and 95 % interval over clusters."""
+        return self._interval
+
+    @cached_property
+    def _interval(self) -> Interval:
+        # Tables, pictures, claims and results.json ask for the same figures.
         return bootstrap(self.values, self.clusters.tolist())
 
     def minus(self, other: "Samples") -> "Samples":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from unified_embedding.codes import pack
 from unified_embedding.errors import DataError
 from unified_embedding.retrieval import Comparison
 from unified_embedding.training.evaluation.embedders import ServedEmbedder
@@ -87,7 +88,7 @@ class _Search:
 
     def _search(self, floats: NDArray[np.float32], comparison: Comparison) -> NDArray[np.float32]:
         """Similarity [Q, G] to the whole gallery: every query asks for every row, once."""
-        codes, k = np.packbits(floats > 0, axis=1), len(self._index)
+        codes, k = pack(floats), len(self._index)
         if comparison == "float":
             found = self._index.search_embeddings(floats, self._origin, k=k)
         elif comparison == "asymmetric":

@@ -1,0 +1,30 @@
+"""Requests for embedding and code that a load generator repeats."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Final
+
+from unified_embedding.client import AsyncEmbedderClient, Retry
+from unified_embedding.measure.generator import Request
+
+_UNBOUNDED: Final = 1_000_000
+
+
+def client_of(url: str, timeout: float = 30.0) -> AsyncEmbedderClient:
+    """A client that bounds and retries nothing: the load decides."""
+    return AsyncEmbedderClient(
+        url, max_inflight=_UNBOUNDED, retry=Retry(attempts=1), timeout=timeout
+    )
+
+
+def embed_request(
+    client: AsyncEmbedderClient, images: Sequence[bytes], per_request: int = 1
+) -> Request:
+    """Requests for embedding and code of `per_request` pictures, taken in turn."""
+    following = itertools.cycle(images)
+
+    async def request() -> int:
+        answer = await client.embed([next(following) for _ in range(per_request)])
+        return len(answer)
+
+    return request
