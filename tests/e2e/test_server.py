@@ -46,9 +46,13 @@ def agree(server, left: np.ndarray, right: np.ndarray) -> bool:
 
 def statistics(url: str, model: str) -> tuple[int, int]:
     """(images, executions) that Triton counted for a model."""
-    with grpcclient.InferenceServerClient(url) as client:
+
+    def read() -> tuple[int, int]:
         stats = client.get_inference_statistics(model).model_stats[0]
-    return int(stats.inference_count), int(stats.execution_count)
+        return int(stats.inference_count), int(stats.execution_count)
+
+    with grpcclient.InferenceServerClient(url) as client:
+        return triton.settled(read)
 
 
 def test_preprocess_returns_the_bytes_of_the_library(server, images) -> None:

@@ -1,7 +1,8 @@
 """The plainest possible caller: tritonclient, and no client of ours in between."""
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -59,3 +60,14 @@ def at_once(count: int, work: Any) -> list[Any]:
     for thread in threads:
         thread.join()
     return results
+
+
+def settled(read: Callable[[], Any], quiet_s: float = 1.0) -> Any:
+    """What a counter of the server reads once it stands still: Triton counts after it answers."""
+    seen, since = read(), time.monotonic()
+    while time.monotonic() - since < quiet_s:
+        time.sleep(0.1)
+        now = read()
+        if now != seen:
+            seen, since = now, time.monotonic()
+    return seen

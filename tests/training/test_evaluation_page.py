@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,11 @@ from PIL import Image
 
 from unified_embedding.retrieval import COMPARISONS
 from unified_embedding.training.evaluation import claims, page, targets
-from unified_embedding.training.evaluation.agreement import agreement
+from unified_embedding.training.evaluation.agreement import (
+    FIGURES,
+    agreement,
+    load_agreements,
+)
 from unified_embedding.training.evaluation.charts import all_charts
 from unified_embedding.training.evaluation.config import EvaluationConfig, LastLayers, Row
 from unified_embedding.training.evaluation.experiments import Findings
@@ -199,7 +204,7 @@ def test_an_empty_evaluation_still_gives_a_page() -> None:
     assert all_charts(none) == {}
 
 
-def test_agreement_counts_queries_and_first_answers() -> None:
+def test_agreement_counts_queries_and_first_answers(tmp_path: Path) -> None:
     ours, theirs = level(0.5, 0.02), level(0.5, 0.02)
     moved = dict(ours.samples)
     cell = Cell("shop exact", "R@1", "code")
@@ -216,6 +221,14 @@ def test_agreement_counts_queries_and_first_answers() -> None:
     assert found.same_first == {
         "float": 1 - 8 / (len(CELLS) * len(CLUSTERS)), "asymmetric": 1, "code": 1
     }  # fmt: skip
+    cost = found.moved["code"][FIGURES.index(("shop exact", "R@1"))]
+    assert cost is not None
+    assert cost.mean == pytest.approx(-2 / len(CLUSTERS))
+    assert cost.low < cost.mean < cost.high
+    assert all(one is None or one.mean == 0 for one in found.moved["float"])
+    found.save(tmp_path)
+    assert load_agreements(tmp_path, "t", ["v"]) == [found]
+    assert load_agreements(tmp_path, "t", ["another"]) == []
 
 
 def test_pictures_are_drawn_and_differ_with_the_figures() -> None:

@@ -5,13 +5,16 @@ import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from unified_embedding.errors import CodeError
-from unified_embedding.retrieval import COMPARISONS, Comparison
-from unified_embedding.training.evaluation.measure import Cell, Measurement
+from unified_embedding.retrieval import COMPARISONS, Comparison, Interval
+from unified_embedding.training.evaluation.measure import Cell, Measurement, paired
+from unified_embedding.training.evaluation.tasks import CAMERA_EXACT, MAIN
+
+FIGURES: Final = (MAIN["camera"], (CAMERA_EXACT, "R@1"), MAIN["shop"], MAIN["browse"])
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ class Agreement:
         same_first: comparison -> share of queries whose best answer is the same picture.
         worst: comparison -> the figure that moved most, as (task, metric, difference in points
             of 1, difference in queries).
+        moved: comparison -> the paired difference of each of `FIGURES`, in their order; None
+            where the task was not searched.
     """
 
     test_set: str
@@ -36,6 +41,7 @@ class Agreement:
     queries: int
     same_first: dict[str, float]
     worst: dict[str, tuple[str, str, float, float]]
+    moved: dict[str, list[Interval | None]]
 
     def save(self, folder: Path) -> None:
         """Write `folder/ENGINE.json`, whole or not at all."""
@@ -59,6 +65,10 @@ def agreement(ours: Measurement, theirs: Measurement, **names: Any) -> Agreement
         queries=sum(len(rows) for (_, kind), rows in ours.first.items() if kind == "float"),
         same_first={kind: _same_first(ours, theirs, kind) for kind in COMPARISONS},
         worst={kind: _worst(ours, theirs, kind) for kind in COMPARISONS},
+        moved={
+            kind: [paired(ours, theirs, Cell(*figure, kind)) for figure in FIGURES]
+            for kind in COMPARISONS
+        },
     )
 
 
@@ -68,6 +78,10 @@ def load_agreements(folder: Path, test_set: str, versions: Sequence[str]) -> lis
     for path in sorted(folder.glob("*.json")):
         raw = json.loads(path.read_text())
         raw["worst"] = {kind: tuple(value) for kind, value in raw["worst"].items()}
+        raw["moved"] = {
+            kind: [None if one is None else Interval(**one) for one in moved]
+            for kind, moved in raw["moved"].items()
+        }
         one = Agreement(**raw)
         if one.test_set == test_set and one.version in versions:
             found.append(one)

@@ -94,6 +94,13 @@ class Measurement:
     first: Mapping[tuple[str, Comparison], NDArray[np.int64]]
 
 
+def paired(ours: Measurement | None, theirs: Measurement | None, cell: Cell) -> Interval | None:
+    """Paired difference of one figure; None unless both sides have it."""
+    if ours is None or theirs is None or not {cell} <= set(ours.samples) & set(theirs.samples):
+        return None
+    return ours.samples[cell].minus(theirs.samples[cell]).interval()
+
+
 def measure(
     pictures: HeldOut,
     vectors: NDArray[np.floating[Any]],

@@ -5,7 +5,7 @@ from typing import Final
 
 from unified_embedding.codes import code_bytes
 from unified_embedding.retrieval import COMPARISONS, Comparison, Interval
-from unified_embedding.training.evaluation.agreement import Agreement
+from unified_embedding.training.evaluation.agreement import FIGURES, Agreement
 from unified_embedding.training.evaluation.charts import OVERVIEW
 from unified_embedding.training.evaluation.claims import MARGIN, Claim
 from unified_embedding.training.evaluation.experiments import (
@@ -448,12 +448,20 @@ def _served(agreements: Sequence[Agreement]) -> Lines:
     if not rows:
         return ["## As served", "", "Not run: `--compare server:HOST:PORT` compares a server.", ""]
     head = ["embedder", "engine", "by", "same first answer", "figure that moved most, points"]
+    costs = [
+        [f"`{one.engine}`", kind, *map(points, one.moved[kind])]
+        for one in agreements
+        for kind in COMPARISONS
+    ]
     return [
         "## As served",
         "",
         "The same pictures through other runtimes, against the fp32 graph on onnxruntime.",
         "",
         *_table(head, rows),
+        "What the runtime costs, in points, paired:",
+        "",
+        *_table(["engine", "by", *(f"{task} {metric}" for task, metric in FIGURES)], costs),
     ]
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from unified_embedding.retrieval import Comparison, Interval
 from unified_embedding.training.evaluation.config import Elsewhere, EvaluationConfig, Row
 from unified_embedding.training.evaluation.experiments import Findings
-from unified_embedding.training.evaluation.measure import Cell, Measurement
+from unified_embedding.training.evaluation.measure import Cell, Measurement, paired
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,13 +101,6 @@ class Results:
             return None
         left, right = (self.named(name).elsewhere.get(place.name) for name in (ours, theirs))
         return paired(left, right, Cell(place.task, place.metric, "float"))
-
-
-def paired(ours: Measurement | None, theirs: Measurement | None, cell: Cell) -> Interval | None:
-    """Paired difference of one figure; None unless both sides have it."""
-    if ours is None or theirs is None or not {cell} <= set(ours.samples) & set(theirs.samples):
-        return None
-    return ours.samples[cell].minus(theirs.samples[cell]).interval()
 
 
 def loss(
