@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import litserve
-import numpy as np
-import openvino as ov
 import typer
 from starlette.responses import Response
 
 from unified_embedding.codes import pack
 from unified_embedding.image import load_pixels
+from unified_embedding.openvino_engine import OpenVinoEngine
 from unified_embedding.spec import EmbedderSpec
 
 MAX_BATCH_SIZE = 16
@@ -36,35 +35,27 @@ class EmbedderApi(litserve.LitAPI):  # type: ignore[misc]
 
     def setup(self, device: str) -> None:
         """Compile the engine in the worker."""
-        compiled = ov.Core().compile_model(
+        self._compiled = OpenVinoEngine(
             self._engine / "1" / "model.xml",
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": self._precision,
-                "PERFORMANCE_HINT": "LATENCY",
-                "NUM_STREAMS": "1",
-                "INFERENCE_NUM_THREADS": str(self._threads),
-            },
+            precision=self._precision,
+            threads=self._threads,
+            streams=self._threads,
+            max_batch_size=MAX_BATCH_SIZE,
         )
-        self._request = compiled.create_infer_request()
         self._preprocessing = EmbedderSpec.load(self._engine / "1").preprocessing
-        side = self._preprocessing.size
-        for batch in range(1, MAX_BATCH_SIZE + 1):
-            self._request.infer([np.zeros((batch, side, side, 3), np.uint8)])
 
     def decode_request(self, request: dict[str, str]) -> Any:
         """Base64 JPEG to pixels."""
         return load_pixels(base64.b64decode(request["image"]), self._preprocessing)
 
     def batch(self, inputs: list[Any]) -> Any:
-        """Pixels of several requests as one array."""
-        return np.stack(inputs)
+        """Pixels of several requests, as the engine takes them."""
+        return inputs
 
-    def predict(self, pixels: Any) -> Any:
-        """Embeddings and codes of a batch; of one picture when requests are not batched."""
-        self._request.infer([pixels], share_inputs=True)
-        embedding = self._request.get_output_tensor(0).data
-        return list(zip(embedding.copy(), pack(embedding), strict=True))
+    def predict(self, pixels: list[Any]) -> Any:
+        """Embeddings and codes of a batch."""
+        embedding = self._compiled.embed(pixels)
+        return list(zip(embedding, pack(embedding), strict=True))
 
     def unbatch(self, output: Any) -> Any:
         """One entry per request."""

@@ -3,8 +3,8 @@
     python bench/roofline.py --engine model_repository/embedder --seconds 5
 
 As many threads as cores, each decoding pictures and giving them, four at a time, to an engine
-stream of its own: the arrangement that costs least CPU time of those that were tried (pictures
-one at a time, or in eights or sixteens, cost more). Prints one JSON line for every line on its
+stream of its own, compiled for that shape alone: the arrangement that costs least CPU time of those
+that were tried. Prints one JSON line for every line on its
 standard input, so that a benchmark can interleave it with others.
 """
 
@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import numpy as np
 import openvino as ov
@@ -25,9 +25,8 @@ from served import pictures
 
 from unified_embedding.codes import pack
 from unified_embedding.image import load_pixels
+from unified_embedding.openvino_engine import SLICE
 from unified_embedding.spec import EmbedderSpec
-
-SLICE: Final = 4
 
 
 def main(
@@ -37,8 +36,12 @@ def main(
 ) -> None:
     """Measure once for every line that comes in."""
     cores = len(os.sched_getaffinity(0))
-    compiled = ov.Core().compile_model(
-        engine / "1" / "model.xml",
+    core = ov.Core()
+    preprocessing = EmbedderSpec.load(engine / "1").preprocessing
+    network = core.read_model(engine / "1" / "model.xml")
+    network.reshape([SLICE, preprocessing.size, preprocessing.size, 3])
+    compiled = core.compile_model(
+        network,
         "CPU",
         {
             "INFERENCE_PRECISION_HINT": precision,
@@ -47,7 +50,6 @@ def main(
             "INFERENCE_NUM_THREADS": str(cores),
         },
     )
-    preprocessing = EmbedderSpec.load(engine / "1").preprocessing
     workers = [Worker(compiled, preprocessing) for _ in range(cores)]
     measure(workers, min(1.0, seconds))
     print("ready", flush=True)

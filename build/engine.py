@@ -106,11 +106,14 @@ def build(
     What Triton cannot serve is not installed: it goes to build/out/<name of the embedder>/.
 
     Raises:
-        BuildError: a gate does not hold; what was installed before stays.
+        BuildError: a gate does not hold, or there is no repository; what was installed before
+            stays.
     """
     _, spec = onnx_file.load(model)
     engine = engine_id(spec, target, gallery)
     served = isinstance(target, targets.ServedTarget)
+    if served and not repository.is_dir():
+        raise BuildError(f"--repository {repository}: no such folder; give a model repository")
     config = tuned_config(spec, target, tuned)
     recipe = recipe_digest(spec, target, gallery, config)
     place = repository / "embedder" if served else OUT / spec.name

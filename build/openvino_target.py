@@ -10,13 +10,12 @@ import int8
 import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
-from triton_config import EmbedderConfig
+from triton_config import MAX_BATCH_SIZE, EmbedderConfig
 
+from unified_embedding.openvino_engine import SLICE, OpenVinoEngine
 from unified_embedding.spec import ONNX_FILE
 
 PRECISIONS: Final = ("fp32", "bf16", "int8")
-# Pictures a stream takes at a time: their maps stay in a core's cache.
-SLICE: Final = 4
 _MODEL: Final = Path(__file__).with_name("openvino_model.py")
 
 
@@ -51,13 +50,10 @@ class OpenVinoTarget:
 
     def inputs(self) -> dict[str, str]:
         """What besides the embedder and calibration pictures decides the engine's bits."""
-        if not self.calibrated:
-            return {"openvino": ov.__version__}
-        return {
-            "openvino": ov.__version__,
-            "nncf": int8.nncf_version(),
-            "not_quantised": self._hint,
-        }
+        decisive = {"openvino": ov.__version__, "shapes": "fixed"}
+        if self.calibrated:
+            decisive |= {"not_quantised": self._hint, **int8.inputs()}
+        return decisive
 
     def compile(self, model: Path, folder: Path, pixels: NDArray[np.uint8]) -> dict[str, Any]:
         """Write model.xml, model.bin and model.py into `folder`."""
@@ -84,18 +80,16 @@ class OpenVinoTarget:
 
     def runner(self, folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
         """The compiled engine in `folder` as a function pixels [N, S, S, 3] -> embedding [N, D]."""
-        settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": self._hint,
-            "PERFORMANCE_HINT": "LATENCY",
-        }
-        request = ov.Core().compile_model(folder / "model.xml", "CPU", settings)
-        infer = request.create_infer_request()
-
-        def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-            infer.infer([pixels], share_inputs=True)
-            return np.array(infer.get_output_tensor(0).data, dtype=np.float32)
-
-        return run
+        parameters = self.config().parameters
+        engine = OpenVinoEngine(
+            folder / "model.xml",
+            precision=parameters["inference_precision"],
+            threads=int(parameters["threads"]),
+            streams=int(parameters["streams"]),
+            slice_size=int(parameters["slice"]),
+            max_batch_size=MAX_BATCH_SIZE,
+        )
+        return engine.embed_all
 
 
 def has_native_bf16() -> bool:

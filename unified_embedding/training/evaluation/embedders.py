@@ -10,6 +10,7 @@
 """
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -266,15 +267,10 @@ def _session(graph: bytes, threads: int) -> Run:
 
 
 def _openvino(model: Path, precision: str, threads: int) -> Run:
-    import openvino
+    from unified_embedding.openvino_engine import OpenVinoEngine
 
-    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": precision}
-    if threads:
-        settings["INFERENCE_NUM_THREADS"] = threads
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-
-    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        request.infer([pixels], share_inputs=True)
-        return np.array(request.get_output_tensor(0).data, dtype=np.float32)
-
-    return run
+    count = threads or len(os.sched_getaffinity(0))
+    engine = OpenVinoEngine(
+        model, precision=precision, threads=count, streams=count, max_batch_size=16
+    )
+    return engine.embed_all
