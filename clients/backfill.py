@@ -118,7 +118,14 @@ def main(
         int,
         typer.Option(min=0, help="pictures per request; 0: as many as the server takes at once"),
     ] = 0,
-    workers: Annotated[int, typer.Option(min=1, help="Ray actors that read and send")] = 2,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Ray actors that read and send; no more than requests in flight",
+            show_default="2 at most",
+        ),
+    ] = None,
     image_column: Annotated[
         str | None, typer.Option(help="Parquet column with pictures or their paths")
     ] = None,
@@ -140,7 +147,13 @@ def main(
         server = _ask(urls, timeout)
         asked = Asked(tuple(inputs), embeddings, shard_size, image_column, metadata)
         corpus = begin(Store(out), server, asked)
-        workers = min(workers, max_inflight or len(urls), corpus.header.shards)
+        inflight = max_inflight or len(urls)
+        if workers and workers > inflight:
+            console.print(
+                f"backfill: {inflight} of {workers} workers are used, one for each request in "
+                f"flight; --max-inflight {workers} uses all"
+            )
+        workers = min(workers or 2, inflight, corpus.header.shards)
         load = Load(
             urls=urls,
             batch=min(batch or server.max_batch_size, server.max_batch_size),

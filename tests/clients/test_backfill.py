@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import grpc
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from kserve_peer import ENGINE, VERSION, Peer, codes, serving, slowly
+from kserve_peer import ENGINE, VERSION, Peer, codes, serving
 
 pytest.importorskip("ray", reason="the extra `search` is not installed")
 PATIENCE = 240.0
@@ -130,11 +131,6 @@ def has_workers(raylet: psutil.Process) -> bool:
         return False
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    "RUN_SLOW" not in os.environ,
-    reason="at times Ray puts no worker on the second node; RUN_SLOW=1 runs it",
-)
 def test_a_cluster_that_loses_a_node_half_way_ends_with_the_same_bytes(
     root: Path, pictures: Path, tmp_path: Path, cluster: object
 ) -> None:
@@ -142,14 +138,23 @@ def test_a_cluster_that_loses_a_node_half_way_ends_with_the_same_bytes(
 
     assert isinstance(cluster, Cluster)
     second = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-    peer = Peer(respond=slowly(0.2))
+    released = threading.Event()
+
+    def hold(number: int, request: object) -> None:
+        """After a third of the pictures, wait until the second node is gone."""
+        if number > 14:
+            released.wait(PATIENCE)
+
+    peer = Peer(respond=hold)
     with serving(peer):
         here, there = tmp_path / "here", tmp_path / "there"
         # More workers than the first node's core can hold: the second one has to take part.
-        shared = ("--url", peer.url, "--workers", "12", "--shard-size", "1")
+        shared = ("--url", peer.url, "--max-inflight", "12", "--shard-size", "1")
         command = arguments(root, pictures, there, *shared, "--ray", cluster.address)
         with subprocess.Popen(
-            [*command, "--max-rate", "3"], stderr=subprocess.PIPE, text=True
+            [*command, "--workers", "12", "--timeout", f"{PATIENCE}"],
+            stderr=subprocess.PIPE,
+            text=True,
         ) as run:
             deadline = time.monotonic() + PATIENCE
             raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
@@ -159,9 +164,11 @@ def test_a_cluster_that_loses_a_node_half_way_ends_with_the_same_bytes(
                 time.sleep(0.05)
             cluster.remove_node(second, allow_graceful=False)
             assert len(list(there.glob("*/manifest/*.json"))) < 40
+            released.set()
             _, told = run.communicate(timeout=PATIENCE)
             assert run.returncode == 0, told
-        peer.respond = lambda number, request: None
         finish(arguments(root, pictures, here, *shared))
+        told = finish(arguments(root, pictures, tmp_path / "few", *shared[:2], "--workers", "3"))
+        assert "1 of 3 workers are used" in told
     assert contents(here) == contents(there)
     assert os.listdir(here) == [VERSION]
