@@ -73,22 +73,27 @@ class OpenVinoEngine:
         self._slices = requests("THROUGHPUT", streams, slice_size, slices)
 
     def embed(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """The embeddings float32 [N, D] of N pictures uint8 [S, S, 3], N up to max_batch_size."""
+        """The embeddings float32 [N, D] of N pictures uint8 [S, S, 3], N up to max_batch_size.
+
+        Raises:
+            ValueError: no picture, or too many.
+        """
+        if not 1 <= len(pixels) <= self._max_batch_size:
+            raise ValueError(f"{len(pixels)} pictures: give 1 to {self._max_batch_size}")
         if len(pixels) == 1:
             self._together.infer([pixels[0][None]], share_inputs=True)
             return _output(self._together).copy()
         sliced = len(pixels) // self._round * self._round if self._slices else 0
-        running = []
-        for start in range(0, sliced, self._slice):
-            request = self._slices[start // self._slice]
-            request.start_async([np.stack(pixels[start : start + self._slice])], share_inputs=True)
-            running.append(request)
-        for request, picture in zip(self._singles, pixels[sliced:], strict=False):
-            request.start_async([picture[None]], share_inputs=True)
-            running.append(request)
-        for request in running:
+        slices = [
+            np.stack(pixels[start : start + self._slice]) for start in range(0, sliced, self._slice)
+        ]
+        inputs = [*slices, *(picture[None] for picture in pixels[sliced:])]
+        requests = [*self._slices[: len(slices)], *self._singles[: len(pixels) - sliced]]
+        for request, rows in zip(requests, inputs, strict=True):
+            request.start_async([rows], share_inputs=True)
+        for request in requests:
             request.wait()
-        return np.concatenate([_output(request) for request in running])
+        return np.concatenate([_output(request) for request in requests])
 
     def embed_all(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """The embeddings float32 [N, D] of any number of pictures uint8 [N, S, S, 3]."""
