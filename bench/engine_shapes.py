@@ -18,30 +18,27 @@ from typing import Annotated, Any
 import numpy as np
 import openvino as ov
 import typer
-from rich.console import Console
 from rich.table import Table
+from served import REPOSITORY, ROOT, console, inference_precision
 
 from unified_embedding.measure.provenance import commit, machine
+from unified_embedding.openvino_engine import infer_requests
 from unified_embedding.spec import EmbedderSpec
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(
     engine: Annotated[Path, typer.Option(help="an installed OpenVINO engine")] = (
-        ROOT / "model_repository" / "embedder"
+        REPOSITORY / "embedder"
     ),
     seconds: Annotated[float, typer.Option(min=0.1, help="of one measurement")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="measurements of each arrangement")] = 5,
 ) -> None:
     """Measure and print."""
     side = EmbedderSpec.load(engine / "1").preprocessing.size
-    text = (engine / "config.pbtxt").read_text()
-    precision = "bf16" if 'string_value: "bf16"' in text else "f32"
-    free = requests(engine, precision, None)
+    free = requests(engine, None)
     arrangements = {
-        "fixed, 4 pictures": (requests(engine, precision, [4, side, side, 3]), (4,)),
-        "fixed, 1 picture": (requests(engine, precision, [1, side, side, 3]), (1,)),
+        "fixed, 4 pictures": (requests(engine, 4), (4,)),
+        "fixed, 1 picture": (requests(engine, 1), (1,)),
         "free, 4 pictures": (free, (4,)),
         "free, 4 and 3 in turn": (free, (4, 3)),
     }
@@ -55,7 +52,6 @@ def main(
     table = Table("batch size", "CPU-ms a picture", "ratio")
     for name, seen in costs.items():
         table.add_row(name, f"{median(seen):.2f}", f"{median(seen) / best:.2f}")
-    console = Console()
     console.print(table)
     stated = json.loads((engine / "1" / "engine.json").read_text())["engine"]
     found = machine()
@@ -63,29 +59,23 @@ def main(
     console.print(what, soft_wrap=True, highlight=False)
 
 
-def requests(engine: Path, precision: str, shape: list[int] | None) -> list[Any]:
-    """An inference request for each core, of a network for any batch size or for one shape."""
-    core, cores = ov.Core(), len(os.sched_getaffinity(0))
-    network = core.read_model(engine / "1" / "model.xml")
-    if shape is not None:
-        network.reshape(shape)
-    settings = {
-        "INFERENCE_PRECISION_HINT": precision,
-        "PERFORMANCE_HINT": "THROUGHPUT",
-        "NUM_STREAMS": str(cores),
-        "INFERENCE_NUM_THREADS": str(cores),
-    }
-    compiled = core.compile_model(network, "CPU", settings)
-    return [compiled.create_infer_request() for _ in range(cores)]
+def requests(engine: Path, batch: int | None) -> list[Any]:
+    """An inference request for each core, of a network for `batch` pictures or for any number."""
+    cores = len(os.sched_getaffinity(0))
+    return infer_requests(
+        ov.Core().read_model(engine / "1" / "model.xml"),
+        batch,
+        precision=inference_precision(engine),
+        threads=cores,
+        streams=cores,
+        count=cores,
+    )
 
 
 def cost(made: list[Any], sizes: tuple[int, ...], side: int, seconds: float) -> float:
     """CPU-ms a picture of batches of `sizes` in turn."""
     blank = {size: np.zeros((size, side, side, 3), np.uint8) for size in sizes}
     done = [0] * len(made)
-    # One at a time first: two threads that make OpenVINO's first call may wait for each other.
-    for request in made:
-        request.infer([blank[sizes[0]]], share_inputs=True)
     began, end = time.process_time(), time.perf_counter() + seconds
 
     def run(number: int) -> None:

@@ -25,7 +25,7 @@ from served import pictures
 
 from unified_embedding.codes import pack
 from unified_embedding.image import load_pixels
-from unified_embedding.openvino_engine import SLICE
+from unified_embedding.openvino_engine import SLICE, infer_requests
 from unified_embedding.spec import EmbedderSpec
 
 
@@ -36,21 +36,16 @@ def main(
 ) -> None:
     """Measure once for every line that comes in."""
     cores = len(os.sched_getaffinity(0))
-    core = ov.Core()
     preprocessing = EmbedderSpec.load(engine / "1").preprocessing
-    network = core.read_model(engine / "1" / "model.xml")
-    network.reshape([SLICE, preprocessing.size, preprocessing.size, 3])
-    compiled = core.compile_model(
-        network,
-        "CPU",
-        {
-            "INFERENCE_PRECISION_HINT": precision,
-            "PERFORMANCE_HINT": "THROUGHPUT",
-            "NUM_STREAMS": str(cores),
-            "INFERENCE_NUM_THREADS": str(cores),
-        },
+    requests = infer_requests(
+        ov.Core().read_model(engine / "1" / "model.xml"),
+        SLICE,
+        precision=precision,
+        threads=cores,
+        streams=cores,
+        count=cores,
     )
-    workers = [Worker(compiled, preprocessing) for _ in range(cores)]
+    workers = [Worker(request, preprocessing) for request in requests]
     measure(workers, min(1.0, seconds))
     print("ready", flush=True)
     for _ in sys.stdin:
@@ -60,15 +55,10 @@ def main(
 class Worker:
     """One thread's pictures and engine stream."""
 
-    def __init__(self, compiled: Any, preprocessing: Any) -> None:
-        self._request = compiled.create_infer_request()
-        self._preprocessing = preprocessing
+    def __init__(self, request: Any, preprocessing: Any) -> None:
+        self._request, self._preprocessing = request, preprocessing
         self._pictures = itertools.cycle(pictures())
         self.done = 0
-        # OpenVINO's first call sets up a table; two threads that come first wait for each other
-        # for ever, one with Python's lock and one with the table's.
-        side = preprocessing.size
-        self._request.infer([np.zeros((SLICE, side, side, 3), np.uint8)])
 
     def run(self, end: float) -> None:
         """Embed pictures until `end` (time.perf_counter)."""

@@ -1,6 +1,7 @@
 """The server that a program measures: one that runs already, or one started for the purpose."""
 
 import contextlib
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -53,6 +54,17 @@ def served(host: str, repository: Path = REPOSITORY) -> Iterator[Served]:
 def pictures() -> tuple[bytes, ...]:
     """What is sent: the demo's shots, scaled to the size of photographs."""
     return scaled(str(ROOT / "demo" / "shots"), *PHOTOGRAPH)
+
+
+def inference_precision(embedder: Path) -> str:
+    """OpenVINO's inference precision of an installed model_repository/embedder."""
+    stated = re.search(
+        r'"inference_precision" value \{ string_value: "(\w+)"',
+        (embedder / "config.pbtxt").read_text(),
+    )
+    if stated is None:
+        fail(f"{embedder} holds no OpenVINO engine; build one with make engine TARGET=openvino")
+    return stated[1]
 
 
 def fail(error: object) -> NoReturn:

@@ -12,7 +12,6 @@ CPU time of the server's own processes.
 import asyncio
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -28,7 +27,15 @@ from typing import Annotated, Any, Final
 import typer
 from poisson_limit import Trial, highest_rate, poisson_trial
 from rich.progress import Progress
-from served import REPOSITORY, RESULTS, ROOT, console, fail, pictures
+from served import (
+    REPOSITORY,
+    RESULTS,
+    ROOT,
+    console,
+    fail,
+    inference_precision,
+    pictures,
+)
 from serving_tables import CONCURRENCY, OURS, key, markdown
 
 from unified_embedding.client import EmbedderClient
@@ -152,13 +159,7 @@ def built(repository: Path, name: str, slo_p99_ms: float) -> Embedder:
     """The embedder that is installed in a repository. Raises SpecError when none is."""
     folder = repository / "embedder"
     spec = EmbedderSpec.load(folder / "1")
-    stated = re.search(
-        r'"inference_precision" value \{ string_value: "(\w+)"',
-        (folder / "config.pbtxt").read_text(),
-    )
-    if stated is None:
-        fail(f"{folder} holds no OpenVINO engine; build one with make engine TARGET=openvino")
-    return Embedder(name, spec.trunk, repository, stated[1], spec.dim, slo_p99_ms)
+    return Embedder(name, spec.trunk, repository, inference_precision(folder), spec.dim, slo_p99_ms)
 
 
 async def measure(

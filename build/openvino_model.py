@@ -20,13 +20,8 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]
-        self.engine = OpenVinoEngine(
-            folder / "model.xml",
-            precision=parameters["inference_precision"],
-            threads=int(parameters["threads"]),
-            streams=int(parameters["streams"]),
-            slice_size=int(parameters["slice"]),
-            max_batch_size=config["max_batch_size"],
+        self.engine = OpenVinoEngine.configured(
+            folder / "model.xml", parameters, config["max_batch_size"]
         )
         self.pace, self.shared_pace = deadline.Pace(), deadline.SharedPace()
 

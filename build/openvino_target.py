@@ -81,15 +81,7 @@ class OpenVinoTarget:
     def runner(self, folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
         """The compiled engine in `folder` as a function pixels [N, S, S, 3] -> embedding [N, D]."""
         parameters = self.config().parameters
-        engine = OpenVinoEngine(
-            folder / "model.xml",
-            precision=parameters["inference_precision"],
-            threads=int(parameters["threads"]),
-            streams=int(parameters["streams"]),
-            slice_size=int(parameters["slice"]),
-            max_batch_size=MAX_BATCH_SIZE,
-        )
-        return engine.embed_all
+        return OpenVinoEngine.configured(folder / "model.xml", parameters, MAX_BATCH_SIZE).embed_all
 
 
 def has_native_bf16() -> bool:

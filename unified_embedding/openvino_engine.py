@@ -1,6 +1,7 @@
 """An embedder compiled by OpenVINO for the CPU, run as the server, the gates and `evaluate` do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -17,7 +18,7 @@ SLICE: Final = 4
 class OpenVinoEngine:
     """Compiled for fixed shapes only: one picture by all threads, a batch by streams.
 
-    A network with a free batch size costs a fifth more CPU time, and a third more when its size
+    A network with a free batch size costs a quarter more CPU time, and a third more when its size
     changes from call to call (Lite0 in bf16; docs/engines.md). Threads that share a picture wait
     for each other after each layer: a batch costs less when each stream takes pictures of its
     own. Alone, a picture is answered soonest by all threads. The bits are the same either way.
@@ -43,34 +44,30 @@ class OpenVinoEngine:
             max_batch_size: pictures in one call of `embed`, at most.
             slice_size: pictures a stream takes at a time, while there are as many for each.
         """
-        core = ov.Core()
-        network = core.read_model(model)
-
-        def requests(hint: Hint, streams: int, batch: int, count: int) -> list[Any]:
-            if count == 0:
-                return []
-            network.reshape([batch, *_sides(network)])
-            settings = {
-                "INFERENCE_PRECISION_HINT": precision,
-                "PERFORMANCE_HINT": hint,
-                "NUM_STREAMS": str(streams),
-                "INFERENCE_NUM_THREADS": str(threads),
-            }
-            compiled = core.compile_model(network, "CPU", settings)
-            made = [compiled.create_infer_request() for _ in range(count)]
-            blank = np.zeros((batch, *_sides(network)), np.uint8)
-            for request in made:
-                request.infer([blank])
-            return made
-
+        network = ov.Core().read_model(model)
+        compiled = partial(infer_requests, network, precision=precision, threads=threads)
         round_size = slice_size * streams
         slices = max_batch_size // round_size * streams if slice_size > 1 else 0
         singles = min(max_batch_size, round_size - 1) if slices else max_batch_size
         self._max_batch_size = max_batch_size
         self._slice, self._round = slice_size, round_size
-        self._together = requests("LATENCY", 1, 1, 1)[0]
-        self._singles = requests("THROUGHPUT", streams, 1, singles)
-        self._slices = requests("THROUGHPUT", streams, slice_size, slices)
+        self._together = compiled(1, hint="LATENCY", streams=1, count=1)[0]
+        self._singles = compiled(1, streams=streams, count=singles)
+        self._slices = compiled(slice_size, streams=streams, count=slices) if slices else []
+
+    @classmethod
+    def configured(
+        cls, model: Path, parameters: Mapping[str, str], max_batch_size: int
+    ) -> "OpenVinoEngine":
+        """The engine that the parameters of the embedder's config.pbtxt describe."""
+        return cls(
+            model,
+            precision=parameters["inference_precision"],
+            threads=int(parameters["threads"]),
+            streams=int(parameters["streams"]),
+            max_batch_size=max_batch_size,
+            slice_size=int(parameters["slice"]),
+        )
 
     def embed(self, pixels: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """The embeddings float32 [N, D] of N pictures uint8 [S, S, 3], N up to max_batch_size.
@@ -102,8 +99,35 @@ class OpenVinoEngine:
         return np.concatenate([self.embed(part) for part in parts])
 
 
-def _sides(network: Any) -> list[int]:
-    return [axis.get_length() for axis in list(network.input(0).partial_shape)[1:]]
+def infer_requests(
+    network: Any,
+    batch: int | None,
+    *,
+    precision: str,
+    threads: int,
+    streams: int,
+    count: int,
+    hint: Hint = "THROUGHPUT",
+) -> list[Any]:
+    """Compile `network` for `batch` pictures, None for any number, and run each request once.
+
+    One after the other: two threads that make OpenVINO's first call wait for each other for ever,
+    one with Python's lock and one with that of a table which the call sets up.
+    """
+    sides = [axis.get_length() for axis in list(network.input(0).partial_shape)[1:]]
+    if batch is not None:
+        network.reshape([batch, *sides])
+    settings = {
+        "INFERENCE_PRECISION_HINT": precision,
+        "PERFORMANCE_HINT": hint,
+        "NUM_STREAMS": str(streams),
+        "INFERENCE_NUM_THREADS": str(threads),
+    }
+    compiled = ov.Core().compile_model(network, "CPU", settings)
+    made = [compiled.create_infer_request() for _ in range(count)]
+    for request in made:
+        request.infer([np.zeros((batch or 1, *sides), np.uint8)])
+    return made
 
 
 def _output(request: Any) -> NDArray[np.float32]:
