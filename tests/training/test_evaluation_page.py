@@ -229,6 +229,9 @@ def test_agreement_counts_queries_and_first_answers(tmp_path: Path) -> None:
     found.save(tmp_path)
     assert load_agreements(tmp_path, "t", ["v"]) == [found]
     assert load_agreements(tmp_path, "t", ["another"]) == []
+    path = tmp_path / "e.json"
+    path.write_text(path.read_text().replace('"moved"', '"other"'))
+    assert load_agreements(tmp_path, "t", ["v"]) == []
 
 
 def test_pictures_are_drawn_and_differ_with_the_figures() -> None:

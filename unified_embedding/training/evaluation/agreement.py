@@ -1,7 +1,6 @@
 """How far an engine or a server agrees with the fp32 graph, figure by figure and query by query."""
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from unified_embedding.errors import CodeError
+from unified_embedding.measure.files import write_text
 from unified_embedding.retrieval import COMPARISONS, Comparison, Interval
 from unified_embedding.training.evaluation.measure import Cell, Measurement, paired
 from unified_embedding.training.evaluation.tasks import CAMERA_EXACT, MAIN
@@ -45,11 +45,7 @@ class Agreement:
 
     def save(self, folder: Path) -> None:
         """Write `folder/ENGINE.json`, whole or not at all."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.engine}.json"
-        beside = path.with_name(f".{path.name}.{os.getpid()}")
-        beside.write_text(json.dumps(asdict(self), indent=1) + "\n")
-        os.replace(beside, path)
+        write_text(folder / f"{self.engine}.json", json.dumps(asdict(self), indent=1) + "\n")
 
 
 def agreement(ours: Measurement, theirs: Measurement, **names: Any) -> Agreement:
@@ -77,6 +73,8 @@ def load_agreements(folder: Path, test_set: str, versions: Sequence[str]) -> lis
     found = []
     for path in sorted(folder.glob("*.json")):
         raw = json.loads(path.read_text())
+        if "moved" not in raw:
+            continue  # Of an earlier release: compare again.
         raw["worst"] = {kind: tuple(value) for kind, value in raw["worst"].items()}
         raw["moved"] = {
             kind: [None if one is None else Interval(**one) for one in moved]
