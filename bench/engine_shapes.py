@@ -16,13 +16,12 @@ from statistics import median
 from typing import Annotated, Any
 
 import numpy as np
-import openvino as ov
 import typer
 from rich.table import Table
 from served import REPOSITORY, ROOT, console, inference_precision
 
 from unified_embedding.measure.provenance import commit, machine
-from unified_embedding.openvino_engine import infer_requests
+from unified_embedding.openvino_engine import CORE, infer_requests
 from unified_embedding.spec import EmbedderSpec
 
 
@@ -63,7 +62,7 @@ def requests(engine: Path, batch: int | None) -> list[Any]:
     """An inference request for each core, of a network for `batch` pictures or for any number."""
     cores = len(os.sched_getaffinity(0))
     return infer_requests(
-        ov.Core().read_model(engine / "1" / "model.xml"),
+        CORE.read_model(engine / "1" / "model.xml"),
         batch,
         precision=inference_precision(engine),
         threads=cores,

@@ -18,14 +18,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import openvino as ov
 import psutil
 import typer
 from served import pictures
 
 from unified_embedding.codes import pack
 from unified_embedding.image import load_pixels
-from unified_embedding.openvino_engine import SLICE, infer_requests
+from unified_embedding.openvino_engine import CORE, SLICE, infer_requests
 from unified_embedding.spec import EmbedderSpec
 
 
@@ -38,7 +37,7 @@ def main(
     cores = len(os.sched_getaffinity(0))
     preprocessing = EmbedderSpec.load(engine / "1").preprocessing
     requests = infer_requests(
-        ov.Core().read_model(engine / "1" / "model.xml"),
+        CORE.read_model(engine / "1" / "model.xml"),
         SLICE,
         precision=precision,
         threads=cores,

@@ -12,7 +12,7 @@ import openvino as ov
 from numpy.typing import NDArray
 from triton_config import MAX_BATCH_SIZE, EmbedderConfig
 
-from unified_embedding.openvino_engine import SLICE, OpenVinoEngine
+from unified_embedding.openvino_engine import CORE, SLICE, OpenVinoEngine
 from unified_embedding.spec import ONNX_FILE
 
 PRECISIONS: Final = ("fp32", "bf16", "int8")
@@ -86,4 +86,4 @@ class OpenVinoTarget:
 
 def has_native_bf16() -> bool:
     """BF16 among the CPU's OPTIMIZATION_CAPABILITIES, as OpenVINO reports them."""
-    return "BF16" in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return "BF16" in CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")

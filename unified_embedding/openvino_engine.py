@@ -11,6 +11,11 @@ from numpy.typing import NDArray
 
 Hint = Literal["LATENCY", "THROUGHPUT"]
 
+CORE: Final = ov.Core()
+"""The one of this process. Each Core loads a CPU plugin of its own, and each plugin replaces the
+thread's signal stack (OpenVINO 2026.4.1). Released in the order they were made, the last one puts
+back the stack that the first has freed; the thread's next signal is then a segmentation fault."""
+
 SLICE: Final = 4
 """Pictures a stream takes at a time: their maps stay in a core's cache."""
 
@@ -44,7 +49,7 @@ class OpenVinoEngine:
             max_batch_size: pictures in one call of `embed`, at most.
             slice_size: pictures a stream takes at a time, while there are as many for each.
         """
-        network = ov.Core().read_model(model)
+        network = CORE.read_model(model)
         compiled = partial(infer_requests, network, precision=precision, threads=threads)
         round_size = slice_size * streams
         slices = max_batch_size // round_size * streams if slice_size > 1 else 0
@@ -123,7 +128,7 @@ def infer_requests(
         "NUM_STREAMS": str(streams),
         "INFERENCE_NUM_THREADS": str(threads),
     }
-    compiled = ov.Core().compile_model(network, "CPU", settings)
+    compiled = CORE.compile_model(network, "CPU", settings)
     made = [compiled.create_infer_request() for _ in range(count)]
     for request in made:
         request.infer([np.zeros((batch or 1, *sides), np.uint8)])

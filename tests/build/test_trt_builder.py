@@ -133,8 +133,7 @@ def test_capabilities_decide_the_plan_and_unknown_ones_are_refused() -> None:
         build("9.0")
 
 
-# In a process of its own: OpenVINO leaves the thread's signal stack pointing at memory that it has
-# freed, and a signal in such a process is a segmentation fault.
+# In a process of its own: a SIGINT that the builder did not catch would end the tests.
 INTERRUPTED = """
 import io, os, signal, sys
 sys.path[:0] = sys.argv[1:]

@@ -1,5 +1,7 @@
 """The CPU engine, however it splits a batch, against onnxruntime."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,3 +77,29 @@ def test_every_split_gives_each_picture_its_own_embedding(
     # Bit for bit the same, whatever else was in the batch.
     assert np.array_equal(whole[0], alone[0])
     assert np.array_equal(engine.embed_all(pixels[1:]), whole[1:])
+
+
+# In a process of its own, which the fault would end.
+SIGNALLED = """
+import signal, sys
+import subprocess
+import sys
+from pathlib import Path
+from unified_embedding.openvino_engine import OpenVinoEngine
+
+signal.signal(signal.SIGUSR1, lambda *_: print("caught"))
+for _ in range(2):
+    engine = OpenVinoEngine(
+        Path(sys.argv[1]), precision="f32", threads=2, streams=2, max_batch_size=8
+    )
+    signal.raise_signal(signal.SIGUSR1)
+    del engine
+    signal.raise_signal(signal.SIGUSR1)
+"""
+
+
+def test_a_signal_finds_its_stack_after_engines_were_released(network: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, network], capture_output=True, text=True, check=False
+    )
+    assert (run.returncode, run.stdout) == (0, "caught\n" * 4), run.stderr
