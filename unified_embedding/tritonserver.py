@@ -120,9 +120,8 @@ def _wheel_command(root: Path, arguments: Sequence[str]) -> list[str]:
 
 def _wheel_environment(root: Path, environment: Mapping[str, str]) -> dict[str, str]:
     libraries = [root.parent.parent / "nvidia_pytriton.libs", _libpython().parent]
-    # The stub finds its interpreter's home through `python3` on PATH, as embedded Python does;
-    # PYTHONPATH serves what an editable install would add by a .pth file.
-    package = Path(__file__).resolve().parent.parent
+    # The stub finds its interpreter's home, and so this environment's packages, through `python3`
+    # on PATH, as embedded Python does. It ignores PYTHONPATH.
     return {
         # One process per model instance: a thread per core in each of them slows all of them.
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
@@ -130,9 +129,6 @@ def _wheel_environment(root: Path, environment: Mapping[str, str]) -> dict[str, 
         **environment,
         "PATH": _joined([Path(sys.executable).parent], environment.get("PATH", "")),
         "LD_LIBRARY_PATH": _joined(libraries, environment.get("LD_LIBRARY_PATH", "")),
-        "PYTHONPATH": _joined(
-            [package, Path(sysconfig.get_path("purelib"))], environment.get("PYTHONPATH", "")
-        ),
     }
 
 
