@@ -178,7 +178,7 @@ def lancedb(job: Job) -> list[Row]:
     insert_s = _in_child(_lance_insert, job)
     before = resident()
     table = lance.connect(str(job.folder / "lance")).open_table("codes")
-    probes = Settings().nprobe
+    probes = Settings().probes(_lists(job.rows))
 
     def search(query: Codes) -> NDArray[np.int32]:
         ask: Any = table.search(query[0], vector_column_name="code")
@@ -255,9 +255,13 @@ def _lance_ivf(job: Job) -> None:
     import lancedb as lance
     from lancedb.index import IvfFlat
 
-    lists = 2 ** round(np.log2(np.sqrt(job.rows)))
     table = lance.connect(str(job.folder / "lance")).open_table("codes")
-    table.create_index("code", config=IvfFlat(distance_type="hamming", num_partitions=lists))
+    config = IvfFlat(distance_type="hamming", num_partitions=_lists(job.rows))
+    table.create_index("code", config=config)
+
+
+def _lists(rows: int) -> int:
+    return int(2 ** round(np.log2(np.sqrt(rows))))
 
 
 SYSTEMS: Final = {

@@ -26,7 +26,7 @@ class Accelerator:
     def __init__(self, index: Structure, settings: Settings) -> None:
         self._index = index
         if isinstance(index, faiss.IndexBinaryIVF):
-            index.nprobe = min(settings.nprobe, index.nlist)
+            index.nprobe = settings.probes(index.nlist)
             lists = faiss.downcast_InvertedLists(index.invlists)
             if isinstance(lists, faiss.OnDiskInvertedLists):
                 lists.prefetch_nthread = 0  # It would start its threads anew for every query.

@@ -157,3 +157,13 @@ def test_codes_are_mapped_not_read(tmp_path: Path, origin: Origin) -> None:
         text=True,
     )
     assert int(out.stdout) < 16e6
+
+
+@pytest.mark.parametrize(
+    ("nprobe", "lists", "visited"),
+    [(0, 1, 1), (0, 256, 32), (0, 1024, 32), (0, 4096, 128), (8, 4096, 8), (1000, 64, 64)],
+)
+def test_the_clusters_that_a_query_visits_grow_with_the_index(
+    nprobe: int, lists: int, visited: int
+) -> None:
+    assert Settings(kind="ivf", nprobe=nprobe).probes(lists) == visited
