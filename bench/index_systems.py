@@ -178,7 +178,7 @@ def lancedb(job: Job) -> list[Row]:
     insert_s = _in_child(_lance_insert, job)
     before = resident()
     table = lance.connect(str(job.folder / "lance")).open_table("codes")
-    probes = Settings().probes(_lists(job.rows))
+    probes = Settings().probes(Settings().clusters(job.rows))
 
     def search(query: Codes) -> NDArray[np.int32]:
         ask: Any = table.search(query[0], vector_column_name="code")
@@ -256,12 +256,8 @@ def _lance_ivf(job: Job) -> None:
     from lancedb.index import IvfFlat
 
     table = lance.connect(str(job.folder / "lance")).open_table("codes")
-    config = IvfFlat(distance_type="hamming", num_partitions=_lists(job.rows))
+    config = IvfFlat(distance_type="hamming", num_partitions=Settings().clusters(job.rows))
     table.create_index("code", config=config)
-
-
-def _lists(rows: int) -> int:
-    return int(2 ** round(np.log2(np.sqrt(rows))))
 
 
 SYSTEMS: Final = {

@@ -27,15 +27,7 @@ from typing import Annotated, Any, Final
 import typer
 from poisson_limit import Trial, highest_rate, poisson_trial
 from rich.progress import Progress
-from served import (
-    REPOSITORY,
-    RESULTS,
-    ROOT,
-    console,
-    fail,
-    inference_precision,
-    pictures,
-)
+from served import REPOSITORY, RESULTS, ROOT, console, fail, inference_precision, pictures
 from serving_tables import CONCURRENCY, OURS, key, markdown
 
 from unified_embedding.client import EmbedderClient

@@ -75,8 +75,7 @@ class Accelerator:
 
 def _ivf(codes: NDArray[np.uint8], settings: Settings) -> faiss.IndexBinaryIVF:
     rows, bits = len(codes), codes.shape[1] * 8
-    wanted = settings.lists or 2 ** round(np.log2(np.sqrt(rows)))
-    lists = max(1, min(wanted, rows // _TRAINING_ROWS))
+    lists = max(1, min(settings.clusters(rows), rows // _TRAINING_ROWS))
     index = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(bits), bits, lists)
     index.cp.seed = _SEED
     index.cp.niter = _ITERATIONS

@@ -1,6 +1,7 @@
 """What an index holds and who computed it; the header file is also the commit point of a save."""
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -84,6 +85,10 @@ class Settings:
                 raise CodeIndexError(
                     f"{field.name} is {getattr(self, field.name)}; it must be at least {least}"
                 )
+
+    def clusters(self, rows: int) -> int:
+        """Clusters that an "ivf" of `rows` codes asks for."""
+        return self.lists or int(2 ** round(math.log2(math.sqrt(rows))))
 
     def probes(self, lists: int) -> int:
         """Of `lists` clusters, those that an "ivf" query visits."""
