@@ -261,7 +261,7 @@ def test_agreement_counts_queries_and_first_answers(tmp_path: Path) -> None:
     assert load_agreements(tmp_path, "t", ["v"]) == [found]
     assert load_agreements(tmp_path, "t", ["another"]) == []
     path = tmp_path / "e.json"
-    path.write_text(path.read_text().replace('"moved"', '"other"'))
+    path.write_text(path.read_text().replace("camera category, unseen", "camera category"))
     assert load_agreements(tmp_path, "t", ["v"]) == []
 
 
