@@ -1,4 +1,4 @@
-"""Every error the library raises on purpose.
+"""Every error the library raises on purpose, and how much of a caller's value they show.
 
 EmbeddingError
 ├── SpecError            a spec.json, or what belongs to it, does not fit
@@ -15,6 +15,16 @@ EmbeddingError
     ├── VersionMismatch      the server runs another embedder than expected
     └── ServerError          anything else the server answered
 """
+
+from typing import Final
+
+_SHOWN: Final = 80
+
+
+def shown(value: object) -> str:
+    """`value` as an error message shows it: its repr, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 class EmbeddingError(Exception):
