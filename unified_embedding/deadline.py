@@ -19,7 +19,7 @@ DEADLINE: Final = "deadline"
 
 
 class Malformed(EmbeddingError, ValueError):
-    """A deadline, or another part of a request, is not what it has to be; the message names it."""
+    """A parameter of a request cannot be read, or a deadline is no moment; the message names it."""
 
 
 class Late(EmbeddingError):

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unified_embedding.errors import ImageError
+from unified_embedding.errors import ImageError, shown
 from unified_embedding.image.limits import DEFAULT_LIMITS, Limits
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -61,7 +61,10 @@ class Box:
             )
 
     def __str__(self) -> str:
-        return f"{self.x0:g},{self.y0:g},{self.x1:g},{self.y1:g}"
+        """The box as it travels: each number in the fewest digits that name exactly it."""
+        return ",".join(
+            repr(float(value)).removesuffix(".0") for value in (self.x0, self.y0, self.x1, self.y1)
+        )
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
         """The box in whole pixels (left, top, right, bottom), at least one pixel each way."""
@@ -203,7 +206,7 @@ def _parse_box(text: str) -> Box:
     try:
         x0, y0, x1, y1 = (float(value) for value in text.split(","))
     except ValueError:
-        raise ImageError(f"crop {text!r} is not four numbers x0,y0,x1,y1") from None
+        raise ImageError(f"crop {shown(text)} is not four numbers x0,y0,x1,y1") from None
     return Box(x0, y0, x1, y1)
 
 
