@@ -23,6 +23,8 @@ from typing import Final, NamedTuple, NoReturn
 
 from unified_embedding.serving import supervisor
 
+from unified_embedding.errors import EmbeddingError
+
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
 _OWN_MARK: Final = b"unified_embedding.tritonserver"
 # Triton 2.51 predates the security fixes of 2025 and 2026: loopback unless told otherwise.
@@ -43,7 +45,7 @@ _EXIT_TIMEOUT_FLAG: Final = "--exit-timeout-secs"
 _EXIT_TIMEOUT_S: Final = 30.0
 
 
-class SetupError(Exception):
+class SetupError(EmbeddingError):
     """Triton cannot be started; the message says what to do."""
 
 
