@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unified_embedding.errors import ImageError
+from unified_embedding.errors import ImageError, shown
 from unified_embedding.image.limits import DEFAULT_LIMITS, Limits
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
@@ -206,7 +206,7 @@ def _parse_box(text: str) -> Box:
     try:
         x0, y0, x1, y1 = (float(value) for value in text.split(","))
     except ValueError:
-        raise ImageError(f"crop {text!r} is not four numbers x0,y0,x1,y1") from None
+        raise ImageError(f"crop {shown(text)} is not four numbers x0,y0,x1,y1") from None
     return Box(x0, y0, x1, y1)
 
 
