@@ -80,12 +80,13 @@ class ServerDied(ServerUnavailable):
     """The server's process, or one of its models', ended while it had the request.
 
     Attributes:
-        life: which of the server's processes it was, as the client that asked counts them.
+        was_well: the process was well, as far as the client knew, when the request was sent:
+            the request may be what ended it.
     """
 
-    def __init__(self, message: str, life: int) -> None:
+    def __init__(self, message: str, was_well: bool) -> None:
         super().__init__(message)
-        self.life = life
+        self.was_well = was_well
 
 
 class Overloaded(ClientError):
