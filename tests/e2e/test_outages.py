@@ -230,7 +230,7 @@ def vectors_of(out: Path) -> dict[str, bytes]:
 
 
 def codes_of(url: str, pictures: dict[str, bytes]) -> dict[str, bytes]:
-    with EmbedderClient(url) as client:
+    with EmbedderClient(url, timeout=PATIENCE * 60) as client:
         code = client.embed(list(pictures.values())).code
     assert code is not None
     return {name: row.tobytes() for name, row in zip(pictures, code, strict=True)}
@@ -242,7 +242,7 @@ def test_a_backfill_goes_on_through_a_restart(
     pytest.importorskip("ray", reason="the extra `search` is not installed")
     folder, out, log = tmp_path / "pictures", tmp_path / "out", tmp_path / "backfill.log"
     folder.mkdir()
-    pictures = {f"{number:04d}.png": picture(number) for number in range(600)}
+    pictures = {f"{number:04d}.png": picture(number) for number in range(320)}
     for name, data in pictures.items():
         (folder / name).write_bytes(data)
     right = codes_of(own[-1].grpc_url, pictures)
