@@ -92,8 +92,12 @@ def evaluate(bench: Bench, fresh: bool = False) -> Results:
     places = _open_places(bench)
     rows = [_with_places(measure_row(bench, row), places) for row in bench.config.rows]
     findings = None
-    if bench.config.last_layers is not None and is_there(bench.config.last_layers.source):
-        findings = _experiments(bench, bench.config.last_layers)
+    settings = bench.config.last_layers
+    if settings is not None and is_there(settings.source):
+        if any(row["split"] == "train" for row in bench.rows):
+            findings = _experiments(bench, settings)
+        else:
+            bench.console.print("last layers: not run, the manifest has no training rows")
     return Results(
         config=bench.config,
         test_set=searched(bench),
