@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 
 from unified_embedding import deadline
 from unified_embedding.openvino_engine import OpenVinoEngine
+from unified_embedding.serving.parent import end_with_parent
 
 
 class TritonPythonModel:
@@ -17,6 +18,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Compile the network."""
+        end_with_parent()
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
         folder = Path(args["model_repository"]) / args["model_version"]

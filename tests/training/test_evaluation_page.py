@@ -8,15 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified_embedding.retrieval import COMPARISONS
-from unified_embedding.training.evaluation import claims, page, targets
+from unified_embedding.retrieval import COMPARISONS, Interval
+from unified_embedding.training.evaluation import claims, page, rules, targets
 from unified_embedding.training.evaluation.agreement import (
     FIGURES,
     agreement,
     load_agreements,
 )
 from unified_embedding.training.evaluation.charts import all_charts
-from unified_embedding.training.evaluation.config import EvaluationConfig, LastLayers, Row
+from unified_embedding.training.evaluation.config import (
+    EvaluationConfig,
+    LastLayers,
+    Margins,
+    Row,
+    load_config,
+)
 from unified_embedding.training.evaluation.experiments import Findings
 from unified_embedding.training.evaluation.measure import Cell, Measurement, Samples
 from unified_embedding.training.evaluation.results import Results, RowResult, Searched
@@ -129,11 +135,36 @@ def test_what_fails_is_said_to_fail(made: Callable[[], Results], key: str) -> No
     assert verdicts(made())[key] == "did not hold"
 
 
-def test_a_small_loss_beyond_doubt_is_not_as_good() -> None:
-    # Two points down on every draw of products: within the margin, and yet a loss.
-    assert not claims.not_below(claims.Interval(-0.02, -0.028, -0.012))
-    assert claims.not_below(claims.Interval(-0.01, -0.025, 0.005))
-    assert not claims.not_below(claims.Interval(0.0, -0.04, 0.04))
+def test_a_loss_within_the_margin_is_no_loss_however_certain() -> None:
+    # The review's case: browse at -1.3 [-2.4, -.1] was "met" as a target and failed the claim.
+    certain = Interval(-0.013, -0.019, -0.001)
+    assert rules.not_inferior(2.0).holds(certain)
+    assert not rules.not_inferior(2.0).holds(Interval(-0.013, -0.024, -0.001))
+    assert not rules.not_inferior(2.0).holds(Interval(0.0, -0.04, 0.04))
+
+
+@pytest.mark.parametrize("lift", [-0.16, -0.13, -0.115, -0.1, -0.06, 0.0])
+def test_the_targets_against_the_specialists_say_what_the_claims_say(lift: float) -> None:
+    unified = level(0.6, 0.01, {MAIN[task][0]: lift for task in MAIN})
+    made = results(unified, findings())
+    for key, own in (("C1", True), ("C2", False)):
+        found = [
+            target.verdict
+            for target in targets.targets(made)
+            for task in MAIN
+            if target.what.startswith(f"unified minus {task} specialist: ")
+            and target.what.endswith(" ".join(MAIN[task])) == own
+        ]
+        assert len(found) == (3 if own else 6)
+        assert ("missed" in found) == (verdicts(made)[key] == "did not hold")
+
+
+def test_the_margin_of_c1_stands_in_the_shipped_configuration(root: Path) -> None:
+    assert load_config(root / "configs" / "evaluate.yaml").margins.own_task == 2
+    slightly_worse = level(0.6, 0.01, {MAIN["shop"][0]: -0.02})
+    narrow = results(slightly_worse, findings())
+    wide = replace(narrow, config=narrow.config.model_copy(update={"margins": Margins(own_task=9)}))
+    assert (verdicts(narrow)["C1"], verdicts(wide)["C1"]) == ("did not hold", "held")
 
 
 @pytest.mark.parametrize(
@@ -157,7 +188,7 @@ def test_targets_are_met_missed_or_not_run() -> None:
     assert found["unified, code minus float: shop exact R@1"].verdict == "met"
     assert found["released minus zero-shot: shop exact R@1"].verdict == ""
     own = found["unified minus shop specialist: shop exact R@1"]
-    assert own.target == "lower bound above -3"
+    assert own.rule.text == "lower bound above -2"
     weak = results(WORSE_ON_ITS_OWN_TASK, findings())
     missed = {target.what: target.verdict for target in targets.targets(weak)}
     assert missed["unified minus shop specialist: shop exact R@1"] == "missed"
@@ -230,7 +261,7 @@ def test_agreement_counts_queries_and_first_answers(tmp_path: Path) -> None:
     assert load_agreements(tmp_path, "t", ["v"]) == [found]
     assert load_agreements(tmp_path, "t", ["another"]) == []
     path = tmp_path / "e.json"
-    path.write_text(path.read_text().replace('"moved"', '"other"'))
+    path.write_text(path.read_text().replace("camera category, unseen", "camera category"))
     assert load_agreements(tmp_path, "t", ["v"]) == []
 
 

@@ -6,10 +6,15 @@ import triton_python_backend_utils as pb_utils
 
 from unified_embedding.codes import pack
 from unified_embedding.errors import CodeError
+from unified_embedding.serving.parent import end_with_parent
 
 
 class TritonPythonModel:
     """features FP32 [N, D] -> code UINT8 [N, D / 8]."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """The process starts."""
+        end_with_parent()
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Pack each request by itself: one with NaN or infinity fails alone, never as a code."""

@@ -13,6 +13,7 @@ from PIL import Image
 from unified_embedding import deadline
 from unified_embedding.errors import ImageError
 from unified_embedding.image import load_pixels, parse_crops
+from unified_embedding.serving.parent import end_with_parent
 from unified_embedding.spec import EmbedderSpec
 
 
@@ -21,6 +22,7 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the installed embedder's spec, and decode one picture so that imports are done."""
+        end_with_parent()
         engine_folder = Path(args["model_repository"]).parent / "embedder" / "1"
         self.preprocessing = EmbedderSpec.load(engine_folder).preprocessing
         engine = json.loads((engine_folder / "engine.json").read_text())

@@ -28,11 +28,13 @@ from unified_embedding.training.evaluation.tasks import (
     BROWSE_UNSEEN,
     CAMERA_CATEGORY,
     CAMERA_EXACT,
+    CAMERA_UNSEEN,
     MAIN,
     SHOP_EXACT,
 )
 
 OVERVIEW: Final = (
+    (CAMERA_UNSEEN, "P@20"),
     (CAMERA_CATEGORY, "P@20"),
     (CAMERA_EXACT, "R@1"),
     (SHOP_EXACT, "R@1"),

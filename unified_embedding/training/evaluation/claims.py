@@ -3,20 +3,18 @@
 The rules were written down before anything was measured on test queries.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Literal
 
 from unified_embedding.retrieval import Interval
 from unified_embedding.training.evaluation.experiments import over_seeds
 from unified_embedding.training.evaluation.measure import Cell
 from unified_embedding.training.evaluation.results import Results, loss
+from unified_embedding.training.evaluation.rules import Rule, mean_at_least, not_inferior, superior
 from unified_embedding.training.evaluation.tasks import CAMERA_EXACT, MAIN
 
 Verdict = Literal["held", "did not hold", "not tested"]
-
-MARGIN: Final = 0.03
-"""Three points: a difference that does not fall below this counts as no loss."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +66,8 @@ def claims(results: Results) -> list[Claim]:
     ]
 
 
-def not_below(interval: Interval, margin: float = MARGIN) -> bool:
-    """No loss beyond the margin, and not a smaller loss that is beyond doubt."""
-    return interval.low > -margin and interval.high >= 0
-
-
 def _own_task(results: Results) -> Claim:
+    rule = not_inferior(results.config.margins.own_task)
     found = [
         Finding(f"{task}: {MAIN[task][0]} {MAIN[task][1]}", gain)
         for task, twin in results.config.specialists().items()
@@ -84,9 +78,9 @@ def _own_task(results: Results) -> Claim:
         "C1",
         "One embedding trained on all products is as good as the specialist on its own product, "
         "or better.",
-        "unified minus specialist on the specialist's main figure: lower bound above -3 points, "
-        "and the interval reaches 0, for all three",
-        _verdict(found, complete, not_below),
+        f"unified minus specialist on the specialist's main figure: {rule.text} points, for all "
+        "three; the margin was fixed beforehand",
+        _verdict(found, complete, rule),
         tuple(found),
         "" if complete else "Needs the unified row and all three specialists.",
     )
@@ -104,7 +98,7 @@ def _other_tasks(results: Results) -> Claim:
         "C2",
         "It is better than a specialist on the products which that one was not trained for.",
         "unified minus specialist on the other two products: lower bound above 0 for all six",
-        _verdict(found, complete, lambda interval: interval.low > 0),
+        _verdict(found, complete, superior()),
         tuple(found),
         "" if complete else "Needs the unified row and all three specialists.",
     )
@@ -120,15 +114,14 @@ def _binary(results: Results) -> Claim:
     ]
     helps = _norm_helps(results)
     complete = len(costs) == len(MAIN) and len(helps) == len(MAIN)
-    held = all(finding.interval.mean > -MARGIN for finding in costs) and all(
-        finding.interval.low > 0 for finding in helps
-    )
+    rule = mean_at_least(-results.config.margins.code)
+    held = _all(costs, rule) and _all(helps, superior())
     return Claim(
         "C3",
         "With LayerNorm the sign-bit code loses little against the float embedding; without it, "
         "a lot.",
-        "code minus float above -3 points for all three; and the loss without LayerNorm exceeds "
-        "the one with it, lower bound above 0, for all three (last layers, full dimension)",
+        f"code minus float {rule.text} points for all three; and the loss without LayerNorm "
+        "exceeds the one with it, lower bound above 0, for all three (last layers, full dimension)",
         "not tested" if not complete else "held" if held else "did not hold",
         (*costs, *helps),
         "" if complete else "Needs the unified row and the experiments on cached features.",
@@ -157,6 +150,7 @@ def _norm_helps(results: Results) -> list[Finding]:
 
 
 def _subsampling(results: Results) -> Claim:
+    rule = not_inferior(results.config.margins.sampled)
     found: list[Finding] = []
     findings = results.findings
     shares = [10, 25]
@@ -175,9 +169,9 @@ def _subsampling(results: Results) -> Claim:
         "C4",
         "The subsampled softmax is about as good as the full one, at a fraction of its memory "
         "and time.",
-        "10 % and 25 % of the classes minus all of them, mean over seeds: lower bound above -3 "
-        "points, for the two heads that the paper subsamples",
-        _verdict(found, complete, lambda interval: interval.low > -MARGIN),
+        f"10 % and 25 % of the classes minus all of them, mean over seeds: {rule.text} points, "
+        "for the two heads that the paper subsamples",
+        _verdict(found, complete, rule),
         tuple(found),
         "Quality only, last layers only, and about 1,000 classes: this cannot test web scale. "
         "Memory and time are measured by the subsampler's own benchmark.",
@@ -209,7 +203,7 @@ def _transfer(results: Results) -> Claim:
         "What one domain teaches helps across domains: camera pictures find the exact catalogue "
         "picture, which no camera label asks for.",
         "unified minus camera specialist on camera exact R@1: lower bound above 0",
-        _verdict(found, bool(found), lambda interval: interval.low > 0),
+        _verdict(found, bool(found), superior()),
         tuple(found),
         "" if found else "Needs the unified row and the camera specialist.",
     )
@@ -220,9 +214,11 @@ def _against(results: Results, theirs: str, task: str, metric: str) -> Interval 
     return None if row is None else results.gain(row.name, theirs, task, metric)
 
 
-def _verdict(
-    findings: Sequence[Finding], complete: bool, good: Callable[[Interval], bool]
-) -> Verdict:
+def _verdict(findings: Sequence[Finding], complete: bool, rule: Rule) -> Verdict:
     if not complete:
         return "not tested"
-    return "held" if all(good(finding.interval) for finding in findings) else "did not hold"
+    return "held" if _all(findings, rule) else "did not hold"
+
+
+def _all(findings: Sequence[Finding], rule: Rule) -> bool:
+    return all(rule.holds(finding.interval) for finding in findings)

@@ -82,6 +82,23 @@ class Elsewhere(_Section):
     metric: str
 
 
+class Margins(_Section):
+    """How much a figure may lose and still count as kept, in points; fixed before the runs.
+
+    Attributes:
+        own_task: C1: unified against the specialist on the specialist's own figure
+            (non-inferiority: the lower bound stays above minus this).
+        code: C3 and the targets: mean of code minus float.
+        asymmetric: of the float query against stored codes, minus float.
+        sampled: C4: the subsampled softmax against the full one (non-inferiority).
+    """
+
+    own_task: Annotated[float, Field(gt=0)] = 2.0
+    code: Annotated[float, Field(gt=0)] = 3.0
+    asymmetric: Annotated[float, Field(gt=0)] = 1.5
+    sampled: Annotated[float, Field(gt=0)] = 3.0
+
+
 class EvaluationConfig(_Section):
     """One evaluation.
 
@@ -91,6 +108,7 @@ class EvaluationConfig(_Section):
         rows: the embedders, in the order of the table.
         elsewhere: further test sets, of domains that no row was trained on.
         last_layers: left out when None.
+        margins: what counts as no loss.
         training_seeds: how many seeds each trained row stands for; stated on the page.
     """
 
@@ -99,6 +117,7 @@ class EvaluationConfig(_Section):
     rows: list[Row]
     elsewhere: list[Elsewhere] = []
     last_layers: LastLayers | None = None
+    margins: Margins = Margins()
     training_seeds: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
