@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from unified_embedding.errors import ServerUnavailable
+from unified_embedding.serving import processes
 
 _PROTOCOLS: Final = ("http", "grpc", "metrics")
 _LOG_TAIL: Final = 3000
@@ -24,7 +25,7 @@ class LocalServer:
     """A running server on loopback.
 
     Attributes:
-        process: tritonserver itself.
+        process: the launcher. It looks after tritonserver, which is its child.
         grpc_url: host:port for gRPC.
         http_url: base address for HTTP.
         metrics_url: address of the Prometheus metrics.
@@ -36,6 +37,18 @@ class LocalServer:
     http_url: str
     metrics_url: str
     log: Path
+
+    @property
+    def server_pid(self) -> int:
+        """Process id of tritonserver itself: another one after it was started again.
+
+        Raises:
+            ServerUnavailable: there is none at this moment.
+        """
+        for pid in processes.children(self.process.pid):
+            if processes.name(pid) == processes.SERVER:
+                return pid
+        raise ServerUnavailable("tritonserver is not running")
 
     def stop(self, timeout: float = 60) -> int:
         """Send SIGTERM, as an orchestrator does; return the exit code."""

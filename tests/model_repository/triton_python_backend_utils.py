@@ -4,15 +4,24 @@ The models run in the real server in tests/e2e. Here they run under the producti
 Python and numpy, for which the embedded server has no working stub.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 
 class TritonError:
-    UNAVAILABLE = 4
+    INTERNAL = 1
     INVALID_ARG = 3
+    CANCELLED = 7
 
     def __init__(self, message: str, code: int) -> None:
         self.message, self.code = message, code
+
+
+class Logger:
+    errors: ClassVar[list[str]] = []
+
+    @classmethod
+    def log_error(cls, message: str) -> None:
+        cls.errors.append(message)
 
 
 class Tensor:

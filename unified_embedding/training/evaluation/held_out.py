@@ -38,6 +38,7 @@ class HeldOut:
         sha256: of each file, hex.
         domain: str [N], for instance an emoji design or "catalogue".
         trained: bool [N]; whether training saw other pictures of this domain, in this task.
+        seen: bool [N]; whether training saw this picture's product or concept, in any task.
         cluster: str [N]; pictures that succeed or fail together.
         labels: one of `LABELS` -> str [N], "" where a picture has none.
         query: task -> bool [N], the test queries.
@@ -49,6 +50,7 @@ class HeldOut:
     sha256: tuple[str, ...]
     domain: NDArray[np.str_]
     trained: NDArray[np.bool_]
+    seen: NDArray[np.bool_]
     cluster: NDArray[np.str_]
     labels: Mapping[str, NDArray[np.str_]]
     query: Mapping[str, NDArray[np.bool_]]
@@ -62,7 +64,7 @@ class HeldOut:
         return _read(self.folder, self.images[row])
 
     def table(self) -> str:
-        """Everything that decides the figures, as CSV sorted by image: what is frozen."""
+        """What decides every figure but `seen`, as CSV sorted by image: what is frozen."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(_FILE_COLUMNS)
@@ -83,6 +85,13 @@ class HeldOut:
                 ]
             )
         return text.getvalue()
+
+    def seen_table(self) -> str:
+        """`seen` as CSV sorted by image; apart from `table`, whose digest is published."""
+        lines = (
+            f"{image},{int(seen)}\n" for image, seen in zip(self.images, self.seen, strict=True)
+        )
+        return "image,seen\n" + "".join(sorted(lines))
 
     def digest(self) -> str:
         """Twelve hex digits of `table`: names the test set in everything that is measured."""
@@ -108,8 +117,9 @@ def held_out(rows: Iterable[Mapping[str, str]], folder: Path) -> HeldOut:
     tasks: dict[str, list[Mapping[str, str]]] = {task: [] for task in TASKS}
     for row in rows:
         tasks[row["task"]].append(row)
+    seen = {_answer(row) for members in tasks.values() for row in members if _is_training(row)}
     for task, members in tasks.items():
-        _collect(task, members, found)
+        _collect(task, members, found, seen)
     pictures = list(found.values())
     if not any(picture.query for picture in pictures):
         raise DataError(
@@ -121,6 +131,7 @@ def held_out(rows: Iterable[Mapping[str, str]], folder: Path) -> HeldOut:
         sha256=tuple(hashlib.sha256(_read(folder, p.image)).hexdigest() for p in pictures),
         domain=np.array([picture.domain for picture in pictures]),
         trained=np.array([picture.trained for picture in pictures]),
+        seen=np.array([picture.seen for picture in pictures]),
         cluster=np.array([picture.cluster for picture in pictures]),
         labels={
             label: np.array([p.labels.get(label, "") for p in pictures], dtype=np.str_)
@@ -136,15 +147,26 @@ class _Picture:
 
     def __init__(self, row: Mapping[str, str]) -> None:
         self.image, self.domain = row["image"], row["domain"]
-        self.trained = False
+        self.trained = self.seen = False
         self.cluster = ""
         self.labels: dict[str, str] = {}
         self.query: set[str] = set()
         self.gallery: set[str] = set()
 
 
-def _collect(task: str, rows: list[Mapping[str, str]], found: dict[str, _Picture]) -> None:
-    trained = {row["domain"] for row in rows if row["split"] == "train"}
+def _is_training(row: Mapping[str, str]) -> bool:
+    return row["split"] == "train"
+
+
+def _answer(row: Mapping[str, str]) -> str:
+    """What an exact search for this picture must find; the picture itself when nothing says."""
+    return row["identity"] or row.get(_ANSWER[row["task"]], "") or row["image"]
+
+
+def _collect(
+    task: str, rows: list[Mapping[str, str]], found: dict[str, _Picture], seen: set[str]
+) -> None:
+    trained = {row["domain"] for row in rows if _is_training(row)}
     has_gallery = any(row["domain"] in GALLERY_DOMAINS for row in rows)
     for row in rows:
         if task == "browse":
@@ -159,6 +181,7 @@ def _collect(task: str, rows: list[Mapping[str, str]], found: dict[str, _Picture
         answer = row["identity"] or row.get(_ANSWER[task], "")
         picture = found.setdefault(row["image"], _Picture(row))
         picture.trained |= row["domain"] in trained
+        picture.seen |= _is_training(row) or _answer(row) in seen
         picture.cluster = picture.cluster or row["cluster"] or answer or row["image"]
         picture.labels[task] = answer
         if task == "camera":

@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from unified_embedding.errors import ImageError
+from unified_embedding.errors import ImageError, shown
+from unified_embedding.image.limits import DEFAULT_LIMITS, Limits
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 # Part of the embedder's version: raise it whenever this file yields other pixels than before.
 PREPROCESSING_REVISION: Final = 1
 
@@ -60,7 +61,10 @@ class Box:
             )
 
     def __str__(self) -> str:
-        return f"{self.x0:g},{self.y0:g},{self.x1:g},{self.y1:g}"
+        """The box as it travels: each number in the fewest digits that name exactly it."""
+        return ",".join(
+            repr(float(value)).removesuffix(".0") for value in (self.x0, self.y0, self.x1, self.y1)
+        )
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
         """The box in whole pixels (left, top, right, bottom), at least one pixel each way."""
@@ -97,22 +101,6 @@ class Preprocessing:
             )
         if not 0 < self.crop_pct <= 1:
             raise ImageError(f"crop_pct {self.crop_pct} is not in (0, 1]")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one picture may cost before it is decoded.
-
-    Attributes:
-        max_bytes: encoded size in bytes.
-        max_pixels: width x height as the header states it.
-    """
-
-    max_bytes: int = 20_000_000
-    max_pixels: int = 50_000_000
-
-
-DEFAULT_LIMITS: Final = Limits()
 
 
 def load_pixels(
@@ -172,6 +160,29 @@ def decode(
         raise ImageError(f"the {image.format} image is truncated or corrupt ({error})") from error
 
 
+def measure(
+    data: bytes,
+    preprocessing: Preprocessing,
+    crop: Box | None = None,
+    limits: Limits = DEFAULT_LIMITS,
+) -> int:
+    """What `load_pixels` of the same arguments will cost, in pixels, from the header alone.
+
+    One unit is a pixel that is decoded in full; a pixel of a JPEG that is decoded at a reduced
+    scale costs a part of it. A request's budget is a sum of these.
+
+    Raises:
+        ImageError: the header is not one that `load_pixels` would decode.
+    """
+    if not data:
+        raise ImageError("the image is empty (0 bytes)")
+    if len(data) > limits.max_bytes:
+        raise ImageError(f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,}")
+    image = _open(data, limits)
+    width, height = image.size
+    return width * height
+
+
 def parse_crops(text: str, count: int) -> list[Box | None]:
     """Parse the request parameter `crop` for `count` pictures.
 
@@ -195,17 +206,17 @@ def _parse_box(text: str) -> Box:
     try:
         x0, y0, x1, y1 = (float(value) for value in text.split(","))
     except ValueError:
-        raise ImageError(f"crop {text!r} is not four numbers x0,y0,x1,y1") from None
+        raise ImageError(f"crop {shown(text)} is not four numbers x0,y0,x1,y1") from None
     return Box(x0, y0, x1, y1)
 
 
 def _open(data: bytes, limits: Limits) -> Image.Image:
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
     except UnidentifiedImageError:
         start = bytes(data[:8])
         raise ImageError(
-            f"not an image this server reads (first bytes {start!r}); send {', '.join(FORMATS)}"
+            f"not an image this server reads (first bytes {start!r}); send {', '.join(_FORMATS)}"
         ) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
