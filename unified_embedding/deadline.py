@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from unified_embedding.errors import EmbeddingError, shown
+
 DEADLINE: Final = "deadline"
 """Name of the request parameter."""
 
@@ -27,11 +29,11 @@ _HALF_LIFE_S: Final = 0.5
 _ENTRY: Final = struct.Struct("dd")
 
 
-class Malformed(ValueError):
+class Malformed(EmbeddingError, ValueError):
     """A deadline is not a moment; the message names it."""
 
 
-class Late(Exception):
+class Late(EmbeddingError):
     """A request can no longer be answered in time; the message says by how much."""
 
 
@@ -68,7 +70,7 @@ def _moment(value: object) -> float:
         deadline = math.nan
     if not math.isfinite(deadline):
         raise Malformed(
-            f"deadline {value!r} is not a moment; send seconds since 1970 (time.time()) as a "
+            f"deadline {shown(value)} is not a moment; send seconds since 1970 (time.time()) as a "
             "decimal string"
         )
     return deadline

@@ -1,4 +1,4 @@
-"""Every error the library raises on purpose.
+"""Every error the library raises on purpose, and how much of a caller's value they show.
 
 EmbeddingError
 ├── SpecError            a spec.json, or what belongs to it, does not fit
@@ -8,13 +8,30 @@ EmbeddingError
 ├── CodeIndexError       a code index is missing, damaged or asked for what it does not hold
 │   └── IndexMismatch        codes of another version or width than the index holds
 ├── DataError            training data are missing, damaged or malformed
+├── GalleryError         a gallery's manifest does not fit its folder (gallery.py)
+├── PicturesError        no pictures for a measurement (measure/pictures.py)
+├── SetupError           Triton cannot be started here (tritonserver.py)
+├── Late                 in the server: a request cannot be answered in time (deadline.py)
+├── Malformed            in the server: a deadline is not a moment (deadline.py)
 └── ClientError          a call to the server failed
-    ├── ServerUnavailable    not reachable, not ready, or overloaded
+    ├── ServerUnavailable    not reachable or not ready
+    ├── Overloaded           the server is alive, but could not answer in time
     ├── DeadlineExceeded     no answer within the deadline
+    ├── RequestAborted       the server died twice while it had this request
     ├── RequestRejected      the server refused the input (INVALID_ARGUMENT)
     ├── VersionMismatch      the server runs another embedder than expected
     └── ServerError          anything else the server answered
 """
+
+from typing import Final
+
+_SHOWN: Final = 80
+
+
+def shown(value: object) -> str:
+    """`value` as an error message shows it: its repr, cut to 80 characters."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 class EmbeddingError(Exception):
@@ -54,11 +71,25 @@ class ClientError(EmbeddingError):
 
 
 class ServerUnavailable(ClientError):
-    """The server cannot be reached, is not ready, or sheds load. Worth retrying."""
+    """The server cannot be reached or is not ready. Worth retrying."""
+
+
+class Overloaded(ClientError):
+    """The server is alive, but has too much work to answer in time. Send less, or allow more time.
+
+    Sending the same again at once makes it worse.
+    """
 
 
 class DeadlineExceeded(ClientError):
     """No answer arrived within the deadline."""
+
+
+class RequestAborted(ClientError):
+    """The server's process died twice while it had this request, which is not sent again.
+
+    One of its pictures may be what ended the process.
+    """
 
 
 class RequestRejected(ClientError):

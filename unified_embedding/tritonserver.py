@@ -15,6 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NoReturn
 
+from unified_embedding.errors import EmbeddingError
+
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
 _OWN_MARK: Final = b"unified_embedding.tritonserver"
 # Triton 2.51 predates the security fixes of 2025 and 2026: loopback unless told otherwise.
@@ -28,7 +30,7 @@ _KEEP_MEMORY: Final = {
 _REPOSITORY_FLAGS: Final = ("--model-repository", "--model-store")
 
 
-class SetupError(Exception):
+class SetupError(EmbeddingError):
     """Triton cannot be started; the message says what to do."""
 
 

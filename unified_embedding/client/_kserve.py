@@ -25,6 +25,7 @@ from unified_embedding.deadline import DEADLINE
 from unified_embedding.errors import (
     ClientError,
     DeadlineExceeded,
+    Overloaded,
     RequestRejected,
     ServerError,
     ServerUnavailable,
@@ -162,6 +163,8 @@ def client_error(error: Any, url: str) -> ClientError:
         if named is None:
             return RequestRejected(details)
         return RequestRejected(named[2], int(named[1]))
+    if code == grpc.StatusCode.CANCELLED:
+        return Overloaded(f"{url} could not answer in time: {details}")
     if code == grpc.StatusCode.UNAVAILABLE:
         return ServerUnavailable(f"{url} is unavailable: {details}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -61,7 +61,10 @@ class Box:
             )
 
     def __str__(self) -> str:
-        return f"{self.x0:g},{self.y0:g},{self.x1:g},{self.y1:g}"
+        """The box as it travels: each number in the fewest digits that name exactly it."""
+        return ",".join(
+            repr(float(value)).removesuffix(".0") for value in (self.x0, self.y0, self.x1, self.y1)
+        )
 
     def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
         """The box in whole pixels (left, top, right, bottom), at least one pixel each way."""

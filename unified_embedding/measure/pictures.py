@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
+from unified_embedding.errors import EmbeddingError
+
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 MIX: Final = "mix"
 # Width and height of a photograph in a feed, about: 38 kB as a JPEG of the demo's shots.
@@ -26,7 +28,7 @@ _SIZES: Final = (
 )
 
 
-class PicturesError(ValueError):
+class PicturesError(EmbeddingError, ValueError):
     """No pictures can be had from what was named; the message says why."""
 
 

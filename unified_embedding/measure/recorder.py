@@ -7,6 +7,8 @@ from typing import Any, Final, Self
 
 from unified_embedding.errors import (
     DeadlineExceeded,
+    Overloaded,
+    RequestAborted,
     RequestRejected,
     ServerUnavailable,
     VersionMismatch,
@@ -15,8 +17,10 @@ from unified_embedding.measure.latencies import Latencies
 
 _CODES: Final = (
     (ServerUnavailable, "UNAVAILABLE"),
+    (Overloaded, "CANCELLED"),
     (DeadlineExceeded, "DEADLINE_EXCEEDED"),
     (RequestRejected, "INVALID_ARGUMENT"),
+    (RequestAborted, "ABORTED"),
     (VersionMismatch, "VERSION_MISMATCH"),
 )
 # Per second of the run, two digits are enough for a plot and keep hours of it in memory.
