@@ -13,7 +13,7 @@ from _vector_files import Rows
 
 from unified_embedding import Box
 from unified_embedding.client import EmbedderClient
-from unified_embedding.errors import RequestRejected, VersionMismatch
+from unified_embedding.errors import RequestAborted, RequestRejected, VersionMismatch
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -39,7 +39,7 @@ def embed_files(
     outputs: Sequence[str],
     crop: Box | None,
 ) -> Part:
-    """Read and embed the files of one request; unreadable and refused ones are skipped.
+    """Read and embed the files of one request; what cannot be read or embedded is skipped.
 
     Raises:
         VersionMismatch: the server no longer runs embedder `version`.
@@ -57,7 +57,7 @@ def embed_files(
             skipped.append((str(file), f"cannot be read ({failure.strerror})"))
     answer = client.embed_each(images, crops=crop, outputs=outputs)
     for row, error in answer.errors.items():
-        if not isinstance(error, RequestRejected):
+        if not isinstance(error, (RequestRejected, RequestAborted)):
             raise error
         skipped.append((names[row], str(error).removeprefix(f"image {row}: ")))
     good = answer.embedded
