@@ -102,8 +102,8 @@ train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value
 evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
 	@$(PY) -m unified_embedding.training.evaluate
 
-test: .venv/.stamp-all ## every test that this machine can run
-	@$(PY) -m pytest
+test: .venv/.stamp-all ## every test that this machine can run; ARGS=--ci fails what it cannot
+	@$(PY) -m pytest $(ARGS)
 
 fuzz: engine .venv/.stamp-search ## malformed input of every kind for MINUTES=1, good requests beside it: SEED= ONLY= REPLAY=file
 	@$(PY) fuzz/fuzz.py $(if $(REPLAY),replay "$(REPLAY)",run --minutes "$(MINUTES)" --seed "$(SEED)" --only "$(ONLY)")

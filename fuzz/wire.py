@@ -28,7 +28,10 @@ _OUTPUTS: Final = ("embedding", "code", "version")
 ALLOWED: Final = ("OK", "INVALID_ARGUMENT", "CANCELLED", "RESOURCE_EXHAUSTED")
 _LONGEST_MESSAGE: Final = 600
 # Triton 2.51's HTTP front end answers bodies that it cannot parse with 500, before any model.
-_TRITONS_OWN: Final = ('{"error":"failed to parse the request JSON buffer',)
+_TRITONS_OWN: Final = (
+    '{"error":"failed to parse the request JSON buffer',
+    '{"error":"Unable to parse',
+)
 
 
 @dataclass(frozen=True)
