@@ -16,6 +16,7 @@ EmbeddingError
 ├── Malformed            in the server: a parameter of a request is damaged (deadline.py)
 └── ClientError          a call to the server failed
     ├── ServerUnavailable    not reachable or not ready
+    │   └── ServerDied           its process ended while it had the request
     ├── Overloaded           the server is alive, but could not answer in time
     ├── DeadlineExceeded     no answer within the deadline
     ├── RequestAborted       the server died twice while it had this request
@@ -75,6 +76,18 @@ class ServerUnavailable(ClientError):
     """The server cannot be reached or is not ready. Worth retrying."""
 
 
+class ServerDied(ServerUnavailable):
+    """The server's process, or one of its models', ended while it had the request.
+
+    Attributes:
+        life: which of the server's processes it was, as the client that asked counts them.
+    """
+
+    def __init__(self, message: str, life: int) -> None:
+        super().__init__(message)
+        self.life = life
+
+
 class Overloaded(ClientError):
     """The server is alive, but has too much work to answer in time. Send less, or allow more time.
 
@@ -90,7 +103,14 @@ class RequestAborted(ClientError):
     """The server's process died twice while it had this request, which is not sent again.
 
     One of its pictures may be what ended the process.
+
+    Attributes:
+        rows: indices of the request's pictures in the list that was passed in.
     """
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class RequestRejected(ClientError):

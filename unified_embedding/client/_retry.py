@@ -1,0 +1,157 @@
+"""When a call is made again: while the server is away, and once after it died over a request."""
+
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from unified_embedding.client._calls import Deadline
+from unified_embedding.errors import RequestAborted, ServerDied, ServerUnavailable
+
+
+@dataclass(frozen=True)
+class Retry:
+    """How long a call is repeated while the server cannot be reached or is not ready.
+
+    A server that has answered this client before is waited for until the call's deadline: it is
+    probably being restarted. One that has never answered is probably not there, and is given up
+    after `contact` seconds. The pause before attempt k + 1 is drawn from
+    [0.5, 1] x min(longest, first x 2^(k - 1)).
+
+    Attributes:
+        attempts: most attempts of one call; None for as many as the deadline allows, 1 never
+            repeats.
+        contact: seconds to wait for the first answer of all, the call's deadline permitting.
+        first: seconds before the second attempt.
+        longest: most seconds between two attempts.
+    """
+
+    attempts: int | None = None
+    contact: float = 2.0
+    first: float = 0.1
+    longest: float = 2.0
+
+    def __post_init__(self) -> None:
+        wrong = self.attempts is not None and self.attempts < 1
+        if wrong or self.contact < 0 or not 0 <= self.first <= self.longest:
+            raise ValueError(
+                f"{self} needs attempts >= 1 or None, contact >= 0 and 0 <= first <= longest"
+            )
+
+    def pause(self, attempt: int) -> float:
+        """Seconds to wait after failed `attempt`, counted from 1."""
+        # Beyond 2^60 nothing grows any more, and beyond 2^1023 it would not be a float.
+        return min(self.longest, self.first * 2.0 ** min(attempt - 1, 60)) * random.uniform(0.5, 1)
+
+
+@dataclass(frozen=True)
+class Sent:
+    """What was known of the server when a call was sent: which life, and whether it was over."""
+
+    life: int
+    over: bool
+
+
+class Lives:
+    """The server's processes as one client can tell them apart: the first answer after a loss
+    begins a new life. Safe to use from many threads.
+    """
+
+    def __init__(self) -> None:
+        self._now = Sent(life=0, over=True)
+        self._lock = threading.Lock()
+
+    @property
+    def met(self) -> bool:
+        """Whether the server has ever answered."""
+        return self._now.life > 0
+
+    def sent(self) -> Sent:
+        """What is known now, for a call that is about to be sent."""
+        return self._now
+
+    def answered(self, sent: Sent) -> None:
+        """The call was answered. Only one that was sent after a loss proves that it is over."""
+        with self._lock:
+            if self._now.over and sent == self._now:
+                self._now = Sent(sent.life + 1, over=False)
+
+    def lost(self, sent: Sent) -> None:
+        """The call found the server gone."""
+        with self._lock:
+            if sent.life == self._now.life:
+                self._now = Sent(sent.life, over=True)
+
+
+class Attempts:
+    """The attempts of one call: after each failure the pause before the next, or the end.
+
+    Attributes:
+        death: the first death of the server that the request was in flight at. From then on it
+            is a suspect: it is sent alone, and only to a server that says that it is ready.
+    """
+
+    def __init__(
+        self,
+        retry: Retry,
+        lives: Lives,
+        deadline: Deadline,
+        rows: Sequence[int] = (),
+        death: ServerDied | None = None,
+        divisible: bool = False,
+    ) -> None:
+        """Begin.
+
+        Args:
+            retry: how often, and how long.
+            lives: what the client knows of the server.
+            deadline: the call's.
+            rows: the pictures of the request, by their place in the caller's list; none for a
+                call that no picture can turn into a danger.
+            death: a death that they were in flight at before, together with others.
+            divisible: the caller divides the request after a death, instead of repeating it.
+        """
+        self.death = death
+        self._retry, self._lives, self._deadline = retry, lives, deadline
+        self._rows, self._divisible = tuple(rows), divisible
+        self._made = 0
+        self._began = time.monotonic()
+
+    def pause(self, problem: ServerUnavailable) -> float:
+        """Seconds to wait before the next attempt.
+
+        Raises:
+            ServerUnavailable: there is none.
+            RequestAborted: another process had died over the request before.
+        """
+        if isinstance(problem, ServerDied) and self._rows:
+            self._count(problem)
+        self._made += 1
+        pause, left = self._retry.pause(self._made), self._deadline.left
+        if not self._lives.met:
+            left = min(left, self._began + self._retry.contact - time.monotonic())
+        if self._made == self._retry.attempts or pause >= left:
+            raise problem
+        return pause
+
+    def _count(self, death: ServerDied) -> None:
+        if self._divisible:
+            raise death
+        if self.death is None:
+            self.death = death
+        # A dead process that answers, or loses, the same request twice has died once.
+        elif death.life != self.death.life:
+            raise RequestAborted(_verdict(self._rows, death), self._rows) from death
+
+
+def _verdict(rows: Sequence[int], death: ServerDied) -> str:
+    if len(rows) == 1:
+        return (
+            f"image {rows[0]}: the server died twice while it had this picture, which is not sent "
+            f"again ({death})"
+        )
+    return (
+        f"the server died twice while it had the images {rows[0]} to {rows[-1]}, one of which may "
+        f"be the cause; they are not sent again, embed_each finds out which ({death})"
+    )
