@@ -118,6 +118,7 @@ def build(
     wanted = recipe_digest(spec, target, gallery, config)
     place = repository / "embedder" if served else OUT / spec.name
     if served and is_current(place, wanted):
+        triton_config.fit_binarizer(repository, spec.dim)
         console.print(f"engine {engine} of {spec.name} {spec.version} is up to date")
         return
     # On the place's file system, so that installing is a rename, but not where Triton looks.
@@ -158,6 +159,8 @@ def build(
         if not passed:
             raise BuildError("a gate failed; the engine that stood there before stays")
         install(staged, place)
+        if served:
+            triton_config.fit_binarizer(repository, spec.dim)
         console.print(
             f"{'installed' if served else 'wrote'} engine [bold]{engine}[/] in "
             f"{os.path.relpath(place)}"

@@ -1,7 +1,9 @@
 import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
+import ci_mode
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -24,6 +26,36 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    ci_mode.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    ci_mode.start(config)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    ci_mode.finish(session)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    ci_mode.judge(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    ci_mode.judge(collector.config, report)
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,8 @@ EmbeddingError
 ├── PicturesError        no pictures for a measurement (measure/pictures.py)
 ├── SetupError           Triton cannot be started here (tritonserver.py)
 ├── Late                 in the server: a request cannot be answered in time (deadline.py)
-├── Malformed            in the server: a deadline is not a moment (deadline.py)
+├── Busy                 in the server: too much work for a large request (serving/workload.py)
+├── Malformed            in the server: a parameter of a request is damaged (deadline.py)
 └── ClientError          a call to the server failed
     ├── ServerUnavailable    not reachable or not ready
     │   └── ServerDied           its process ended while it had the request

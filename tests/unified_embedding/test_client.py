@@ -167,14 +167,27 @@ def test_embed_each_loses_no_good_picture(bad: set[int], asynchronous: bool) -> 
     assert 5 <= len(peer.requests) <= 5 + len(bad)
 
 
-def test_a_refusal_that_names_no_picture(peer: Peer, ask: Ask) -> None:
-    images = [b"a", b"b", b"oracle", b"c", b"d"]
+def test_what_is_too_much_for_one_request_is_sent_as_two(peer: Peer, ask: Ask) -> None:
+    """The refusal names no picture; each of them alone is fine."""
+    peer.max_batch_size = 16
+    images = [f"{row}".encode() for row in range(8)]
+    images[6] = b"oracle"
+    np.testing.assert_array_equal(ask(peer, "embed", images).embedding, vectors(images))
+    assert [len(request.images) for request in peer.requests] == [8, 4, 4, 2, 2, 1, 1]
+    images[7] = b"bad"
+    answer = ask(peer, "embed_each", images)
+    assert answer.rows == tuple(range(7))
+    np.testing.assert_array_equal(answer.embedded.embedding, vectors(images[:7]))
+    assert {row: error.row for row, error in answer.errors.items()} == {7: 7}
+
+
+def test_a_refusal_that_names_no_picture_and_holds_for_each(peer: Peer, ask: Ask) -> None:
+    wrong = (grpc.StatusCode.INVALID_ARGUMENT, "something in this request is wrong")
+    peer.respond = lambda number, request: wrong
     with pytest.raises(RequestRejected, match=r"^something in this request is wrong$") as refusal:
-        ask(peer, "embed", images)
+        ask(peer, "embed", [b"a", b"b", b"c", b"d"])
     assert refusal.value.row is None
-    answer = ask(peer, "embed_each", images)  # Each of them alone is fine.
-    np.testing.assert_array_equal(answer.embedded.embedding, vectors(images))
-    assert not answer.errors
+    assert [len(request.images) for request in peer.requests] == [4, 2, 1]
 
 
 def test_a_refusal_of_a_row_that_was_not_sent(peer: Peer, ask: Ask) -> None:

@@ -10,7 +10,7 @@ from typing import Any, Self, TypeVar
 from unified_embedding.client import _kserve as kserve
 from unified_embedding.client._base import BaseClient, in_callers_rows, nothing
 from unified_embedding.client._calls import Deadline
-from unified_embedding.client._job import Crops, Job, Salvage, collect
+from unified_embedding.client._job import Crops, Job, Salvage, collect, halves
 from unified_embedding.client._kserve import grpc, pb
 from unified_embedding.client._places import AsyncPlaces
 from unified_embedding.client._results import (
@@ -22,7 +22,7 @@ from unified_embedding.client._results import (
     join,
 )
 from unified_embedding.client._retry import Attempts, Retry
-from unified_embedding.errors import ClientError, ServerDied, ServerUnavailable
+from unified_embedding.errors import ClientError, RequestRejected, ServerDied, ServerUnavailable
 
 _T = TypeVar("_T")
 
@@ -48,7 +48,7 @@ class AsyncEmbedderClient(BaseClient):
         requests = job.split(server.max_batch_size)
         if not requests:
             return nothing(server, job)
-        return join(await _map(lambda rows: self._send(job, rows, deadline), requests))
+        return join(await _map(lambda rows: self._whole(job, rows, deadline), requests))
 
     async def embed_each(
         self,
@@ -124,6 +124,15 @@ class AsyncEmbedderClient(BaseClient):
         ]
         server = await self._call("ServerMetadata", pb.ServerMetadataRequest(), deadline)
         return self._server_info(server, ensemble, embedder)
+
+    async def _whole(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
+        """All of them, or raise. What is too much for one request is sent as two."""
+        try:
+            return await self._send(job, rows, deadline)
+        except RequestRejected as error:
+            if error.row is not None or len(rows) < 2:
+                raise
+        return join([await self._whole(job, half, deadline) for half in halves(rows)])
 
     async def _salvage(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Salvage:
         salvage = Salvage(rows, self._retry)

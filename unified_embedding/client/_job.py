@@ -98,20 +98,26 @@ class Salvage:
             self._refuse(rows, error)
         elif isinstance(error, ServerDied) and len(rows) > 1 and self._repeats:
             # Each alone, so that no more than one picture is blamed when it dies again.
-            self.pending += [([row], error) for row in rows]
+            self.pending[:0] = [([row], error) for row in rows]
         else:
             self.errors.update(dict.fromkeys(rows, error))
 
     def _refuse(self, rows: Sequence[int], error: RequestRejected) -> None:
-        """Send the others again, or each alone if none is named."""
+        """Send the others again, or if none is named one half after the other."""
         if error.row is None and len(rows) > 1:
-            self.pending += [([row], None) for row in rows]
+            self.pending[:0] = [(half, None) for half in halves(rows)]
             return
         bad = rows[0] if error.row is None else error.row
         self.errors[bad] = RequestRejected(str(error), bad)
         good = [row for row in rows if row != bad]
         if good:
-            self.pending.append((good, None))
+            self.pending.insert(0, (good, None))
+
+
+def halves(rows: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """The first and the second half of rows that are too much for one request."""
+    middle = len(rows) // 2
+    return rows[:middle], rows[middle:]
 
 
 def collect(salvaged: Sequence[Salvage], nothing: Embedded) -> EmbeddedEach:

@@ -142,14 +142,16 @@ class Attempts:
             self.death = death
         # A dead process that answers, or loses, the same request twice has died once.
         elif death.life != self.death.life:
-            raise RequestAborted(
-                f"the server died twice while it had {_pictures(self._rows)}, which is not sent "
-                f"again: {death}",
-                self._rows,
-            ) from death
+            raise RequestAborted(_verdict(self._rows, death), self._rows) from death
 
 
-def _pictures(rows: Sequence[int]) -> str:
+def _verdict(rows: Sequence[int], death: ServerDied) -> str:
     if len(rows) == 1:
-        return f"image {rows[0]}"
-    return f"the request of the images {rows[0]} to {rows[-1]}, one of which may be the cause"
+        return (
+            f"image {rows[0]}: the server died twice while it had this picture, which is not sent "
+            f"again ({death})"
+        )
+    return (
+        f"the server died twice while it had the images {rows[0]} to {rows[-1]}, one of which may "
+        f"be the cause; they are not sent again, embed_each finds out which ({death})"
+    )

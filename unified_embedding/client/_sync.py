@@ -11,7 +11,7 @@ from typing import Any, Self, TypeVar
 from unified_embedding.client import _kserve as kserve
 from unified_embedding.client._base import BaseClient, in_callers_rows, nothing
 from unified_embedding.client._calls import Deadline
-from unified_embedding.client._job import Crops, Job, Salvage, collect
+from unified_embedding.client._job import Crops, Job, Salvage, collect, halves
 from unified_embedding.client._kserve import grpc, pb
 from unified_embedding.client._places import Places
 from unified_embedding.client._results import (
@@ -25,6 +25,7 @@ from unified_embedding.client._results import (
 from unified_embedding.client._retry import Attempts, Retry
 from unified_embedding.errors import (
     ClientError,
+    RequestRejected,
     ServerDied,
     ServerUnavailable,
 )
@@ -69,7 +70,7 @@ class EmbedderClient(BaseClient):
         requests = job.split(server.max_batch_size)
         if not requests:
             return nothing(server, job)
-        return join(self._map(lambda rows: self._send(job, rows, deadline), requests))
+        return join(self._map(lambda rows: self._whole(job, rows, deadline), requests))
 
     def embed_each(
         self,
@@ -165,6 +166,15 @@ class EmbedderClient(BaseClient):
         finally:
             for future in futures:
                 future.cancel()
+
+    def _whole(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
+        """All of them, or raise. What is too much for one request is sent as two."""
+        try:
+            return self._send(job, rows, deadline)
+        except RequestRejected as error:
+            if error.row is not None or len(rows) < 2:
+                raise
+        return join([self._whole(job, half, deadline) for half in halves(rows)])
 
     def _salvage(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Salvage:
         salvage = Salvage(rows, self._retry)

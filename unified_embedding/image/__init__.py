@@ -5,14 +5,12 @@ Serving, training, gates and tests all call `load_pixels`; there is no second pa
 
 from unified_embedding.image.decoding import (
     PREPROCESSING_REVISION,
-    Box,
-    Preprocessing,
     decode,
     load_pixels,
     measure,
-    parse_crops,
 )
 from unified_embedding.image.formats import FORMATS, SUFFIXES
+from unified_embedding.image.geometry import Box, Preprocessing, parse_crops
 from unified_embedding.image.limits import DEFAULT_LIMITS, SETTINGS, Limits
 
 __all__ = [

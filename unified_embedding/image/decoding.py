@@ -1,106 +1,49 @@
-"""Encoded bytes to the uint8 pixels an embedder takes: the one preprocessing.
+"""Encoded bytes to pixels: a header is read and checked, then Pillow decodes what it needs."""
 
-Serving, training, gates and tests all call `load_pixels`; there is no second path.
-"""
-
-import io
 import math
 import struct
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
 from unified_embedding.errors import ImageError
-from unified_embedding.image.limits import DEFAULT_LIMITS, Limits
+from unified_embedding.image import bmp, gif, isobmff, jpeg, png, tiff, webp
+from unified_embedding.image.colour import to_srgb
+from unified_embedding.image.container import Container, corrupt, unread
+from unified_embedding.image.decoders import opened
+from unified_embedding.image.formats import identify
+from unified_embedding.image.geometry import Box, Preprocessing, resized, short_side
+from unified_embedding.image.limits import DEFAULT_LIMITS, Limits, setting
 
-_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
-# Part of the embedder's version: raise it whenever this file yields other pixels than before.
-PREPROCESSING_REVISION: Final = 1
+# Part of the embedder's version: raise it whenever this package yields other pixels than before.
+PREPROCESSING_REVISION: Final = 2
 
-_ORIENTATION: Final = 0x0112  # EXIF 2.3, tag 274
-_WHITE: Final = (255, 255, 255)
-_RESAMPLING: Final = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
+Side = tuple[Literal["longer", "shorter"], int]
+
+_PARSERS: Final[dict[str, Callable[[bytes], Container]]] = {
+    "JPEG": jpeg.parse,
+    "PNG": png.parse,
+    "WEBP": webp.parse,
+    "GIF": gif.parse,
+    "BMP": bmp.parse,
+    "TIFF": tiff.parse,
+    "AVIF": isobmff.parse_avif,
+    "HEIC": isobmff.parse_heic,
 }
-# What Pillow's decoders raise on damaged files; anything else is a bug of ours and must surface.
-_DECODER_ERRORS: Final = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    ZeroDivisionError,
-    struct.error,
-)
-
-
-@dataclass(frozen=True)
-class Box:
-    """A crop in fractions of the upright picture: 0 <= x0 < x1 <= 1, 0 <= y0 < y1 <= 1."""
-
-    x0: float
-    y0: float
-    x1: float
-    y1: float
-
-    def __post_init__(self) -> None:
-        values = (self.x0, self.y0, self.x1, self.y1)
-        inside = all(math.isfinite(v) and 0 <= v <= 1 for v in values)
-        if not inside or self.x0 >= self.x1 or self.y0 >= self.y1:
-            raise ImageError(
-                f"crop {self} is not a box: give x0,y0,x1,y1 as fractions of the upright "
-                "picture with 0 <= x0 < x1 <= 1 and 0 <= y0 < y1 <= 1"
-            )
-
-    def __str__(self) -> str:
-        """The box as it travels: each number in the fewest digits that name exactly it."""
-        return ",".join(
-            repr(float(value)).removesuffix(".0") for value in (self.x0, self.y0, self.x1, self.y1)
-        )
-
-    def pixels(self, width: int, height: int) -> tuple[int, int, int, int]:
-        """The box in whole pixels (left, top, right, bottom), at least one pixel each way."""
-        left, right = _span(self.x0, self.x1, width)
-        top, bottom = _span(self.y0, self.y1, height)
-        return left, top, right, bottom
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes pixels. Travels with the weights in spec.json.
-
-    Attributes:
-        size: side of the square input in pixels.
-        resize: "letterbox" (longer side to `size`, the rest white) or "center_crop"
-            (shorter side to `size / crop_pct`, then the central square).
-        interpolation: "bilinear" or "bicubic", antialiased.
-        crop_pct: share of the shorter side that "center_crop" keeps.
-    """
-
-    size: int = 224
-    resize: Literal["letterbox", "center_crop"] = "letterbox"
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    crop_pct: float = 0.875
-
-    def __post_init__(self) -> None:
-        if self.size < 1:
-            raise ImageError(f"size {self.size} is not a side in pixels")
-        if self.resize not in ("letterbox", "center_crop"):
-            raise ImageError(f"resize {self.resize!r} is neither 'letterbox' nor 'center_crop'")
-        if self.interpolation not in _RESAMPLING:
-            raise ImageError(
-                f"interpolation {self.interpolation!r} is not one of {list(_RESAMPLING)}"
-            )
-        if not 0 < self.crop_pct <= 1:
-            raise ImageError(f"crop_pct {self.crop_pct} is not in (0, 1]")
+# EXIF 2.3, tag 274: what turns the stored picture upright.
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BAND: Final = 1 << 20
 
 
 def load_pixels(
@@ -111,53 +54,40 @@ def load_pixels(
 ) -> NDArray[np.uint8]:
     """Decode one encoded picture and bring it to the embedder's input.
 
-    Honours EXIF orientation, takes the first frame, lays transparency over white and
-    reads CMYK, grey, palette and 16-bit pictures as RGB (ICC profiles are ignored).
+    Takes the first frame, turns it upright by the number in its orientation tag, lays
+    transparency over white, reads CMYK, grey, palette and 16-bit pictures as RGB and
+    converts colours with a matrix profile (Display P3, Adobe RGB) to sRGB.
 
     Returns:
         uint8 [size, size, 3], RGB, C-contiguous.
 
     Raises:
-        ImageError: empty, too large, not one of `FORMATS`, truncated or corrupt.
+        ImageError: empty, beyond `limits`, not one of `limits.formats`, of a layout that is
+            not read, truncated or corrupt.
     """
-    image = decode(data, crop, limits, _wanted_side(preprocessing))
-    resized = _letterbox if preprocessing.resize == "letterbox" else _center_crop
-    return np.ascontiguousarray(np.asarray(resized(image, preprocessing), dtype=np.uint8))
+    container = _inspect(data, limits)
+    image = _decoded(container, crop, limits, _wanted_side(preprocessing))
+    convert = to_srgb(container.profile) if container.profile else None
+    return np.ascontiguousarray(np.asarray(resized(image, preprocessing, convert), np.uint8))
 
 
 def decode(
     data: bytes,
     crop: Box | None = None,
     limits: Limits = DEFAULT_LIMITS,
-    side: tuple[Literal["longer", "shorter"], int] | None = None,
+    side: Side | None = None,
 ) -> Image.Image:
     """Decode one encoded picture to an upright RGB image, cropped when asked.
 
     `side` allows a JPEG to be decoded at a reduced scale (libjpeg's DCT scaling, Pillow's
     draft mode), as long as the longer or shorter side of the cropped region keeps at
-    least that many pixels.
+    least that many pixels. Colours stay in the picture's own space.
 
     Raises:
         ImageError: see `load_pixels`.
     """
-    if not data:
-        raise ImageError("the image is empty (0 bytes)")
-    if len(data) > limits.max_bytes:
-        raise ImageError(f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,}")
-    image = _open(data, limits)
-    try:
-        if side is not None and image.format in ("JPEG", "MPO"):
-            _draft(image, crop, *side)
-        image.load()
-        if image.format != "TIFF":  # Pillow turns TIFF upright by itself on load.
-            image = _upright(image)
-        if crop is not None:
-            image = image.crop(crop.pixels(*image.size))
-        return _rgb(image)
-    except ImageError:
-        raise
-    except _DECODER_ERRORS as error:
-        raise ImageError(f"the {image.format} image is truncated or corrupt ({error})") from error
+    image = _decoded(_inspect(data, limits), crop, limits, side)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def measure(
@@ -168,161 +98,174 @@ def measure(
 ) -> int:
     """What `load_pixels` of the same arguments will cost, in pixels, from the header alone.
 
-    One unit is a pixel that is decoded in full; a pixel of a JPEG that is decoded at a reduced
-    scale costs a part of it. A request's budget is a sum of these.
+    One unit is a pixel that is decoded in full. A pixel of a JPEG that is decoded at a reduced
+    scale costs a quarter (its entropy coding), and each that is kept one more. A request's
+    budget is a sum of these.
 
     Raises:
         ImageError: the header is not one that `load_pixels` would decode.
     """
+    container = _inspect(data, limits)
+    _, kept = _draft(container, crop, limits, _wanted_side(preprocessing))
+    if kept == container.pixels or container.progressive:
+        return container.pixels
+    return kept + container.pixels // 4
+
+
+def _inspect(data: bytes, limits: Limits) -> Container:
+    """The header, checked against the limits. Raises ImageError."""
     if not data:
         raise ImageError("the image is empty (0 bytes)")
     if len(data) > limits.max_bytes:
-        raise ImageError(f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,}")
-    image = _open(data, limits)
-    width, height = image.size
-    return width * height
-
-
-def parse_crops(text: str, count: int) -> list[Box | None]:
-    """Parse the request parameter `crop` for `count` pictures.
-
-    One "x0,y0,x1,y1" serves every picture; `count` boxes are joined by ";", and an empty
-    place among them leaves that picture whole.
-
-    Raises:
-        ImageError: not four numbers, not a box, or another number of boxes than pictures.
-    """
-    parts = text.split(";")
-    if len(parts) == 1:
-        return [_parse_box(parts[0])] * count
-    if len(parts) != count:
         raise ImageError(
-            f"crop holds {len(parts)} boxes for {count} pictures; give one box for all or one each"
+            f"the image has {len(data):,} bytes; the limit is {limits.max_bytes:,} "
+            f"({setting('max_bytes')})"
         )
-    return [_parse_box(part) if part.strip() else None for part in parts]
-
-
-def _parse_box(text: str) -> Box:
+    kind = identify(data, limits.formats)
     try:
-        x0, y0, x1, y1 = (float(value) for value in text.split(","))
-    except ValueError:
-        raise ImageError(f"crop {text!r} is not four numbers x0,y0,x1,y1") from None
-    return Box(x0, y0, x1, y1)
-
-
-def _open(data: bytes, limits: Limits) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    except UnidentifiedImageError:
-        start = bytes(data[:8])
+        container = _PARSERS[kind](data)
+    except (struct.error, IndexError, OverflowError):
+        raise corrupt(kind, "it ends within its header") from None
+    if container.width < 1 or container.height < 1:
+        raise ImageError(f"the image has no pixels ({container.width} x {container.height})")
+    if container.progressive:
+        field, what = "max_progressive_pixels", "progressive JPEG image"
+    elif container.scalable:
+        field, what = "max_jpeg_pixels", "JPEG image"
+    else:
+        field, what = "max_pixels", f"{kind} image"
+    limit = getattr(limits, field)
+    if container.pixels > limit:
         raise ImageError(
-            f"not an image this server reads (first bytes {start!r}); send {', '.join(_FORMATS)}"
-        ) from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise ImageError(
-            f"the image has more pixels than the limit of {limits.max_pixels:,}"
-        ) from None
-    except _DECODER_ERRORS as error:
-        raise ImageError(f"the image header is corrupt ({error})") from error
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError(f"the image has no pixels ({width} x {height})")
-    if width * height > limits.max_pixels:
-        raise ImageError(
-            f"the image has {width} x {height} = {width * height:,} pixels; "
-            f"the limit is {limits.max_pixels:,}"
+            f"the {what} has {container.width} x {container.height} = {container.pixels:,} "
+            f"pixels; the limit is {limit:,} ({setting(field)})"
         )
-    return image
+    return container
 
 
-def _wanted_side(preprocessing: Preprocessing) -> tuple[Literal["longer", "shorter"], int]:
+def _decoded(
+    container: Container, crop: Box | None, limits: Limits, side: Side | None
+) -> Image.Image:
+    """The picture upright, cropped and without transparency, in mode "L" or "RGB"."""
+    draft, _ = _draft(container, crop, limits, side)
+    try:
+        image = _loaded(container, draft)
+        if container.finish is not None:
+            image = container.finish(image)
+        if container.orientation in _TURNS:
+            image = image.transpose(_TURNS[container.orientation])
+        if crop is not None:
+            image = image.crop(crop.pixels(*image.size))
+        return _opaque(image, container.format)
+    except ImageError:
+        raise
+    # Whatever a decoder trips over in one picture is that picture's fault, and costs it alone.
+    except Exception as error:
+        raise corrupt(container.format, str(error)[:80] or type(error).__name__) from error
+
+
+def _loaded(container: Container, draft: tuple[int, int] | None) -> Image.Image:
+    """What is stored, as Pillow decodes it. A file without an end marker is tried with several."""
+    data = container.file()
+    try:
+        return opened(container, data, draft)
+    except OSError:
+        if not container.tails:
+            raise
+    first = opened(container, data + container.tails[0], draft)
+    for tail in container.tails[1:]:
+        if not _same(first, opened(container, data + tail, draft)):
+            raise corrupt(container.format, "it ends within its pixels")
+    return first
+
+
+def _same(one: Image.Image, other: Image.Image) -> bool:
+    step = max(1, _BAND // one.width)
+    bands = ((0, top, one.width, min(one.height, top + step)) for top in range(0, one.height, step))
+    return all(one.crop(band).tobytes() == other.crop(band).tobytes() for band in bands)
+
+
+def _wanted_side(preprocessing: Preprocessing) -> Side:
     if preprocessing.resize == "letterbox":
         return "longer", preprocessing.size
-    return "shorter", _short_side(preprocessing)
+    return "shorter", short_side(preprocessing)
 
 
-def _short_side(preprocessing: Preprocessing) -> int:
-    return math.ceil(preprocessing.size / preprocessing.crop_pct)
+def _draft(
+    container: Container, crop: Box | None, limits: Limits, side: Side | None
+) -> tuple[tuple[int, int] | None, int]:
+    """The size to ask a JPEG decoder for, None for the full one, and the pixels that it keeps.
 
-
-def _draft(image: Image.Image, crop: Box | None, side: str, pixels: int) -> None:
-    width, height = image.size
-    region = (width, height)
+    Raises:
+        ImageError: the crop needs more pixels at a time than `limits.max_pixels`.
+    """
+    if not container.scalable:
+        return None, container.pixels
+    shares = (1.0, 1.0)
     if crop is not None:
-        # Upright or not, the region's share of the stored picture is bounded by the crop's
-        # larger share, so the draft never falls below the pixels that are needed.
-        share = min(crop.x1 - crop.x0, crop.y1 - crop.y0)
-        region = (max(1, int(width * share)), max(1, int(height * share)))
-    extent = max(region) if side == "longer" else min(region)
-    scale = pixels / extent
-    if scale <= 0.5:
-        image.draft(None, (math.ceil(width * scale), math.ceil(height * scale)))
+        shares = (crop.x1 - crop.x0, crop.y1 - crop.y0)
+        if container.orientation >= 5:
+            shares = shares[::-1]
+    # Upright or not, the region's share of the stored picture is bounded by the crop's smaller
+    # share, so the draft never falls below the pixels that are needed.
+    careful = _draft_size(container, (min(shares), min(shares)), side)
+    if _kept(container, careful) <= limits.max_pixels:
+        return careful, _kept(container, careful)
+    exact = _draft_size(container, shares, side)
+    if side is None:
+        while _kept(container, exact) > limits.max_pixels:
+            width, height = exact or (container.width, container.height)
+            exact = math.ceil(width / 2), math.ceil(height / 2)
+    if _kept(container, exact) > limits.max_pixels:
+        raise ImageError(
+            f"so small a crop of a JPEG image of {container.width} x {container.height} needs "
+            f"{_kept(container, exact):,} pixels decoded; the limit is {limits.max_pixels:,} "
+            f"({setting('max_pixels')}); send the region itself, or a larger crop"
+        )
+    return exact, _kept(container, exact)
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    if "exif" not in image.info and image.format not in ("PNG", "WEBP"):
-        return image
-    try:
-        turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-    except _DECODER_ERRORS:
-        return image  # A damaged EXIF block does not make the picture unreadable.
-    if not turned:
-        return image
-    upright = ImageOps.exif_transpose(image)
-    return image if upright is None else upright
+def _draft_size(
+    container: Container, shares: tuple[float, float], side: Side | None
+) -> tuple[int, int] | None:
+    if side is None:
+        return None
+    width, height = container.width, container.height
+    region = (max(1, int(width * shares[0])), max(1, int(height * shares[1])))
+    which, pixels = side
+    scale = pixels / (max(region) if which == "longer" else min(region))
+    return (math.ceil(width * scale), math.ceil(height * scale)) if scale <= 0.5 else None
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):
-        return _from_16_bit(image)
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        over_white = Image.new("RGB", rgba.size, _WHITE)
-        over_white.paste(rgba, mask=rgba.getchannel("A"))
-        return over_white
-    if image.mode in ("1", "L", "P", "CMYK", "YCbCr", "LAB", "HSV", "RGBX"):
+def _kept(container: Container, draft: tuple[int, int] | None) -> int:
+    """Pixels of the scale that libjpeg takes for `draft`: 1, 1/2, 1/4 or 1/8."""
+    if draft is None:
+        return container.pixels
+    factor = min(container.width // draft[0], container.height // draft[1])
+    scale = next((scale for scale in (8, 4, 2) if factor >= scale), 1)
+    return math.ceil(container.width / scale) * math.ceil(container.height / scale)
+
+
+def _opaque(image: Image.Image, kind: str) -> Image.Image:
+    """Over white, in mode "L" (grey, a third of the work) or "RGB"."""
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    if image.mode in ("LA", "La"):
+        grey = image if image.mode == "LA" else image.convert("LA")
+        white = Image.new("L", grey.size, 255)
+        white.paste(grey.getchannel("L"), mask=grey.getchannel("A"))
+        return white
+    if image.mode in ("RGBA", "RGBa", "PA") or "transparency" in image.info:
+        rgba = image if image.mode == "RGBA" else image.convert("RGBA")
+        white = Image.new("RGB", rgba.size, (255, 255, 255))
+        white.paste(rgba, mask=rgba.getchannel("A"))
+        return white
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "1":
+        return image.convert("L")
+    if image.mode in ("P", "CMYK", "YCbCr", "LAB", "RGBX"):
         return image.convert("RGB")
-    raise ImageError(
-        f"{image.format} images of mode {image.mode} are not read; save with 8 or 16 bits a channel"
-    )
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    grey = np.asarray(image).astype(np.int64)
-    if grey.min() < 0 or grey.max() > 0xFFFF:
-        raise ImageError("the image has more than 16 bits a channel; save it with 8 or 16")
-    return Image.fromarray((grey >> 8).astype(np.uint8)).convert("RGB")
-
-
-def _letterbox(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    size = preprocessing.size
-    width, height = image.size
-    scale = size / max(width, height)
-    fitted = (
-        min(size, max(1, round(width * scale))),
-        min(size, max(1, round(height * scale))),
-    )
-    if image.size != fitted:
-        image = image.resize(fitted, _RESAMPLING[preprocessing.interpolation])
-    if fitted == (size, size):
+    if image.mode in ("L", "RGB"):
         return image
-    canvas = Image.new("RGB", (size, size), _WHITE)
-    canvas.paste(image, ((size - fitted[0]) // 2, (size - fitted[1]) // 2))
-    return canvas
-
-
-def _center_crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    size, short = preprocessing.size, _short_side(preprocessing)
-    width, height = image.size
-    # Cropping before resizing keeps a 10,000 x 1 panorama from growing to a 2,560,000 x 256 one.
-    span = min(width, height) * size / short
-    left, top = (width - span) / 2, (height - span) / 2
-    box = (left, top, left + span, top + span)
-    return image.resize((size, size), _RESAMPLING[preprocessing.interpolation], box=box)
-
-
-def _span(low: float, high: float, extent: int) -> tuple[int, int]:
-    start = min(round(low * extent), extent - 1)
-    return start, max(start + 1, min(round(high * extent), extent))
+    raise unread(kind, f"mode {image.mode}")

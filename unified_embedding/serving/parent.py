@@ -11,11 +11,9 @@ import os
 import signal
 import threading
 import time
-from pathlib import Path
 from typing import Final
 
-SERVER: Final = "tritonserver"
-"""What Linux calls Triton's process."""
+from unified_embedding.serving import processes
 
 _INTERVAL_S: Final = 0.5
 
@@ -28,7 +26,7 @@ def end_with_parent() -> None:
     thread ends that started this process, and Triton's do so once the model is loaded.
     """
     parent = os.getppid()
-    if Path(f"/proc/{parent}/comm").read_text().strip() == SERVER:
+    if processes.name(parent) == processes.SERVER:
         threading.Thread(target=_watch, args=(parent,), name="end-with-parent", daemon=True).start()
 
 

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Final
 
+import numpy as np
+
 from unified_embedding.codes import code_bytes
 from unified_embedding.retrieval import COMPARISONS, Comparison, Interval
 from unified_embedding.training.evaluation.agreement import FIGURES, Agreement
@@ -17,6 +19,7 @@ from unified_embedding.training.evaluation.experiments import (
 )
 from unified_embedding.training.evaluation.measure import Cell, Measurement
 from unified_embedding.training.evaluation.results import Results, RowResult, loss
+from unified_embedding.training.evaluation.rotations import STORED, Rotated
 from unified_embedding.training.evaluation.targets import Target
 from unified_embedding.training.evaluation.tasks import (
     BROWSE_MERGED,
@@ -140,7 +143,8 @@ def _opening(results: Results, command: str) -> Lines:
         "(browse: emoji families), paired wherever two things are compared. They cover the choice "
         f"of test identities only, not the randomness of training: there "
         f"{'was one training seed' if seeds == 1 else f'were {seeds} training seeds'} per row. "
-        "Models were selected on the validation split. Hamming distances tie; tied answers share "
+        "Rows are a run's last, annealed weights; `images seen` counts steps in which the trunk "
+        "moves. Hamming distances tie; tied answers share "
         "the credit.",
         "",
     ]
@@ -154,7 +158,8 @@ def _claims_table(claims: Sequence[Claim]) -> Lines:
         "## The paper's claims, here",
         "",
         *_table(["", "claim (KDD 2019)", "here", "weakest difference, points"], rows),
-        "Rules and all differences: [below](#claims-in-detail).",
+        "Rules and all differences: [below](#claims-in-detail). C1, C2, C3, C5 and C7 compare "
+        "trainings: `make compare` runs them, and [comparison.md](comparison.md) has them.",
         "",
     ]
 
@@ -201,7 +206,8 @@ def _main_table(results: Results) -> Lines:
 def _images_seen(result: RowResult) -> str:
     facts = result.facts or {}
     if "images_seen" in facts:
-        return f"{facts['images_seen']:,}"
+        each = facts["images_seen"] // max(1, len(facts.get("tasks", ())))
+        return f"{facts['images_seen']:,} ({each:,} a task)"
     return "0" if result.row.kind == "zero-shot" else "see its card"
 
 
@@ -239,7 +245,37 @@ def _code_table(results: Results) -> Lines:
             texts = ["" if one is None else points(one) for one in changes]
             rows.append([result.row.name if kind == "asymmetric" else "", kind, *texts])
     head = ["embedder", "minus float", *(f"{task} {metric}" for task, metric in COLUMNS)]
-    return ["## What the code costs", "", *_table(head, rows)]
+    return ["## What the code costs", "", *_table(head, rows), *_rotations(results)]
+
+
+def _rotations(results: Results) -> Lines:
+    rows = [
+        [
+            result.row.name,
+            f"{found.bits:,}",
+            kind,
+            *(_over_maps(found, Cell(task, metric, kind)) for task, metric in MAIN.values()),
+        ]
+        for result in results.rows
+        for found in result.rotated
+        for kind in STORED
+    ]
+    wanted = results.config.rotations
+    if not rows or wanted is None:
+        return []
+    figures = [f"{task} {metric}" for task, metric in MAIN.values()]
+    head = ["embedder", "bits", "minus float", *figures]
+    return [
+        f"The rotation inside an embedder is one draw among many. Mean over {wanted.count} random "
+        "maps in its place, none chosen; SD over the maps:",
+        "",
+        *_table(head, rows),
+    ]
+
+
+def _over_maps(found: Rotated, cell: Cell) -> str:
+    interval = found.mean(cell)
+    return "" if interval is None else f"{points(interval)}, SD {100 * found.spread(cell):.1f}"
 
 
 def _one_index_table(results: Results) -> Lines:
@@ -324,18 +360,19 @@ def _figures(results: Results) -> list[tuple[str, str]]:
 
 
 def _dimension(findings: Findings | None, pictures: Sequence[str]) -> Lines:
-    head = ["## Dimension and LayerNorm", ""]
+    head = ["## Dimension", ""]
     if findings is None:
         return [*head, "Not run.", ""]
     settings = findings.settings
     rows = [
-        _kinds_row(f"{dim} dimensions, {'LayerNorm' if norm else 'no LayerNorm'}", dim, measurement)
-        for (dim, norm), measurement in findings.learnt.items()
+        _kinds_row(f"{dim} dimensions, LayerNorm", dim, [measurement])
+        for dim, measurement in findings.learnt.items()
     ]
     rows += [
-        _kinds_row(f"{findings.dim} dimensions, nothing trained, {name}", findings.dim, one)
-        for name, one in findings.raw.items()
+        _kinds_row(f"{findings.dim} dimensions, nothing trained, {name}", findings.dim, each)
+        for name, each in findings.raw.items()
     ]
+    draws = len(findings.raw.get(MAPPED, ()))
     return [
         *head,
         f"On cached features of `{settings.source}`, **last layers only**: a linear map and the "
@@ -344,21 +381,31 @@ def _dimension(findings: Findings | None, pictures: Sequence[str]) -> Lines:
         "move. Float / code.",
         "",
         *_table(["", "bytes, float / code", *(f"{t} {m}" for t, m in MAIN.values())], rows),
-        f"`{PLAIN}` is the paper's way; `{NO_NORM}` takes the signs of pooled features, which are "
-        f"hardly ever negative; `{MAPPED}` is a departure from the paper with nothing trained in "
-        "it.",
+        f"`{PLAIN}` is the paper's way; `{NO_NORM}` takes the bit x > 0 of pooled features, none "
+        f"of which is negative and many exactly 0; `{MAPPED}` is a departure from the paper, mean "
+        f"and SD over {draws} rotations. Whether a trained embedder needs LayerNorm is asked end "
+        "to end, in the comparison.",
         "",
         *_picture("results-dimension.png", "Float and code by dimension", pictures),
     ]
 
 
-def _kinds_row(name: str, dim: int, measurement: Measurement) -> Lines:
+def _kinds_row(name: str, dim: int, each: Sequence[Measurement]) -> Lines:
     texts = []
     for task, metric in MAIN.values():
         cells = [Cell(task, metric, "float"), Cell(task, metric, "code")]
-        there = [measurement.samples[cell] for cell in cells if cell in measurement.samples]
-        texts.append(" / ".join(percent(float(one.values.mean())) for one in there))
+        there = [
+            [float(one.samples[cell].values.mean()) for one in each]
+            for cell in cells
+            if cell in each[0].samples
+        ]
+        texts.append(" / ".join(_mean_and_spread(values) for values in there))
     return [name, f"{4 * dim:,} / {code_bytes(dim):,}", *texts]
+
+
+def _mean_and_spread(values: Sequence[float]) -> str:
+    text = percent(float(np.mean(values)))
+    return text if len(values) == 1 else f"{text} (SD {100 * np.std(values, ddof=1):.1f})"
 
 
 def _subsampling(findings: Findings | None, pictures: Sequence[str]) -> Lines:

@@ -5,26 +5,26 @@ from dataclasses import dataclass
 from typing import Final
 
 from unified_embedding.retrieval import Comparison, Interval
-from unified_embedding.training.evaluation.results import Results, loss
+from unified_embedding.training.evaluation.measure import Cell
+from unified_embedding.training.evaluation.results import Results
 from unified_embedding.training.evaluation.rules import (
     Rule,
     gains,
     mean_at_least,
-    not_inferior,
-    superior,
 )
 from unified_embedding.training.evaluation.tasks import BROWSE_UNSEEN, CAMERA_EXACT, MAIN
 
 GAINS: Final = {
-    MAIN["camera"]: 10.0,
+    MAIN["camera"]: 8.0,
     (CAMERA_EXACT, "R@1"): 10.0,
     MAIN["shop"]: 10.0,
     MAIN["browse"]: 12.0,
+    (BROWSE_UNSEEN, "R@1"): 18.0,
 }
 """Points gained over zero-shot wanted of a unified embedder, with a lower bound above 0."""
 
-NOT_WORSE: Final = -2.0
-"""Least difference, in points, to zero-shot on domains that training never saw."""
+NOT_WORSE: Final = -1.0
+"""Least difference, in points, to zero-shot on test sets of domains that training never saw."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,6 @@ def targets(results: Results) -> list[Target]:
         *_gains(results),
         *_elsewhere(results),
         *_codes(results),
-        *_against_specialists(results),
     ]
 
 
@@ -70,48 +69,30 @@ def _elsewhere(results: Results) -> Iterator[Target]:
     for row in results.config.rows:
         if row.kind != "unified" or row.baseline is None:
             continue
-        unseen = f"{BROWSE_UNSEEN} R@1", results.gain(row.name, row.baseline, BROWSE_UNSEEN, "R@1")
-        others = [
-            (
-                f"{place.name}: {place.task} {place.metric}",
-                results.gain_elsewhere(row.name, row.baseline, place),
-            )
-            for place in results.config.elsewhere
-        ]
-        for what, found in (unseen, *others):
+        for place in results.config.elsewhere:
+            what = f"{place.name}: {place.task} {place.metric}"
             yield Target(
                 f"{row.name} minus {row.baseline}: {what} (never trained on)",
                 mean_at_least(NOT_WORSE),
-                found,
+                results.gain_elsewhere(row.name, row.baseline, place),
             )
 
 
 def _codes(results: Results) -> Iterator[Target]:
+    """Mean over random maps, at the widest code that was asked for."""
+    wanted = results.config.rotations
+    if wanted is None:
+        return
     margins = results.config.margins
     allowances: dict[Comparison, float] = {"asymmetric": margins.asymmetric, "code": margins.code}
-    for row in results.config.rows:
-        if row.kind != "unified":
-            continue
+    bits = max(wanted.bits)
+    for name in wanted.rows:
+        found = next((one for one in results.named(name).rotated if one.bits == bits), None)
         for kind, allowed in allowances.items():
             for task, metric in MAIN.values():
-                found = loss(results.named(row.name).measurement, task, metric, kind)
                 yield Target(
-                    f"{row.name}, {kind} minus float: {task} {metric}",
+                    f"{name}, {bits:,} bits, mean of {wanted.count} maps, {kind} minus float: "
+                    f"{task} {metric}",
                     mean_at_least(-allowed),
-                    found,
+                    None if found is None else found.mean(Cell(task, metric, kind)),
                 )
-
-
-def _against_specialists(results: Results) -> Iterator[Target]:
-    unified = results.config.compared()
-    if unified is None:
-        return
-    for task, twin in results.config.specialists().items():
-        for other, (name, metric) in MAIN.items():
-            # The rules of C1 and C2, so that a target cannot say other than the claim.
-            rule = not_inferior(results.config.margins.own_task) if other == task else superior()
-            yield Target(
-                f"{unified.name} minus {twin.name}: {name} {metric}",
-                rule,
-                results.gain(unified.name, twin.name, name, metric),
-            )

@@ -1,0 +1,1 @@
+"""What is compared, as data: configs/compare.yaml."""
