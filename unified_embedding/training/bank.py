@@ -127,7 +127,7 @@ class ProxyBank:
             with path.open("wb") as file:
                 os.truncate(file.fileno(), 4 * classes * (dim + width))
         both = torch.from_file(str(path), shared=True, size=classes * (dim + width))
-        rows, kept = both.split([classes * dim, classes * width])
+        rows, kept = both[: classes * dim], both[classes * dim :]
         self.rows, self.kept = rows.view(classes, dim), kept.view(classes, width)
         if writer:
             fill_first_proxies(self.rows, seed)

@@ -102,7 +102,7 @@ class SampledHead(ProxyHead):
         with torch.cuda.stream(self._stream):
             host = torch.empty(gradient.shape, pin_memory=True)
             host.copy_(gradient, non_blocking=True)
-            arrived = torch.cuda.Event()
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
             arrived.record(self._stream)
         gradient.record_stream(self._stream)
         self._written = self._worker.submit(
