@@ -13,7 +13,9 @@ from _vector_files import Rows
 
 from unified_embedding import Box
 from unified_embedding.client import EmbedderClient
+from unified_embedding.corpus.places import read_regular, reason
 from unified_embedding.errors import RequestAborted, RequestRejected, VersionMismatch
+from unified_embedding.image import DEFAULT_LIMITS
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -49,12 +51,12 @@ def embed_files(
     for file in files:
         try:
             str(file).encode()
-            images.append(file.read_bytes())
+            images.append(read_regular(str(file), DEFAULT_LIMITS.max_bytes))
             names.append(str(file))
         except UnicodeEncodeError:
             skipped.append((str(file), "its name is not UTF-8, so that it cannot be an id"))
         except OSError as failure:
-            skipped.append((str(file), f"cannot be read ({failure.strerror})"))
+            skipped.append((str(file), f"cannot be read ({reason(failure)})"))
     answer = client.embed_each(images, crops=crop, outputs=outputs)
     for row, error in answer.errors.items():
         if not isinstance(error, (RequestRejected, RequestAborted)):

@@ -16,10 +16,10 @@ import numpy as np
 import typer
 from _corpus import Corpus, CorpusError, Entry, choose
 from _searching import DEFAULT_INDEX, open_index
-from _store import Store, StoreError
 from rich.console import Console
 from rich.table import Table
 
+from unified_embedding.corpus.store import Store, StoreError
 from unified_embedding.errors import CodeIndexError
 from unified_embedding.index import Batch, CodeIndex, Origin, Settings
 from unified_embedding.index.export import to_milvus, to_postgres

@@ -1,6 +1,8 @@
 """Start a tritonserver of this environment on this machine, and stop it again."""
 
 import contextlib
+import http.client
+import random
 import signal
 import socket
 import subprocess
@@ -18,6 +20,9 @@ from unified_embedding.serving import processes
 
 _PROTOCOLS: Final = ("http", "grpc", "metrics")
 _LOG_TAIL: Final = 3000
+_GIVEN_AWAY: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT: Final = 10_000
+_random: Final = random.SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,7 @@ def _wait_until_ready(server: LocalServer, timeout: float) -> None:
         try:
             with urllib.request.urlopen(f"{server.http_url}/v2/health/ready", timeout=1):
                 return
-        except OSError:
+        except (OSError, http.client.HTTPException):  # Or somebody else's port.
             time.sleep(0.1)
     code = server.process.poll()
     what = f"was not ready after {timeout:.0f} s" if code is None else f"ended with code {code}"
@@ -127,9 +132,17 @@ def _wait_until_ready(server: LocalServer, timeout: float) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nothing listens at."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
+    """Ports on loopback that nothing listens at.
+
+    They lie below those that Linux gives away by itself: a server that is started again finds
+    them free.
+    """
+    lowest = int(_GIVEN_AWAY.read_text().split()[0])
+    found: list[int] = []
+    while len(found) < count:
+        port = _random.randrange(_FIRST_PORT, lowest) if lowest > 2 * _FIRST_PORT else 0
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            port = int(one.getsockname()[1])
+            found += [port] if port not in found else []
+    return found

@@ -21,9 +21,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
-from unified_embedding.serving import supervisor
-
 from unified_embedding.errors import EmbeddingError
+from unified_embedding.serving import supervisor
 
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
 _OWN_MARK: Final = b"unified_embedding.tritonserver"

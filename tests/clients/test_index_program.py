@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from _corpus import Corpus, Embedding
-from _sources import FILE, Item
-from _store import Store
 
 pytest.importorskip("faiss", reason="the extra `search` is not installed")
+from unified_embedding.corpus.sources import Item
+from unified_embedding.corpus.sources.item import FILE
+from unified_embedding.corpus.store import Store
 from unified_embedding.index import CodeIndex, Origin
 
 VERSION = "0123456789ab"

@@ -1,5 +1,6 @@
 """What the drills share: processes of one server, callers that count, and waiting for events."""
 
+import http.client
 import os
 import threading
 import time
@@ -58,7 +59,7 @@ def ready(server: LocalServer) -> bool:
     try:
         with urllib.request.urlopen(f"{server.http_url}/v2/health/ready", timeout=5):
             return True
-    except OSError:
+    except (OSError, http.client.HTTPException):
         return False
 
 

@@ -47,7 +47,6 @@ def preprocess(root: Path, tmp_path: Path) -> Iterator[Any]:
     (engine / "engine.json").write_text(json.dumps({"version": "v", "engine": "e"}))
     model = model_of(root / "model_repository/preprocess/1/model.py")
     config = {
-        "instance_group": [{"count": 4}],
         "parameters": {"max_request_pixels": {"string_value": "2_000_000"}},
     }
     model.initialize(
@@ -59,7 +58,6 @@ def preprocess(root: Path, tmp_path: Path) -> Iterator[Any]:
     )
     yield model
     model.engine_pace.remove()
-    model.finalize()
 
 
 def test_preprocess(root: Path, preprocess: Any, images: list[bytes]) -> None:
@@ -107,14 +105,37 @@ def test_preprocess_refuses_what_is_late(preprocess: Any, images: list[bytes]) -
     assert probed.error is None
 
 
+def square(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_large_request_is_answered_by_another_thread(preprocess: Any) -> None:
+    """The others do not wait for it, and it is checked again when its turn comes."""
+    requests = [
+        Request("image", rows(square(1000)), by(60)),
+        Request("image", rows(square(1000)[:-40])),
+        Request("image", rows(square(100))),
+    ]
+    large, damaged, small = preprocess.execute(requests)
+    assert large is None
+    assert damaged is None
+    assert small.outputs["pixels"].shape == (1, 224, 224, 3)
+    answer = requests[0].sender.answers.get(timeout=60)
+    assert np.array_equal(answer.outputs["pixels"], small.outputs["pixels"])
+    refused = requests[1].sender.answers.get(timeout=60)
+    assert refused.error.code == TritonError.INVALID_ARG
+    assert refused.error.message.startswith("image 0: ")
+    (late,) = preprocess.execute([Request("image", rows(square(1000)), by(-1))])
+    assert late.error.code == TritonError.CANCELLED
+
+
 def test_preprocess_refuses_more_pixels_than_a_request_may_cost(preprocess: Any) -> None:
     def answer(side: int, count: int) -> Any:
-        buffer = io.BytesIO()
-        Image.new("1", (side, side)).save(buffer, "PNG")
-        return preprocess.execute([Request("image", rows(*[buffer.getvalue()] * count))])[0]
+        return preprocess.execute([Request("image", rows(*[square(side)] * count))])[0]
 
-    assert answer(1400, 1).error is None
-    assert answer(300, 16).error is None
+    assert answer(100, 16).error is None
     refused = answer(1400, 2).error
     assert refused.code == TritonError.INVALID_ARG
     # No row is named, so a client sends the pictures singly.

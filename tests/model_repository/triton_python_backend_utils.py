@@ -4,7 +4,10 @@ The models run in the real server in tests/e2e. Here they run under the producti
 Python and numpy, for which the embedded server has no working stub.
 """
 
+import queue
 from typing import Any, ClassVar
+
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 
 class TritonError:
@@ -38,9 +41,24 @@ class InferenceResponse:
         self.error = error
 
 
+class Sender:
+    """Takes the answer of a request that another thread works on."""
+
+    def __init__(self) -> None:
+        self.answers: queue.SimpleQueue[InferenceResponse] = queue.SimpleQueue()
+
+    def send(self, answer: InferenceResponse, flags: int) -> None:
+        assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self.answers.put(answer)
+
+
 class Request:
     def __init__(self, name: str, rows: Any, parameters: str = "") -> None:
         self.tensors, self.text = {name: Tensor(name, rows)}, parameters
+        self.sender = Sender()
+
+    def get_response_sender(self) -> Sender:
+        return self.sender
 
     def parameters(self) -> str:
         return self.text

@@ -151,7 +151,7 @@ def test_a_run_continues_at_another_size_from_anothers_weights(tmp_path: Path) -
     first = make(tmp_path)
     run(first, 5)
     first.save()
-    first.save_best({})
+    first.save_best()
     first.close()
     (tmp_path / "more").mkdir()
     second = make(tmp_path / "more", "preprocessing.size=48")
@@ -165,10 +165,11 @@ def test_a_run_continues_at_another_size_from_anothers_weights(tmp_path: Path) -
     run(second, 1)
     second.save()
     second.close()
-    before = [{"steps": 5, "size": first.config.preprocessing.size}]
+    # Two of the five steps moved proxies alone.
+    before = [{"steps": 5, "size": first.config.preprocessing.size, "images": 3 * 12}]
     resumed = make(tmp_path / "more", "preprocessing.size=48")
     assert resumed.resume()
-    resumed.save_best({})
+    resumed.save_best()
     resumed.close()
     _, _, summary = checkpoint.load_embedder(tmp_path / "more" / "run" / "best.pt")
     assert (summary["steps"], summary["earlier"]) == (1, before)
@@ -217,14 +218,15 @@ def test_tasks_without_rows_or_labels_are_refused(tmp_path: Path) -> None:
 
 def test_a_checkpoint_exports_unless_it_has_no_layer_norm(tmp_path: Path) -> None:
     trainer = make(tmp_path)
-    trainer.save_best({"shop": {"float_": 0.5, "code": 0.4, "queries": 9}})
+    trainer.validated = {"shop": {"metric": "R@1", "float_": 0.5, "code": 0.4, "queries": 9}}
+    trainer.save_best()
     trainer.close()
     exportable, preprocessing = from_checkpoint(tmp_path / "run" / checkpoint.BEST)
     assert preprocessing.size == 32
     assert exportable.weights == "trained on browse, camera, shop, from: random"
-    assert "shop 0.500 by float and 0.400 by code on 9 queries" in (exportable.training or "")
+    assert "shop R@1 0.500 by float and 0.400 by code on 9 queries" in (exportable.training or "")
     plain = make(tmp_path, "model.layer_norm=false")
-    plain.save_best({})
+    plain.save_best()
     plain.close()
     with pytest.raises(SpecError, match="without LayerNorm"):
         from_checkpoint(tmp_path / "run" / checkpoint.BEST)

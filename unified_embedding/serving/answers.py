@@ -17,6 +17,8 @@ import json
 import secrets
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import triton_python_backend_utils as pb_utils
@@ -33,9 +35,25 @@ Prepared = TypeVar("Prepared")
 _LONGEST: Final = 1000
 
 
-def each(requests: Sequence[Any], work: Callable[[Any, Parameters], Tensors]) -> list[Any]:
-    """Answer every request with the tensors that `work(request, parameters)` returns."""
-    return together(requests, work, list)
+@dataclass(frozen=True)
+class Later:
+    """What a request's work is when another thread does the rest of it.
+
+    Attributes:
+        hand_over: gives that thread what it is to do.
+        work: the rest, which returns the tensors.
+    """
+
+    hand_over: Callable[[Callable[[], None]], None]
+    work: Callable[[], Tensors]
+
+
+def each(requests: Sequence[Any], work: Callable[[Any, Parameters], Tensors | Later]) -> list[Any]:
+    """Answer every request with the tensors that `work(request, parameters)` returns.
+
+    One whose work is done later is answered then, and has None here.
+    """
+    return [_each(request, work) for request in requests]
 
 
 def together(
@@ -61,6 +79,26 @@ def together(
     for place, answer in _run(prepared, run).items():
         answers[place] = answer
     return answers
+
+
+def _each(request: Any, work: Callable[[Any, Parameters], Tensors | Later]) -> Any:
+    try:
+        found = work(request, _parameters(request))
+        if not isinstance(found, Later):
+            return pb_utils.InferenceResponse(list(found))
+        found.hand_over(partial(_send, request, found.work))
+    except Exception as error:
+        return _refusal(error)
+    return None
+
+
+def _send(request: Any, work: Callable[[], Tensors]) -> None:
+    try:
+        answer = pb_utils.InferenceResponse(list(work()))
+    except Exception as error:
+        answer = _refusal(error)
+    final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+    request.get_response_sender().send(answer, flags=final)
 
 
 def _run(

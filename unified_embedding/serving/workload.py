@@ -1,14 +1,11 @@
-"""How much decoding all `preprocess` processes of one server do at once."""
+"""A second worker in a model's process, for requests that would hold the first one too long."""
 
-import contextlib
-import fcntl
-import os
-from collections.abc import Iterator
-from pathlib import Path
+import queue
+import threading
+from collections.abc import Callable
 
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import Limits
-from unified_embedding.serving import server_files
 
 
 class Busy(EmbeddingError):
@@ -16,63 +13,51 @@ class Busy(EmbeddingError):
 
 
 class LargeRequests:
-    """Keeps large requests from holding every instance of a model: small ones always find one.
+    """Works off large requests one after another, in a thread; small ones never wait for them.
 
-    A request is large when its pictures cost more than a quarter of what a request may. Each one
-    in work holds a lock of the kernel's on a byte of a file that all instances open: a killed
-    process holds none, and what stands in the file does not matter.
+    A request is large when its pictures cost more than a quarter of what a request may. Decoders
+    work without Python's lock, so both workers get on.
     """
 
-    def __init__(
-        self,
-        model: str,
-        instances: int,
-        limits: Limits,
-        server: int | None = None,
-        folder: Path = server_files.FOLDER,
-    ) -> None:
-        """Open the file.
-
-        Args:
-            model: name of the model whose instances these are.
-            instances: how many it has. One of them is left to small requests, if there are two.
-            limits: what a request may cost.
-            server: see `server_files.path_of`.
-            folder: of the shared files.
-        """
-        self._path = server_files.path_of(f"large-{model}", server, folder)
-        self._file = server_files.open_own(self._path, create=True)
-        self._slots = max(1, instances - 1)
+    def __init__(self, limits: Limits) -> None:
         self._large = limits.max_request_pixels // 4
+        self._most = max(limits.max_pixels_in_work, limits.max_request_pixels)
+        self._held, self._lock = 0, threading.Lock()
+        self._jobs: queue.SimpleQueue[tuple[int, Callable[[], None]]] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="large-requests", daemon=True).start()
 
-    @contextlib.contextmanager
-    def room_for(self, cost: int) -> Iterator[None]:
-        """Hold room for a request while it is decoded; `cost` is the sum of `image.measure`.
+    @property
+    def held(self) -> int:
+        """What the requests cost together that are in work or wait, by `image.measure`."""
+        return self._held
+
+    def takes(self, cost: int) -> bool:
+        """Whether a request of this cost is a large one."""
+        return cost > self._large
+
+    def put(self, cost: int, job: Callable[[], None]) -> None:
+        """Do `job`, which must not raise, after those that wait already.
 
         Raises:
-            Busy: it is large, and as many others as may be are in work.
+            Busy: together they cost more than may be in work.
         """
-        if cost <= self._large:
-            yield
-            return
-        slot = self._take(cost)
-        try:
-            yield
-        finally:
-            fcntl.lockf(self._file, fcntl.LOCK_UN, 1, slot)
+        with self._lock:
+            if self._held + cost > self._most:
+                raise Busy(
+                    f"too much work: decoding this request's images costs {cost:,} pixels, and "
+                    f"large requests of {self._held:,} are waiting or in work already; the limit "
+                    f"is {self._most:,} (UNIFIED_EMBEDDING_MAX_PIXELS_IN_WORK). Send fewer at a "
+                    "time, or smaller ones"
+                )
+            self._held += cost
+        self._jobs.put((cost, job))
 
-    def remove(self) -> None:
-        """The server stops."""
-        os.close(self._file)
-        self._path.unlink(missing_ok=True)
-
-    def _take(self, cost: int) -> int:
-        for slot in range(self._slots):
-            with contextlib.suppress(BlockingIOError, PermissionError):
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, slot)
-                return slot
-        raise Busy(
-            f"too much work: decoding this request's images costs {cost:,} pixels, and the server "
-            f"is decoding {self._slots} of more than {self._large:,} already. Send fewer of these "
-            "at a time, or smaller ones"
-        )
+    def _work(self) -> None:
+        while True:
+            cost, job = self._jobs.get()
+            try:
+                job()
+            finally:
+                with self._lock:
+                    self._held -= cost
+                del job  # It holds a request's pictures.

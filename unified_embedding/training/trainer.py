@@ -56,7 +56,8 @@ class Trainer:
         examples: rows to train on.
         held_out: rows to validate on; may be empty.
         best: best validation score so far.
-        earlier: steps and size of the runs that this one continues, oldest first.
+        validated: figures of the latest validation, by task.
+        earlier: steps, size and images of the runs that this one continues, oldest first.
 
     Raises:
         TrainingError, SpecError: the configuration does not fit its data or weights.
@@ -68,6 +69,7 @@ class Trainer:
         self.run = Path(config.run)
         self.step = 0
         self.best = -math.inf
+        self.validated: dict[str, Any] = {}
         self.earlier: list[dict[str, int]] = []
         self.preprocessing = config.preprocessing.build()
         rows, read = load_rows(config.data)
@@ -147,6 +149,7 @@ class Trainer:
                     "examples": self.examples.fingerprint(),
                     "step": self.step,
                     "best": self.best,
+                    "validated": self.validated,
                     "heads": heads,
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
@@ -156,9 +159,9 @@ class Trainer:
         self._saved_at = time.monotonic()
         return path
 
-    def save_best(self, figures: dict[str, Any]) -> None:
+    def save_best(self) -> None:
         """Write best.pt; call on the first rank only."""
-        checkpoint.save(self._embedder_values(figures), self.run / checkpoint.BEST)
+        checkpoint.save(self._embedder_values(), self.run / checkpoint.BEST)
 
     def resume(self) -> bool:
         """Continue from the run's last.pt; False when there is none.
@@ -177,6 +180,7 @@ class Trainer:
         self.optimizer.load_state_dict(values["optimizer"])
         self.scaler.load_state_dict(values["scaler"])
         self.step, self.best = int(values["step"]), float(values["best"])
+        self.validated = values["validated"]
         self.earlier = values["summary"].get("earlier", [])
         return True
 
@@ -199,7 +203,12 @@ class Trainer:
         )
         summary = values["summary"]
         size = values["recipe"]["preprocessing"]["size"]
-        self.earlier = [*summary.get("earlier", []), {"steps": summary["steps"], "size": size}]
+        before = {
+            "steps": summary["steps"],
+            "size": size,
+            "images": checkpoint.images_seen(summary) or 0,
+        }
+        self.earlier = [*summary.get("earlier", []), before]
         taken = []
         for head in self.heads:
             if head.column not in values.get("heads", {}):
@@ -303,16 +312,17 @@ class Trainer:
                 f"run=FOLDER, and start_from={path} to keep the weights"
             )
 
-    def _embedder_values(self, figures: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _embedder_values(self) -> dict[str, Any]:
         summary = {
             "tasks": list(self.config.data.tasks),
             "steps": self.step,
+            "trunk_steps": max(0, self.step - self.schedule.heads),
             "earlier": self.earlier,
             "epochs": self.step / self.plan.steps_per_epoch,
             "batch": self.config.batch,
             "images": {t: len(self.examples.rows_of(t)) for t in self.config.data.tasks},
             "classes": {c: len(found) for c, found in self.classes.items()},
             "sampled": {h.column: h.softmax_classes for h in self.heads},
-            "validation": figures or {},
+            "validation": self.validated,
         }
         return checkpoint.embedder_values(self.recipe, self.model.state_dict(), summary)

@@ -5,6 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,7 @@ class TritonPythonModel:
         config = json.loads(args["model_config"])
         settings = {key: one["string_value"] for key, one in config.get("parameters", {}).items()}
         self.limits = Limits.from_settings(settings, os.environ)
-        instances = sum(group["count"] for group in config["instance_group"])
-        self.large = LargeRequests(args["model_name"], instances, self.limits)
+        self.large = LargeRequests(self.limits)
         self.admission, self.pace, self.engine_pace = Admission(), Pace(), SharedPace(ENGINE)
         example = io.BytesIO()
         Image.new("RGB", (64, 48)).save(example, "JPEG")
@@ -50,30 +50,42 @@ class TritonPythonModel:
         """Answer each request by itself: a bad picture fails its own request only."""
         return answers.each(requests, self._tensors)
 
-    def finalize(self) -> None:
-        """The server stops."""
-        self.large.remove()
-
-    def _tensors(self, request: Any, parameters: Mapping[str, object]) -> list[Any]:
+    def _tensors(self, request: Any, parameters: Mapping[str, object]) -> list[Any] | answers.Later:
         images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
         if not 1 <= len(images) <= MAX_IMAGES:
             raise ImageError(f"the request has {len(images)} images; send 1 to {MAX_IMAGES}")
         crop = parameters.get("crop")
-        boxes = [None] * len(images) if crop is None else parse_crops(str(crop), len(images))
-        costs = self._each(measure, images, boxes)
-        self.limits.check_request(sum(map(len, images)), sum(costs))
-        work = sum(costs) + OVERHEAD * len(images)
-        # After this the engine finishes the batch it has, computes this one, and the answers
-        # travel.
-        self.admission.check(parameters, work * self.pace.now + 3 * self.engine_pace.read())
-        with self.large.room_for(sum(costs)):
-            began = time.monotonic()
-            rows = self._each(load_pixels, images, boxes)
-            self.pace.add((time.monotonic() - began) / work)
+        boxes: list[Box | None] = [None] * len(images)
+        if crop is not None:
+            boxes = parse_crops(str(crop), len(images))
+        cost = sum(self._each(measure, images, boxes))
+        self.limits.check_request(sum(map(len, images)), cost)
+        work = cost + OVERHEAD * len(images)
+        decoded = partial(self._decoded, images, boxes, parameters, work)
+        if not self.large.takes(cost):
+            return decoded()
+        self._check(parameters, work + self.large.held)
+        return answers.Later(partial(self.large.put, cost), decoded)
+
+    def _decoded(
+        self,
+        images: Any,
+        boxes: list[Box | None],
+        parameters: Mapping[str, object],
+        work: int,
+    ) -> list[Any]:
+        self._check(parameters, work)
+        began = time.monotonic()
+        rows = self._each(load_pixels, images, boxes)
+        self.pace.add((time.monotonic() - began) / work)
         # One picture is the common case, and needs no copy of its pixels.
         pixels = rows[0][None] if len(rows) == 1 else np.stack(rows)
         stamps = np.full((len(images), 1), self.stamp, dtype=np.object_)
         return [pb_utils.Tensor("pixels", pixels), pb_utils.Tensor("version", stamps)]
+
+    def _check(self, parameters: Mapping[str, object], work: int) -> None:
+        # After it the engine finishes the batch it has, computes this one, and the answers travel.
+        self.admission.check(parameters, work * self.pace.now + 3 * self.engine_pace.read())
 
     def _each(
         self, function: Callable[..., Any], images: Iterable[bytes], boxes: Iterable[Box | None]

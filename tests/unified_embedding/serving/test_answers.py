@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,36 @@ def test_an_exception_fails_its_own_request_alone(
     mark = refused.message.rpartition(" ")[2]
     assert report.startswith(f"{mark}: Traceback")
     assert type(error).__name__ in report
+
+
+@pytest.mark.parametrize(("code", "error"), [(None, None), *ALL])
+def test_a_request_may_be_answered_by_another_thread(code: int | None, error: Any) -> None:
+    waiting: list[Callable[[], None]] = []
+
+    def rest() -> list[Any]:
+        if error:
+            raise error
+        return [Tensor("y", 7)]
+
+    (request,) = requests(1)
+    found = answers.each([request], lambda *_: answers.Later(waiting.append, rest))
+    assert found == [None]
+    assert request.sender.answers.empty()
+    waiting[0]()
+    answer = request.sender.answers.get_nowait()
+    assert (answer.error and answer.error.code) == code
+    assert answer.outputs == ({} if error else {"y": 7})
+    assert request.sender.answers.empty()
+
+
+def test_what_cannot_be_handed_over_is_refused_at_once() -> None:
+    def hand_over(job: Callable[[], None]) -> None:
+        raise Busy("too much")
+
+    (request,) = requests(1)
+    (found,) = answers.each([request], lambda *_: answers.Later(hand_over, list))
+    assert found.error.code == TritonError.CANCELLED
+    assert request.sender.answers.empty()
 
 
 @pytest.mark.parametrize("guilty", [{1}, {0, 3}, {0, 1, 2, 3}])

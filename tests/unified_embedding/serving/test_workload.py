@@ -1,68 +1,52 @@
-"""How many large requests the processes of one server decode at once."""
+"""Large requests wait for one another, and small ones for none of them."""
 
-import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
+import threading
 
 import pytest
 
 from unified_embedding.image import Limits
 from unified_embedding.serving.workload import Busy, LargeRequests
 
-LIMITS = Limits(max_request_pixels=1000)
-SMALL, LARGE = 250, 251
-HOLD = """
-import os, sys, time
-from pathlib import Path
-from unified_embedding.image import Limits
-from unified_embedding.serving.workload import LargeRequests
-room = LargeRequests("m", 3, Limits(max_request_pixels=1000), int(sys.argv[1]), Path(sys.argv[2]))
-with room.room_for(900):
-    print("held", flush=True)
-    time.sleep(600)
-"""
+LIMITS = Limits(max_request_pixels=1000, max_pixels_in_work=2000)
+GUARD_S = 60
 
 
-def hold(folder: Path) -> subprocess.Popen[bytes]:
-    """Another instance that has a large request in work."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(os.getpid()), str(folder)], stdout=subprocess.PIPE
+def test_a_quarter_of_the_budget_is_large() -> None:
+    large = LargeRequests(LIMITS)
+    assert not large.takes(250)
+    assert large.takes(251)
+
+
+def test_they_are_done_in_order_one_at_a_time_and_bounded() -> None:
+    large, go, done = LargeRequests(LIMITS), threading.Event(), threading.Event()
+    order: list[int] = []
+
+    def job(number: int) -> None:
+        assert go.wait(GUARD_S)
+        order.append(number)
+        if number == 3:
+            done.set()
+
+    for number in range(4):
+        large.put(500, lambda number=number: job(number))
+    assert large.held == 2000
+    with pytest.raises(Busy, match=r"costs 251 pixels.* of 2,000 are waiting.*MAX_PIXELS_IN_WORK"):
+        large.put(251, lambda: job(9))
+    go.set()
+    assert done.wait(GUARD_S)
+    assert order == [0, 1, 2, 3]
+    # All of it is free again.
+    again = threading.Event()
+    while large.held:
+        again.wait(0.01)
+    large.put(2000, again.set)
+    assert again.wait(GUARD_S)
+
+
+def test_a_request_that_may_be_sent_is_always_taken_by_an_idle_worker() -> None:
+    large, done = (
+        LargeRequests(Limits(max_request_pixels=5000, max_pixels_in_work=1)),
+        threading.Event(),
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
-    return process
-
-
-def test_one_instance_is_always_left_to_small_requests(tmp_path: Path) -> None:
-    third = LargeRequests("m", 3, LIMITS, os.getpid(), tmp_path)
-    with third.room_for(LARGE):
-        pass
-    with hold(tmp_path) as first, hold(tmp_path) as second:
-        with pytest.raises(Busy, match=r"costs 251 pixels.*decoding 2 of more than 250 already"):
-            third.room_for(LARGE).__enter__()
-        with third.room_for(SMALL):
-            pass
-        # A killed process holds nothing.
-        first.send_signal(signal.SIGKILL)
-        first.wait()
-        with third.room_for(LARGE):
-            pass
-        second.kill()
-    third.remove()
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_room_is_given_back_when_the_decoding_fails(tmp_path: Path) -> None:
-    with hold(tmp_path) as other:
-        room = LargeRequests("m", 3, LIMITS, os.getpid(), tmp_path)
-        for _ in range(3):
-            with pytest.raises(ZeroDivisionError), room.room_for(LARGE):
-                raise ZeroDivisionError
-        other.kill()
-
-
-def test_a_single_instance_does_large_requests_too(tmp_path: Path) -> None:
-    with LargeRequests("m", 1, LIMITS, os.getpid(), tmp_path).room_for(LARGE):
-        pass
+    large.put(5000, done.set)
+    assert done.wait(GUARD_S)

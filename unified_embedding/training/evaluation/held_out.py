@@ -4,7 +4,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -113,6 +113,25 @@ def held_out(rows: Iterable[Mapping[str, str]], folder: Path) -> HeldOut:
     Raises:
         DataError: no test query at all, or a picture is missing.
     """
+    pictures = _gather(rows)
+    if not any(picture.query for picture in pictures):
+        raise DataError(
+            "the manifest has no test queries: no row of the split test can be searched"
+        )
+    hashes = [hashlib.sha256(_read(folder, p.image)).hexdigest() for p in pictures]
+    return _arrange(pictures, folder, hashes)
+
+
+def of_validation(rows: Iterable[Mapping[str, str]]) -> HeldOut:
+    """The same roles for rows of the validation split, whose pictures are read elsewhere.
+
+    No picture shows what training saw, every domain was trained on, and nothing is hashed.
+    """
+    found = _arrange(_gather({**row, "split": "test"} for row in rows), Path(), ())
+    return replace(found, trained=np.ones(len(found), dtype=np.bool_))
+
+
+def _gather(rows: Iterable[Mapping[str, str]]) -> list["_Picture"]:
     found: dict[str, _Picture] = {}
     tasks: dict[str, list[Mapping[str, str]]] = {task: [] for task in TASKS}
     for row in rows:
@@ -120,25 +139,24 @@ def held_out(rows: Iterable[Mapping[str, str]], folder: Path) -> HeldOut:
     seen = {_answer(row) for members in tasks.values() for row in members if _is_training(row)}
     for task, members in tasks.items():
         _collect(task, members, found, seen)
-    pictures = list(found.values())
-    if not any(picture.query for picture in pictures):
-        raise DataError(
-            "the manifest has no test queries: no row of the split test can be searched"
-        )
+    return list(found.values())
+
+
+def _arrange(pictures: list["_Picture"], folder: Path, sha256: Iterable[str]) -> HeldOut:
     return HeldOut(
         folder=folder,
         images=tuple(picture.image for picture in pictures),
-        sha256=tuple(hashlib.sha256(_read(folder, p.image)).hexdigest() for p in pictures),
-        domain=np.array([picture.domain for picture in pictures]),
-        trained=np.array([picture.trained for picture in pictures]),
-        seen=np.array([picture.seen for picture in pictures]),
-        cluster=np.array([picture.cluster for picture in pictures]),
+        sha256=tuple(sha256),
+        domain=np.array([picture.domain for picture in pictures], dtype=np.str_),
+        trained=np.array([picture.trained for picture in pictures], dtype=np.bool_),
+        seen=np.array([picture.seen for picture in pictures], dtype=np.bool_),
+        cluster=np.array([picture.cluster for picture in pictures], dtype=np.str_),
         labels={
             label: np.array([p.labels.get(label, "") for p in pictures], dtype=np.str_)
             for label in LABELS
         },
-        query={t: np.array([t in picture.query for picture in pictures]) for t in TASKS},
-        gallery={t: np.array([t in picture.gallery for picture in pictures]) for t in TASKS},
+        query={t: np.array([t in p.query for p in pictures], dtype=np.bool_) for t in TASKS},
+        gallery={t: np.array([t in p.gallery for p in pictures], dtype=np.bool_) for t in TASKS},
     )
 
 
@@ -160,7 +178,7 @@ def _is_training(row: Mapping[str, str]) -> bool:
 
 def _answer(row: Mapping[str, str]) -> str:
     """What an exact search for this picture must find; the picture itself when nothing says."""
-    return row["identity"] or row.get(_ANSWER[row["task"]], "") or row["image"]
+    return row.get("identity") or row.get(_ANSWER[row["task"]], "") or row["image"]
 
 
 def _collect(
@@ -178,14 +196,14 @@ def _collect(
             is_query, in_gallery = row["split"] == "test", row["split"] in ("test", "gallery")
         if not is_query and not in_gallery:
             continue
-        answer = row["identity"] or row.get(_ANSWER[task], "")
+        answer = row.get("identity") or row.get(_ANSWER[task], "")
         picture = found.setdefault(row["image"], _Picture(row))
         picture.trained |= row["domain"] in trained
         picture.seen |= _is_training(row) or _answer(row) in seen
-        picture.cluster = picture.cluster or row["cluster"] or answer or row["image"]
+        picture.cluster = picture.cluster or row.get("cluster") or answer or row["image"]
         picture.labels[task] = answer
         if task == "camera":
-            picture.labels["category"] = row["camera_category"]
+            picture.labels["category"] = row.get("camera_category", "")
         if is_query:
             picture.query.add(task)
         if in_gallery:

@@ -143,7 +143,8 @@ def _opening(results: Results, command: str) -> Lines:
         "(browse: emoji families), paired wherever two things are compared. They cover the choice "
         f"of test identities only, not the randomness of training: there "
         f"{'was one training seed' if seeds == 1 else f'were {seeds} training seeds'} per row. "
-        "Models were selected on the validation split. Hamming distances tie; tied answers share "
+        "Rows are a run's last, annealed weights; `images seen` counts steps in which the trunk "
+        "moves. Hamming distances tie; tied answers share "
         "the credit.",
         "",
     ]
@@ -205,7 +206,8 @@ def _main_table(results: Results) -> Lines:
 def _images_seen(result: RowResult) -> str:
     facts = result.facts or {}
     if "images_seen" in facts:
-        return f"{facts['images_seen']:,}"
+        each = facts["images_seen"] // max(1, len(facts.get("tasks", ())))
+        return f"{facts['images_seen']:,} ({each:,} a task)"
     return "0" if result.row.kind == "zero-shot" else "see its card"
 
 
