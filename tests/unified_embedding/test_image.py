@@ -228,7 +228,9 @@ def test_limits_hold_before_decoding() -> None:
     # A header that promises 60,000 x 60,000 pixels with no data behind it.
     header = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     bomb = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-    with pytest.raises(ImageError, match="60000 x 60000 = 3,600,000,000 pixels; the limit is 50,000,000"):
+    with pytest.raises(
+        ImageError, match="60000 x 60000 = 3,600,000,000 pixels; the limit is 50,000,000"
+    ):
         load_pixels(bomb, LETTERBOX)
 
 
