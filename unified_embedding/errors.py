@@ -10,6 +10,10 @@ EmbeddingError
 ├── DataError            training data are missing, damaged or malformed
 ├── GalleryError         a gallery's manifest does not fit its folder (gallery.py)
 ├── PicturesError        no pictures for a measurement (measure/pictures.py)
+├── InputError           the arguments of a back-fill name no picture (corpus/sources/item.py)
+├── StoreError           a place for a corpus cannot be used (corpus/places.py)
+├── DamagedError         inside the sources: a file cannot be read (corpus/sources/tars.py)
+├── DamagedRows          inside them: rows of a Parquet file cannot (corpus/sources/column.py)
 ├── SetupError           Triton cannot be started here (tritonserver.py)
 ├── Late                 in the server: a request cannot be answered in time (deadline.py)
 ├── Busy                 in the server: too much work for a large request (serving/workload.py)
