@@ -1,6 +1,7 @@
 """What the clients do while a server is away, and after it died over a request."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -76,6 +77,12 @@ AWAY = [
     ),
     (grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'unified_embedding' is not found"),
     (grpc.StatusCode.INTERNAL, DEAD_STUB),
+    # Seen from an embedder that was stopped for 1.2 s: the picture is as good as any.
+    (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "in ensemble 'unified_embedding', [request id: <id_unknown>] expected 1 inputs but got 0 "
+        "inputs for model 'binarizer'. Got input(s) [], but missing required input(s) ['features']",
+    ),
 ]
 
 
@@ -94,7 +101,7 @@ def test_it_is_given_up_after_the_last_attempt(
     peer: Peer, ask: Ask, failure: tuple[grpc.StatusCode, str]
 ) -> None:
     peer.respond = lambda number, request: failure
-    with pytest.raises(ServerUnavailable, match=failure[1][:30]):
+    with pytest.raises(ServerUnavailable, match=re.escape(failure[1][:30])):
         ask(peer.url, "embed", IMAGES[:1], options={"retry": QUICK})
     assert len(peer.requests) == QUICK.attempts
 

@@ -71,6 +71,9 @@ _BROKEN: Final = re.compile(
 # What Triton says of a model that it has not loaded yet, or unloads before it stops.
 _NOT_READY: Final = re.compile("unknown model|no available versions|not ready|not at ready state")
 _DEAD_STUB: Final = re.compile("[Ss]tub process .*is not healthy", re.DOTALL)
+# What a model's breaking process costs the step after it. Only Triton itself sends steps their
+# inputs; of a caller's own mistake it does not say "in ensemble".
+_LOST_STEP: Final = re.compile(r"in ensemble .* expected \d+ inputs but got \d+ inputs", re.DOTALL)
 _MOST_DETAILS: Final = 1000
 
 
@@ -175,6 +178,8 @@ def client_error(error: Any, url: str, life: int, advice: str) -> ClientError:
     `advice` is added where no connection could be made.
     """
     code, details = error.code(), (error.details() or "")[:_MOST_DETAILS]
+    if stub_died(error):
+        return ServerDied(f"{url} lost the process of a model: {details}", life)
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         named = _ROW.match(details)
         if named is None:
@@ -184,8 +189,6 @@ def client_error(error: Any, url: str, life: int, advice: str) -> ClientError:
         return Overloaded(f"{url} is overloaded or was asked too late: {details}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{url} did not answer in time: {details}{advice}")
-    if stub_died(error):
-        return ServerDied(f"{url} lost the process of a model: {details}", life)
     if code == grpc.StatusCode.UNAVAILABLE and _BROKEN.search(details):
         return ServerDied(f"{url} was lost before it answered: {details}{advice}", life)
     if code == grpc.StatusCode.UNAVAILABLE:
@@ -197,8 +200,10 @@ def client_error(error: Any, url: str, life: int, advice: str) -> ClientError:
 
 def stub_died(error: Any) -> bool:
     """Whether the server says that a model's process is dead; the server itself lives on."""
-    internal = error.code() == grpc.StatusCode.INTERNAL
-    return internal and _DEAD_STUB.search(error.details() or "") is not None
+    details = error.details() or ""
+    if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+        return _LOST_STEP.match(details) is not None
+    return error.code() == grpc.StatusCode.INTERNAL and _DEAD_STUB.search(details) is not None
 
 
 def _bytes_tensor(images: Sequence[bytes]) -> bytes:
