@@ -71,6 +71,9 @@ _BROKEN: Final = re.compile(
 # What Triton says of a model that it has not loaded yet, or unloads before it stops.
 _NOT_READY: Final = re.compile("unknown model|no available versions|not ready|not at ready state")
 _DEAD_STUB: Final = re.compile("[Ss]tub process .*is not healthy", re.DOTALL)
+# What a model's breaking process costs the step after it. Only Triton itself sends steps their
+# inputs; of a caller's own mistake it does not say "in ensemble".
+_LOST_STEP: Final = re.compile(r"in ensemble .* expected \d+ inputs but got \d+ inputs", re.DOTALL)
 _MOST_DETAILS: Final = 1000
 
 
@@ -179,6 +182,10 @@ def client_error(error: Any, url: str, was_well: bool, advice: str) -> ClientErr
         advice: added where no connection could be made.
     """
     code, details = error.code(), (error.details() or "")[:_MOST_DETAILS]
+    if stub_died(error):
+        text = f"{url} lost the process of a model: {details}"
+        # An ill server says so of every request that it gives to the dead process.
+        return ServerDied(text, was_well) if was_well else ServerUnavailable(text)
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         named = _ROW.match(details)
         if named is None:
@@ -188,10 +195,6 @@ def client_error(error: Any, url: str, was_well: bool, advice: str) -> ClientErr
         return Overloaded(f"{url} is overloaded or was asked too late: {details}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{url} did not answer in time: {details}{advice}")
-    if stub_died(error):
-        text = f"{url} lost the process of a model: {details}"
-        # An ill server says so of every request that it gives to the dead process.
-        return ServerDied(text, was_well) if was_well else ServerUnavailable(text)
     if code == grpc.StatusCode.UNAVAILABLE and _BROKEN.search(details):
         return ServerDied(f"{url} was lost before it answered: {details}{advice}", was_well)
     if code == grpc.StatusCode.UNAVAILABLE:
@@ -203,8 +206,10 @@ def client_error(error: Any, url: str, was_well: bool, advice: str) -> ClientErr
 
 def stub_died(error: Any) -> bool:
     """Whether the server says that a model's process is dead; the server itself lives on."""
-    internal = error.code() == grpc.StatusCode.INTERNAL
-    return internal and _DEAD_STUB.search(error.details() or "") is not None
+    details = error.details() or ""
+    if error.code() == grpc.StatusCode.INVALID_ARGUMENT:
+        return _LOST_STEP.match(details) is not None
+    return error.code() == grpc.StatusCode.INTERNAL and _DEAD_STUB.search(details) is not None
 
 
 def _bytes_tensor(images: Sequence[bytes]) -> bytes:
