@@ -247,7 +247,12 @@ def test_a_backfill_goes_on_through_a_restart(
         (folder / name).write_bytes(data)
     right = codes_of(own[-1].grpc_url, pictures)
     with backfill(root, own[-1].grpc_url, folder, log) as run:
-        until(lambda: list(out.glob("*/manifest/0*.json")), 60, log.read_text)
+        until(
+            lambda: run.poll() is not None or list(out.glob("*/manifest/0*.json")),
+            60,
+            "no shard was finished",
+        )
+        assert run.poll() is None, log.read_text()
         term(own)
         kill(own)
         assert run.wait(600) == 0, log.read_text()

@@ -340,6 +340,8 @@ def test_closing_a_client_is_not_the_servers_doing(peer: Peer) -> None:
         assert type(told.value) is ClientError
         with pytest.raises(ClientError, match="was closed"):
             embedder.info()
+        with pytest.raises(ClientError, match="was closed"):
+            embedder.embed(IMAGES)
         arrived.clear()
         asyncio.run(scenario())
     finally:

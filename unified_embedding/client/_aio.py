@@ -113,6 +113,7 @@ class AsyncEmbedderClient(BaseClient):
 
     async def _info(self, deadline: Deadline) -> ServerInfo:
         async with _held(self._lock, deadline):
+            self._check_open()
             if self._server is None:
                 self._server = await self._ask(deadline)
             return self._server

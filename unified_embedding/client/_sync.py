@@ -146,6 +146,7 @@ class EmbedderClient(BaseClient):
 
     def _info(self, deadline: Deadline) -> ServerInfo:
         with _held(self._lock, deadline):
+            self._check_open()
             if self._server is None:
                 self._server = self._ask(deadline)
             return self._server
