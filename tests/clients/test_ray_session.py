@@ -101,9 +101,11 @@ def under_way(command: list[str], out: Path) -> subprocess.Popen[str]:
 
 def worker_of(run: subprocess.Popen[str]) -> psutil.Process:
     """The process that reads and sends."""
-    names = {child: child.cmdline() for child in psutil.Process(run.pid).children(recursive=True)}
-    [worker] = [child for child, name in names.items() if name[:1] == ["ray::Worker.run"]]
-    return worker
+    for child in psutil.Process(run.pid).children(recursive=True):
+        # Ray writes the actor's class, and what it is at, over the command line.
+        if " ".join(child.cmdline()).startswith("ray::Worker"):
+            return child
+    raise LookupError("no worker is up")
 
 
 def test_a_lost_ray_is_told_and_the_same_command_continues(
