@@ -81,6 +81,7 @@ class Callers:
         self, url: str, images: Sequence[bytes], right: np.ndarray, count: int = 4
     ) -> None:
         self.outcomes: Counter[str] = Counter()
+        self.examples: dict[str, str] = {}
         self.wrong = 0
         self._url, self._images, self._right = url, images, right
         self._stop = threading.Event()
@@ -100,6 +101,8 @@ class Callers:
         hung = [thread for thread in self._threads if thread.is_alive()]
         assert not hung, f"{len(hung)} calls were never answered"
         print(f"  calls: {dict(self.outcomes)}")
+        for outcome, example in self.examples.items():
+            print(f"    {outcome}: {example}")
         assert self.wrong == 0
         assert self.outcomes["DEADLINE_EXCEEDED"] == 0
 
@@ -110,6 +113,7 @@ class Callers:
                 outcome = "answered"
             except InferenceServerException as error:
                 code, outcome = self._right, str(error.status()).removeprefix("StatusCode.")
+                self.examples.setdefault(outcome, str(error.message())[:200])
             with self._lock:
                 self.outcomes[outcome] += 1
                 self.wrong += not np.array_equal(code, self._right)

@@ -74,7 +74,7 @@ class AsyncEmbedderClient(BaseClient):
         request = pb.ModelReadyRequest(name=kserve.MODEL)
         deadline = self._deadline(timeout)
         answer = await self._call("ModelReady", request, deadline, Retry(attempts=1))
-        return bool(answer.ready)
+        return bool(answer.ready) and not self._lives.ill
 
     async def statistics(self, *, timeout: float | None = None) -> dict[str, StageStatistics]:
         """Running totals of each of the server's models, by name. Raises as `embed`."""
@@ -174,7 +174,7 @@ class AsyncEmbedderClient(BaseClient):
             answer = await self._once("ModelReady", request, deadline)
         except ServerDied as problem:  # Over a question, not over the suspect.
             raise ServerUnavailable(str(problem)) from problem
-        if not answer.ready:
+        if not answer.ready or self._lives.ill:
             raise self._not_ready()
 
     async def _call(

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from unified_embedding.image import exif
 from unified_embedding.image.container import Buffer, Container, corrupt, unread
 
-MAX_SCANS: Final = 64
+MAX_SCANS: Final = 30
 """Of a progressive JPEG; encoders write ten or so, and each is a pass over all coefficients."""
 
 _MAX_SEGMENTS: Final = 10_000
@@ -60,11 +60,14 @@ def parse(data: bytes) -> Container:
             tails = _tails(data)
     elif not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         tails = _tails(data)
+    end = len(data)
+    while tails and data[end - 1] == 0xFF:  # the first half of a marker, or of a stuffed byte
+        end -= 1
     return Container(
         "JPEG",
         frame.width,
         frame.height,
-        [b"\xff\xd8", *header.tables, memoryview(data)[frame.scan :]],
+        [b"\xff\xd8", *header.tables, memoryview(data)[frame.scan : end]],
         orientation=exif.first(
             lambda: exif.orientation(header.exif), lambda: exif.xmp_orientation(header.xmp)
         ),

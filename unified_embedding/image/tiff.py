@@ -50,7 +50,7 @@ _COLOURS: Final = {0: "white-is-zero grey", 1: "grey", 2: "RGB", 3: "a colour ma
 _Extra = set[tuple[int, ...]]
 _PLAIN: Final[_Extra] = {()}
 _LAYOUTS: Final[dict[int, dict[tuple[int, ...], _Extra]]] = {
-    _WHITE_IS_ZERO: {(bits,): _PLAIN for bits in (1, 2, 4, 8, 16)},
+    _WHITE_IS_ZERO: {(bits,): _PLAIN for bits in (1, 2, 4, 8, 12, 16)},
     _BLACK_IS_ZERO: {(bits,): _PLAIN for bits in (1, 2, 4, 8, 12, 16)}
     | {(8, 8): {(0,), (1,), (2,)}},
     _RGB: {
@@ -142,18 +142,22 @@ def parse(data: bytes) -> Container:
     layout = _layout(tags)
     _check_blocks(tags, layout, width, height, data)
     finish: Finish | None = None
+    order = directory.order
     if layout.bits == (16,) and layout.photometric == _WHITE_IS_ZERO:
         tags[_PHOTOMETRIC] = np.array([_BLACK_IS_ZERO], np.uint64)
         finish = _inverted_16
     elif layout.bits == (12,):
-        finish = _high_12
+        # Packed bits have no byte order; Pillow knows them in little-endian files only.
+        order = "<"
+        finish = _high_12 if layout.photometric == _BLACK_IS_ZERO else _inverted_12
+        tags[_PHOTOMETRIC] = np.array([_BLACK_IS_ZERO], np.uint64)
     if layout.photometric == _PALETTE:
         tags[_COLOUR_MAP] = _colour_map(tags, layout.bits[0])
     tables = directory.raw(_JPEG_TABLES) if layout.compression == _JPEG else b""
     base = len(data) + (len(data) & 1)
-    body, start = _written(directory.order, tags, tables, base)
-    mark = b"II\x2a\0" if directory.order == "<" else b"MM\0\x2a"
-    head = mark + struct.pack(directory.order + "L", start)
+    body, start = _written(order, tags, tables, base)
+    mark = b"II\x2a\0" if order == "<" else b"MM\0\x2a"
+    head = mark + struct.pack(order + "L", start)
     profile = directory.raw(_PROFILE)
     return Container(
         "TIFF",
@@ -281,6 +285,10 @@ def _inverted_16(image: Image.Image) -> Image.Image:
 
 def _high_12(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image) >> 4).astype(np.uint8))
+
+
+def _inverted_12(image: Image.Image) -> Image.Image:
+    return Image.fromarray(255 - (np.asarray(image) >> 4).astype(np.uint8))
 
 
 def _written(order: str, tags: dict[int, Numbers], tables: bytes, base: int) -> tuple[Buffer, int]:

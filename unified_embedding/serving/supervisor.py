@@ -26,6 +26,9 @@ _INTERVAL_S: Final = 0.5
 # One that ends in order is dead for some milliseconds only. Looks are counted and not seconds:
 # the supervisor may itself have been stopped together with the server, and gone on with it.
 _LOOKS: Final = 3
+# Triton has hundreds of threads, and each may have children: a search for new ones takes some
+# milliseconds, so there is one in four looks.
+_SEARCH: Final = 4
 _ILL: Final = {"Z": "died", "X": "died", "T": "stands still (it was stopped)"}
 
 MAX_DEATHS: Final = 5
@@ -71,23 +74,29 @@ class _Server:
 
     pid: int
     served: bool = False
+    _stubs: list[int] = field(default_factory=list)
     _models: dict[int, str] = field(default_factory=dict)
-    _looks: dict[int, int] = field(default_factory=dict)
+    _ill: dict[int, int] = field(default_factory=dict)
+    _count: int = 0
 
     def look(self) -> str | None:
         """What has been wrong with it for some time; None when nothing is."""
+        if not self.served or self._count % _SEARCH == 0:
+            self._stubs = processes.stubs(self.pid)
         self.served = self.served or processes.listens(self.pid)
-        looks = {}
-        for pid in [self.pid, *processes.stubs(self.pid)]:
+        self._count += 1
+        ill = {}
+        for pid in [self.pid, *self._stubs]:
             state = processes.state(pid)
             if state not in _ILL:
-                self._models[pid] = processes.model_of(pid)
+                if pid not in self._models:
+                    self._models[pid] = processes.model_of(pid)
                 continue
-            looks[pid] = self._looks.get(pid, 0) + 1
-            if looks[pid] == _LOOKS:
+            ill[pid] = self._ill.get(pid, 0) + 1
+            if ill[pid] == _LOOKS:
                 what = f"the process of model {self._models.get(pid, '?')}"
                 return f"{'tritonserver' if pid == self.pid else what} ({pid}) {_ILL[state]}"
-        self._looks = looks
+        self._ill = ill
         return None
 
 
@@ -221,4 +230,6 @@ def _reap(server: int) -> int | None:
 
 
 def _say(what: str) -> None:
-    print(f"tritonserver: {what}", file=sys.stderr, flush=True)
+    # A log that nobody reads any more is no reason to stop serving.
+    with contextlib.suppress(OSError):
+        print(f"tritonserver: {what}", file=sys.stderr, flush=True)
