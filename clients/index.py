@@ -16,16 +16,16 @@ from typing import Annotated, NoReturn
 import numpy as np
 import typer
 from _corpus import Corpus, CorpusError, Entry, choose
-from _searching import DEFAULT_INDEX, open_index
+from _searching import DEFAULT_INDEX, SAMPLE, open_index
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from unified_embedding.corpus.store import Store, StoreError
-from unified_embedding.errors import CodeIndexError
+from unified_embedding.errors import CodeIndexError, shown
 from unified_embedding.index import Batch, CodeIndex, Origin, Settings
 from unified_embedding.index.export import to_milvus, to_postgres
-from unified_embedding.search.pictures import roots_of
+from unified_embedding.search.pictures import Pictures, roots_of
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -76,6 +76,7 @@ def build(
     except (CorpusError, StoreError, CodeIndexError, OSError) as error:
         fail("build", error)
     describe(index)
+    warn_of_unseen(index)
 
 
 @app.command()
@@ -148,6 +149,19 @@ def most_used_engine(entries: list[Entry]) -> str:
         told = ", ".join(f"{engine} ({count} shards)" for engine, count in counts.most_common())
         errors.print(f"warning: the corpus was embedded by several engines: {told}", style="yellow")
     return counts.most_common(1)[0][0]
+
+
+def warn_of_unseen(index: CodeIndex) -> None:
+    """Say so when pictures that are here will not be shown, as when inputs were relative."""
+    pictures = Pictures(index.header.roots)
+    sources = [(row.metadata["source"], row.metadata) for row in index.sample(SAMPLE)]
+    unseen = [at for at, row in sources if Path(at).is_file() and pictures.path(row) is None]
+    if unseen:
+        errors.print(
+            f"warning: pictures such as {shown(unseen[0])} lie outside the corpus' inputs, as they "
+            "are named, seen from here; search.py and page.py show them with --root FOLDER",
+            style="yellow",
+        )
 
 
 def describe(index: CodeIndex) -> None:

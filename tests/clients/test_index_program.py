@@ -72,6 +72,27 @@ def test_an_index_holds_the_corpus_row_by_row(
     assert index.header.roots == (str(Path("p").resolve()),)
 
 
+def test_a_build_says_when_pictures_will_not_be_shown(root: Path, tmp_path: Path) -> None:
+    """The input was named relative to another folder than the index is built in."""
+    picture = tmp_path / "photos" / "one.jpg"
+    picture.parent.mkdir()
+    picture.touch()
+    store = Store(str(tmp_path / "corpus")).within(VERSION)
+    item = Item("photos/one.jpg", FILE, str(picture))
+    corpus = Corpus.begin(store, VERSION, 16, False, ["photos"], [item], shard_size=4)
+    vector = Embedding(np.zeros(2, np.uint8), None, VERSION, "engine-a")
+    corpus.write_shard(0, [(item, vector)])
+    corpus.complete()
+    arguments = ["build", str(tmp_path / "corpus"), "--out", str(tmp_path / "index")]
+    built = run(root, *arguments)
+    assert built.returncode == 0, built.stderr
+    assert "one.jpg" in built.stderr
+    assert "--root" in built.stderr
+    program = [sys.executable, str(root / "clients" / "index.py"), *arguments]
+    built = subprocess.run(program, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert not built.stderr
+
+
 def test_verify_names_a_damaged_file(root: Path, tmp_path: Path, corpus: Corpus) -> None:
     corpus.complete()
     out = tmp_path / "index"
