@@ -163,7 +163,7 @@ def test_everything_is_trained_measured_and_written(shop: Path, tmp_path: Path) 
         assert "not run" not in line
         assert line.count("(") == len(FIGURES)  # an SD over seeds beside each mean
     budget = text.split("## Budget")[1]
-    # 4 steps in the whole, of which the first moves proxies alone: 3 of 6 pictures of shop.
+    # Steps of the trunk alone: 3 of 6 pictures of shop; 6 of 2 pictures of each task.
     assert "| shop, long | 3 | 18 |" in budget
     assert "| unified, data | 6 | 12 |" in budget
     assert "2 of 2" in budget
@@ -183,7 +183,8 @@ def test_everything_is_trained_measured_and_written(shop: Path, tmp_path: Path) 
     record = seed_job(loaded, balanced, 0).record()
     assert record is not None
     assert len(set(record["loss_weights"].values())) > 1
-    assert record["trunk_steps"] == 2
+    assert record["trunk_steps"] == 2  # a third one moved proxies alone
+    assert (record["steps"], record["images_of_each_task"]) == (3, 2 * 2)
 
     before = (tmp_path / "comparison.md").read_bytes()
     again = run(config)
@@ -266,6 +267,7 @@ def test_the_shipped_plan_states_budget_margin_and_equal_data() -> None:
             assert (found.gradnorm is not None) == (row.role == "gradnorm")
     text = page.budget(config)
     assert "0 of 3" in text
+    assert "| unified, equal task data | 3,000 | 48,000 |" in text
     unseen = page.render(Measured(config, "", {}, {}))
     assert unseen.count("**not tested**") == 5
     assert "None" not in unseen

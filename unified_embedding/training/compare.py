@@ -36,8 +36,11 @@ def main(
             typer.echo(page.budget(wanted))
             return
         with alone(wanted.out), join_ranks() as rank:
-            while not write and train_next(wanted, rank, console) is not None:
-                write_text(out, page.render(measure_all(wanted, console, threads)))
+            job = None if write else train_next(wanted, rank, console)
+            while job is not None:
+                if job.rate is None:  # a sweep alone shows nothing new
+                    write_text(out, page.render(measure_all(wanted, console, threads)))
+                job = train_next(wanted, rank, console)
             write_text(out, page.render(measure_all(wanted, console, threads)))
         console.print(str(out))
     except EmbeddingError as error:

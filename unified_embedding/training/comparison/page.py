@@ -9,6 +9,7 @@ from unified_embedding.training.comparison.claims import claims
 from unified_embedding.training.comparison.config import CompareConfig, CompareRow, Role
 from unified_embedding.training.comparison.jobs import chosen_rate, seed_job, sweep_jobs
 from unified_embedding.training.comparison.measured import FIGURES, Measured
+from unified_embedding.training.config import load_config as load_training
 from unified_embedding.training.evaluation.measure import Cell
 from unified_embedding.training.evaluation.page import (
     NOT_RUN,
@@ -152,7 +153,7 @@ def _budget(config: CompareConfig) -> Lines:
             [
                 row.name,
                 f"{row.steps:,}",
-                f"{done[0]['images_of_each_task']:,}" if done else "",
+                f"{_images_of_each_task(config, row):,}",
                 f"{stated:.0f}",
                 f"{len(done)} of {len(config.seeds)}",
                 _spent(done),
@@ -170,6 +171,13 @@ def _budget(config: CompareConfig) -> Lines:
         "",
         *table(head, rows),
     ]
+
+
+def _images_of_each_task(config: CompareConfig, row: CompareRow) -> int:
+    """What a run shows its trunk of each task that it is trained on."""
+    settings = load_training(config.training, [*config.common, *row.overrides])
+    tasks = 1 if row.task is not None else len(settings.data.tasks)
+    return row.steps * settings.batch // tasks
 
 
 def _spent(done: Sequence[dict[str, Any]]) -> str:
