@@ -56,8 +56,9 @@ def test_several_processes_have_a_connection_each(peer: Peer, locust: Any) -> No
     peer.respond = slowly(0.02)
     run = locust("--host", peer.url, "--processes", "2")
     assert run.exit_code == 0, run.said
-    assert run.count("embedding+code x1", "num_requests") > 8
-    assert run.count("embedding+code x1", "num_failures") == 0
+    # Locust's own figures may lack what its processes told last.
+    assert run.report["completed"] == len(peer.requests) > 8
+    assert run.report["failed"] == 0
 
 
 def test_think_time_slows_the_users_down(peer: Peer, locust: Any) -> None:
