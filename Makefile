@@ -7,6 +7,8 @@ TARGET    ?= auto
 PRECISION ?= auto
 CONFIG    ?= configs/smoke.yaml
 EMBEDDERS ?= lite0,se
+MINUTES   ?= 1
+SEED      ?= 0
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
@@ -100,8 +102,14 @@ train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value
 evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
 	@$(PY) -m unified_embedding.training.evaluate
 
-test: .venv/.stamp-all ## every test that this machine can run
-	@$(PY) -m pytest
+compare: .venv/.stamp-all ## train and compare specialists and unified over seeds (hours; resumes) -> docs/comparison.md
+	@$(PY) -m unified_embedding.training.compare
+
+test: .venv/.stamp-all ## every test that this machine can run; ARGS=--ci fails what it cannot
+	@$(PY) -m pytest $(ARGS)
+
+fuzz: engine .venv/.stamp-search ## malformed input of every kind for MINUTES=1, good requests beside it: SEED= ONLY= REPLAY=file
+	@$(PY) fuzz/fuzz.py $(if $(REPLAY),replay "$(REPLAY)",run --minutes "$(MINUTES)" --seed "$(SEED)" --only "$(ONLY)")
 
 test-serving: .venv/.stamp-serving ## the tests that need no torch: everything but tests/training
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),dev]'
@@ -118,4 +126,4 @@ gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, t
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env train-env engine demo data train evaluate page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving lint gpu-check clean
+.PHONY: help env train-env engine demo data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean

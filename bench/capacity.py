@@ -166,7 +166,7 @@ async def overloaded(
         factor=factor,
         offered=recorder.offered / seconds,
         goodput=recorder.completed / seconds,
-        refused=recorder.errors["UNAVAILABLE"] / seconds,
+        refused=recorder.errors["CANCELLED"] / seconds,
         expired=recorder.errors["DEADLINE_EXCEEDED"] / seconds,
         memory_mb=server.tree.usage().memory_mb if server.tree else None,
     )

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -21,6 +20,7 @@ import gate_table
 import gates
 import numpy as np
 import plan_options
+import recipe
 import reference
 import targets
 import triton_config
@@ -115,9 +115,10 @@ def build(
     if served and not repository.is_dir():
         raise BuildError(f"--repository {repository}: no such folder; give a model repository")
     config = tuned_config(spec, target, tuned)
-    recipe = recipe_digest(spec, target, gallery, config)
+    wanted = recipe_digest(spec, target, gallery, config)
     place = repository / "embedder" if served else OUT / spec.name
-    if served and is_current(place, recipe):
+    if served and is_current(place, wanted):
+        triton_config.fit_binarizer(repository, spec.dim)
         console.print(f"engine {engine} of {spec.name} {spec.version} is up to date")
         return
     # On the place's file system, so that installing is a rename, but not where Triton looks.
@@ -142,7 +143,7 @@ def build(
             "model": spec.name,
             "target": target.name,
             "precision": target.precision,
-            "recipe": recipe,
+            "recipe": wanted,
             "built": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "environment": environment(target),
             "build": details,
@@ -158,6 +159,8 @@ def build(
         if not passed:
             raise BuildError("a gate failed; the engine that stood there before stays")
         install(staged, place)
+        if served:
+            triton_config.fit_binarizer(repository, spec.dim)
         console.print(
             f"{'installed' if served else 'wrote'} engine [bold]{engine}[/] in "
             f"{os.path.relpath(place)}"
@@ -176,7 +179,10 @@ def check_cuda_graphs(repository: Path, pixels: NDArray[np.uint8]) -> None:
 
 
 def engine_id(spec: EmbedderSpec, target: targets.Target, gallery: Gallery) -> str:
-    """Target, precision and a hash of the engine's inputs.
+    """Target, precision and a hash of what decides the engine's bits.
+
+    The code is not part of it: a change of code that changes an engine's bits adds or changes an
+    entry of the target's `inputs()`. Everything else is the recipe's (`recipe_digest`).
 
     Engines of one version and different id give embeddings that differ in rounding, and
     codes that differ in about one bit of a hundred (bf16 against fp32).
@@ -200,22 +206,32 @@ def recipe_digest(
     gallery: Gallery,
     config: triton_config.EmbedderConfig | None,
 ) -> str:
-    """A hash of everything a build depends on: unchanged means nothing to do."""
+    """A hash of everything a build depends on: unchanged means nothing to do.
+
+    Unlike the engine's id, it changes with the code: a changed gate is run again over an engine
+    whose bits, and so whose id, stay.
+    """
+    modules = ["engine", type(target).__module__]
+    if config is not None and config.cuda_graphs:
+        modules.append("server_gate")
     settings = triton_config.render(config, spec, "") if config else ""
-    sources = {
-        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(Path(__file__).parent.glob("*.py"))
-    }
     return digest(
-        [engine_id(spec, target, gallery), spec.name, gallery.digest(), sources, settings]
+        [
+            engine_id(spec, target, gallery),
+            spec.name,
+            gallery.digest(),
+            recipe.packages(),
+            recipe.code(modules),
+            settings,
+        ]
     )
 
 
-def is_current(installed: Path, recipe: str) -> bool:
-    """True when `installed` holds, whole, what `recipe` would build."""
+def is_current(installed: Path, wanted: str) -> bool:
+    """True when `installed` holds, whole, what a build of recipe `wanted` would put there."""
     try:
         record = json.loads((installed / "1" / "engine.json").read_text())
-        return bool(record["recipe"] == recipe and record["files"] == file_hashes(installed))
+        return bool(record["recipe"] == wanted and record["files"] == file_hashes(installed))
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -246,7 +262,7 @@ def run_gates(
     Returns:
         The figures, and True when the engine may be installed.
     """
-    truth = reference.reference_embeddings(model, spec, gallery, pixels, OUT / "reference")
+    truth = reference.reference_embeddings(model, spec, pixels, OUT / "reference")
     run = target.runner(folder)
     rows = reference.embed(run, pixels, f"{target.name} {target.precision}")
     found = consistency.problems(
@@ -260,8 +276,8 @@ def run_gates(
 
 def environment(target: targets.Target) -> dict[str, str]:
     """Versions and processor the engine was built with."""
-    packages = {name: package_version(name) for name in ("numpy", "onnx", "onnxruntime", "pillow")}
-    return {"python": platform.python_version(), "cpu": cpu_name(), **packages, **target.inputs()}
+    basics = {"python": platform.python_version(), "cpu": cpu_name()}
+    return {**basics, **recipe.packages(), **target.inputs()}
 
 
 def install(staged: Path, installed: Path) -> None:

@@ -7,6 +7,7 @@ python=${PYTHON:-.venv/bin/python}
 for room in bench build clients loadtest; do
     MYPYPATH="$room" "$python" -m mypy --explicit-package-bases "$room"/*.py
 done
+MYPYPATH=fuzz:clients "$python" -m mypy --explicit-package-bases fuzz/*.py
 for step in model_repository/*/1/model.py; do
     "$python" -m mypy "$step"
 done

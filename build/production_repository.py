@@ -1,7 +1,7 @@
 """The static models of the repository, laid out where a production server reads them.
 
-The checkout's `preprocess` has two instances, right for a laptop. A GPU embeds faster than two
-processes decode, so a production server runs as many as it has cores for.
+The checkout's `preprocess` has as many instances as are right for a laptop. A GPU embeds faster
+than those decode, so a production server runs as many as it has cores for.
 """
 
 import os

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +13,7 @@ from rich.progress import track
 
 from unified_embedding.gallery import Gallery
 from unified_embedding.image import Preprocessing, load_pixels
-from unified_embedding.spec import INPUT, ONNX_FILE, OUTPUT, EmbedderSpec
+from unified_embedding.spec import INPUT, ONNX_FILE, OUTPUT, EmbedderSpec, digest
 
 BATCH: Final = 16
 
@@ -49,10 +50,12 @@ def reference_runner(model: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.fl
 
 
 def reference_embeddings(
-    model: Path, spec: EmbedderSpec, gallery: Gallery, pixels: NDArray[np.uint8], cache: Path
+    model: Path, spec: EmbedderSpec, pixels: NDArray[np.uint8], cache: Path
 ) -> NDArray[np.float32]:
-    """fp32 embeddings [N, D], read from `cache` when this embedder and gallery were run before."""
-    file = cache / f"{spec.version}-{gallery.digest()}.npy"
+    """fp32 embeddings [N, D], read from `cache` when this embedder met these pixels before."""
+    file = (
+        cache / f"{spec.version}-{digest([ort.__version__, sha256(pixels.data).hexdigest()])}.npy"
+    )
     if file.is_file():
         cached: NDArray[np.float32] = np.load(file)
         return cached

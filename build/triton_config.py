@@ -1,12 +1,20 @@
-"""The generated configuration of the Triton model `embedder`, one description for every target."""
+"""The generated configuration of the Triton model `embedder`, one description for every target.
 
+The models before and after it are static but for one number: the width that `binarizer` takes.
+"""
+
+import re
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from pathlib import Path
+from typing import Final, Literal
 
+from unified_embedding.measure.files import write_text
 from unified_embedding.spec import ENGINE_KEY, FEATURES, INPUT, OUTPUT, VERSION_KEY, EmbedderSpec
 
 MAX_BATCH_SIZE = 16
+_WIDTH: Final = re.compile(rf'(name: "{FEATURES}" data_type: TYPE_FP32 dims: \[ )\d+')
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,31 @@ def render(config: EmbedderConfig, spec: EmbedderSpec, engine: str) -> str:
         *(_warm_up(side) if config.warm_up else ()),
     ]
     return "\n".join(lines) + "\n"
+
+
+def fit_binarizer(repository: Path, dim: int) -> None:
+    """Let the `binarizer` of a repository, where there is one, take embeddings of `dim` values.
+
+    A link to another repository's binarizer that takes others becomes a copy.
+
+    Raises:
+        ValueError: its configuration names no width.
+    """
+    folder = repository / "binarizer"
+    config = folder / "config.pbtxt"
+    if not config.is_file():
+        return
+    text = config.read_text()
+    fitted, replaced = _WIDTH.subn(rf"\g<1>{dim}", text)
+    if replaced != 1:
+        raise ValueError(f"{config} names {replaced} widths of `{FEATURES}`, expected one")
+    if fitted == text:
+        return
+    if folder.is_symlink():
+        original = folder.resolve()
+        folder.unlink()
+        shutil.copytree(original, folder)
+    write_text(config, fitted)
 
 
 def _batching(delay_us: int) -> str:

@@ -1,34 +1,43 @@
 """A back-filled corpus: a folder per embedder version, with shards that never change.
 
     OUT/<version>/corpus.json           what this corpus is: written first
-                  plan.parquet          every picture in order, one row group per shard
+                  plan.parquet          every picture in order
                   shards/00000.parquet  id, source, metadata, code[, embedding], version, engine
                   bad/00000.parquet     pictures that could not be embedded, and why
                   manifest/00000.json   the shard is finished: rows, sizes, digests
                   manifest.json         all of them, written last: the corpus is complete
                   quarantine.parquet    all bad pictures, written last
+                  passed_over.json      what the search for pictures left out, by reason
 
 No file holds a time or a host, so the same pictures and engine give the same bytes.
 """
 
+import bisect
 import hashlib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from _sources import Item
-from _store import Store
 from numpy.typing import NDArray
+
+from unified_embedding.corpus.sources import Item, PassedOver
+from unified_embedding.corpus.store import Store
 
 HEADER: Final = "corpus.json"
 PLAN: Final = "plan.parquet"
 MANIFEST: Final = "manifest.json"
 QUARANTINE: Final = "quarantine.parquet"
+PASSED_OVER: Final = "passed_over.json"
+FOLDERS: Final = (".", "shards", "bad", "manifest")
 BAD_SCHEMA: Final = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("reason", pa.string())]
 )
@@ -41,8 +50,14 @@ _PLAN_SCHEMA: Final = pa.schema(
         ("size", pa.int64()),
         ("column", pa.string()),
         ("metadata", pa.string()),
+        ("member", pa.string()),
+        ("problem", pa.string()),
     ]
 )
+# A row group for each shard would make a footer that takes longer to read than the shards.
+_PLAN_ROWS: Final = 65_536
+_ENTRY_NAME: Final = re.compile(r"(\d{5,})\.json")
+_CHECKERS: Final = 8
 
 
 class CorpusError(Exception):
@@ -59,7 +74,7 @@ class CorpusHeader:
         embeddings: whether float16 embeddings are stored beside the codes.
         inputs: what was asked for.
         images: pictures in the plan.
-        shards: row groups of the plan.
+        shards: how many shards that makes.
         shard_size: pictures per shard; the last one holds the rest.
     """
 
@@ -107,6 +122,10 @@ class Corpus:
     def __init__(self, store: Store, header: CorpusHeader) -> None:
         self.store = store
         self.header = header
+        self._plan: _Plan | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Corpus, (self.store, self.header)
 
     @classmethod
     def open(cls, store: Store) -> "Corpus":
@@ -129,37 +148,104 @@ class Corpus:
         dim: int,
         embeddings: bool,
         inputs: Sequence[str],
-        items: Sequence[Item],
+        items: Iterable[Item],
         shard_size: int,
+        passed: PassedOver | None = None,
     ) -> "Corpus":
-        """Write the plan and the header of a new corpus."""
-        shards = -(-len(items) // shard_size)
-        plan = io.BytesIO()
-        with pq.ParquetWriter(plan, _PLAN_SCHEMA) as writer:
-            for first in range(0, len(items), shard_size):
-                rows = [asdict(item) for item in items[first : first + shard_size]]
-                writer.write_table(pa.Table.from_pylist(rows, schema=_PLAN_SCHEMA))
-        store.write(PLAN, plan.getvalue())
+        """Write the plan and the header of a new corpus.
+
+        Args:
+            store: the new corpus' folder.
+            version: the embedder's version.
+            dim: width D of the embedding.
+            embeddings: whether float16 embeddings will be stored.
+            inputs: what was asked for.
+            items: the pictures, in order; nothing is written when this raises.
+            shard_size: pictures per shard.
+            passed: what the search for them left out.
+        """
+        images, rows = 0, max(1, _PLAN_ROWS // shard_size) * shard_size
+        waiting = iter(items)
+        with ExitStack() as stack:
+            writer: pq.ParquetWriter | None = None
+            while (group := list(islice(waiting, rows))) or writer is None:
+                if writer is None:
+                    file = stack.enter_context(store.create(PLAN))
+                    writer = stack.enter_context(pq.ParquetWriter(file, _PLAN_SCHEMA))
+                table = pa.Table.from_pylist([asdict(item) for item in group], schema=_PLAN_SCHEMA)
+                writer.write_table(table, row_group_size=rows)
+                images += len(group)
+        store.write(PASSED_OVER, (passed or PassedOver()).to_json().encode())
         header = CorpusHeader(
-            version, dim, embeddings, tuple(inputs), len(items), shards, shard_size
+            version, dim, embeddings, tuple(inputs), images, -(-images // shard_size), shard_size
         )
         store.write(HEADER, _json(asdict(header)))
         return cls(store, header)
 
     def items(self, shard: int) -> list[Item]:
-        """The pictures of one shard, in order."""
-        with self.store.open(PLAN) as file:
-            table = pq.ParquetFile(file).read_row_group(shard)
-        return [Item(**row) for row in table.to_pylist()]
+        """The pictures of one shard, in order. Raises CorpusError."""
+        first = shard * self.header.shard_size
+        last = min(first + self.header.shard_size, self.header.images)
+        try:
+            self._plan = self._plan or _Plan(self.store)
+            return [Item(**row) for row in self._plan.rows(first, last)]
+        except (OSError, pa.ArrowException, TypeError, IndexError) as error:
+            raise CorpusError(
+                f"{self.store.place}/{PLAN} is damaged; remove {self.store.place} to begin anew"
+            ) from error
+
+    def passed_over(self) -> PassedOver:
+        """What the search for pictures left out; nothing in a corpus of an earlier release."""
+        try:
+            return PassedOver.from_json(self.store.read(PASSED_OVER).decode())
+        except FileNotFoundError:
+            return PassedOver()
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise CorpusError(f"{self.store.place}/{PASSED_OVER} is damaged ({error})") from error
 
     def finished(self) -> dict[int, Entry]:
-        """The manifest so far: entries of all finished shards."""
-        names = self.store.sizes("manifest")
-        return {int(name[:5]): self._entry(int(name[:5])) for name in sorted(names)}
+        """The manifest so far: entries of all finished shards, in order.
+
+        A file there that is no entry counts for nothing: its shard is not finished.
+        """
+        names = (_ENTRY_NAME.fullmatch(name) for name in self.store.sizes("manifest"))
+        shards = sorted(int(name[1]) for name in names if name)
+        with ThreadPoolExecutor(_CHECKERS) as pool:
+            entries = pool.map(self.entry, [one for one in shards if one < self.header.shards])
+            return {entry.shard: entry for entry in entries if entry is not None}
 
     def entry(self, shard: int) -> Entry | None:
         """The shard's entry when it is finished, else None."""
-        return self._entry(shard) if self.store.exists(_name("manifest", shard)) else None
+        try:
+            raw = json.loads(self.store.read(_name("manifest", shard)))
+            entry = Entry(**{**raw, "engines": tuple(raw["engines"])})
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+        counts = all(type(value) is int for value in (entry.shard, entry.rows, entry.bad))
+        return entry if counts and entry.shard == shard else None
+
+    def damaged(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Those finished shards whose files are missing, or not what was written."""
+
+        def is_damaged(entry: Entry) -> bool:
+            try:
+                self._verified("shards", entry)
+                self._verified("bad", entry)
+            except CorpusError:
+                return True
+            return False
+
+        there = list(entries)
+        with ThreadPoolExecutor(_CHECKERS) as pool:
+            bad = pool.map(is_damaged, there)
+            return [entry for entry, is_bad in zip(there, bad, strict=True) if is_bad]
+
+    def forget(self, entry: Entry) -> None:
+        """Count a finished shard as not finished, and so the corpus as not complete."""
+        self.store.remove(MANIFEST)
+        self.store.remove(_name("manifest", entry.shard))
 
     def write_shard(self, shard: int, answers: Sequence[tuple[Item, Embedding | str]]) -> Entry:
         """Write a shard: per picture its vectors, or the reason why there are none.
@@ -193,7 +279,7 @@ class Corpus:
         """Write manifest.json and quarantine.parquet from the finished shards.
 
         Raises:
-            CorpusError: a shard is missing.
+            CorpusError: a shard is missing, or a file of bad pictures is damaged.
         """
         entries = list(self.finished().values())
         if len(entries) != self.header.shards:
@@ -201,8 +287,13 @@ class Corpus:
                 f"{len(entries)} of {self.header.shards} shards are finished; run the back-fill "
                 "again to continue it"
             )
-        bad = [self.bad(entry.shard) for entry in entries if entry.bad]
-        self.store.write(QUARANTINE, _parquet(pa.concat_tables([BAD_SCHEMA.empty_table(), *bad])))
+        with (
+            self.store.create(QUARANTINE) as file,
+            pq.ParquetWriter(file, BAD_SCHEMA, compression="zstd") as writer,
+        ):
+            for entry in entries:
+                if entry.bad:
+                    writer.write_table(self.bad(entry))
         self.store.write(
             MANIFEST,
             _json(
@@ -218,33 +309,43 @@ class Corpus:
 
     def require_complete(self) -> list[Entry]:
         """The finished shards of a complete corpus. Raises CorpusError when it is not."""
-        if not self.store.exists(MANIFEST):
+        entries = list(self.finished().values()) if self.store.exists(MANIFEST) else []
+        if len(entries) != self.header.shards:
             raise CorpusError(
                 f"{self.store} is not complete; run the back-fill again to continue it"
             )
-        return list(self.finished().values())
+        return entries
 
-    def table(self, shard: int) -> pa.Table:
-        """A finished shard's good pictures."""
-        return self._read(_name("shards", shard))
+    def table(self, entry: Entry) -> pa.Table:
+        """A finished shard's good pictures. Raises CorpusError when it is damaged."""
+        return pq.read_table(pa.BufferReader(self._verified("shards", entry)))
 
-    def bad(self, shard: int) -> pa.Table:
-        """A finished shard's bad pictures: id, source, reason."""
-        return self._read(_name("bad", shard))
+    def bad(self, entry: Entry) -> pa.Table:
+        """A finished shard's bad pictures: id, source, reason. Raises CorpusError."""
+        return pq.read_table(pa.BufferReader(self._verified("bad", entry)))
 
     def tables(self, entries: Iterable[Entry]) -> Iterator[pa.Table]:
-        """The good pictures of all `entries`, shard by shard."""
+        """The good pictures of all `entries`, shard by shard. Raises CorpusError."""
         for entry in entries:
             if entry.rows:
-                yield self.table(entry.shard)
+                yield self.table(entry)
 
-    def _read(self, name: str) -> pa.Table:
-        with self.store.open(name) as file:
-            return pq.ParquetFile(file).read()
-
-    def _entry(self, shard: int) -> Entry:
-        raw = json.loads(self.store.read(_name("manifest", shard)))
-        return Entry(**{**raw, "engines": tuple(raw["engines"])})
+    def _verified(self, folder: str, entry: Entry) -> bytes:
+        """A file of a finished shard, b"" where there is none, checked against its digest."""
+        digest = entry.shard_sha256 if folder == "shards" else entry.bad_sha256
+        if not digest:
+            return b""
+        name = _name(folder, entry.shard)
+        try:
+            data = self.store.read(name)
+        except FileNotFoundError:
+            data = b""
+        if _digest(data) != digest:
+            raise CorpusError(
+                f"{self.store.place}/{name} is {'damaged' if data else 'missing'}; run the "
+                "back-fill again: it does this shard anew"
+            )
+        return data
 
     def _table(self, good: Sequence[tuple[Item, Embedding]]) -> pa.Table:
         codes = np.stack([one.code for _, one in good])
@@ -263,6 +364,28 @@ class Corpus:
         columns["version"] = pa.array([one.version for _, one in good], pa.string())
         columns["engine"] = pa.array([one.engine for _, one in good], pa.string())
         return pa.table(columns)
+
+
+class _Plan:
+    """The plan, opened once; the row group that was read last is kept."""
+
+    def __init__(self, store: Store) -> None:
+        self._file = pq.ParquetFile(store.open(PLAN))
+        facts = self._file.metadata
+        self._starts = [0]
+        for group in range(facts.num_row_groups):
+            self._starts.append(self._starts[-1] + facts.row_group(group).num_rows)
+        self._group = -1
+        self._table = _PLAN_SCHEMA.empty_table()
+
+    def rows(self, first: int, last: int) -> list[dict[str, Any]]:
+        """The rows from `first` to `last`, which lie in one row group."""
+        group = bisect.bisect_right(self._starts, first) - 1
+        if group != self._group:
+            self._group, self._table = group, self._file.read_row_group(group)
+        start = self._starts[group]
+        found: list[dict[str, Any]] = self._table.slice(first - start, last - first).to_pylist()
+        return found
 
 
 def choose(store: Store, version: str | None = None) -> Corpus:

@@ -2,28 +2,46 @@
 
 import threading
 import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from unified_embedding.client import EmbeddedEach, EmbedderClient, Retry, ServerInfo
+from unified_embedding.client._calls import Deadline
+from unified_embedding.client._places import Places
+from unified_embedding.client._results import Embedded, join
 from unified_embedding.errors import (
     ClientError,
     DeadlineExceeded,
+    Overloaded,
+    RequestAborted,
     RequestRejected,
+    ServerDied,
     ServerUnavailable,
     VersionMismatch,
 )
 
 PAUSE: Final = 2.0
+"""Seconds that a server which did not answer is left alone."""
+
+# After these a server may answer later, or another one at once.
+PASSING: Final = (ServerUnavailable, Overloaded, DeadlineExceeded)
+
+_NO_BOUND: Final = 1_000_000
+_FOR_EVER: Final = 1e8
 
 
 class Pace:
     """Lets at most `rate` pictures a second pass; 0 lets all pass at once."""
 
-    def __init__(self, rate: float) -> None:
-        self._rate = rate
-        self._next = time.monotonic()
+    def __init__(
+        self,
+        rate: float,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._rate, self._now, self._sleep = rate, now, sleep
+        self._next = now()
         self._lock = threading.Lock()
 
     def wait(self, pictures: int) -> None:
@@ -31,9 +49,9 @@ class Pace:
         if not self._rate:
             return
         with self._lock:
-            start = max(self._next, time.monotonic())
+            start = max(self._next, self._now())
             self._next = start + pictures / self._rate
-        time.sleep(max(0.0, start - time.monotonic()))
+        self._sleep(max(0.0, start - self._now()))
 
 
 @dataclass
@@ -42,6 +60,14 @@ class _Member:
     busy: int = 0
     taken: float = 0.0
     rest_until: float = 0.0
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Pictures that travel together, by their rows; suspects were in flight at a death."""
+
+    rows: Sequence[int]
+    suspect: bool = False
 
 
 class Fleet:
@@ -53,6 +79,8 @@ class Fleet:
         version: str | None = None,
         timeout: float = 60.0,
         patience: float = 300.0,
+        now: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         """Name the servers; no call is made yet.
 
@@ -61,10 +89,13 @@ class Fleet:
             version: the only embedder version that is accepted; None takes the first answer's.
             timeout: seconds per call.
             patience: seconds during which a call is tried again while no server answers.
+            now: the clock.
+            sleep: how to wait.
         """
         options = {"expect_version": version, "timeout": timeout, "retry": Retry(attempts=1)}
         self._members = [_Member(EmbedderClient(url, **options)) for url in urls]  # type: ignore[arg-type]
-        self._patience = patience
+        self._patience, self._now, self._sleep = patience, now, sleep
+        self._places = Places(_NO_BOUND)
         self._lock = threading.Lock()
 
     def info(self) -> ServerInfo:
@@ -79,7 +110,7 @@ class Fleet:
         for member in self._members:
             try:
                 found[member.client.url] = member.client.info()
-            except ServerUnavailable as error:
+            except PASSING as error:
                 failure = error
         if len({info.version for info in found.values()}) > 1:
             told = ", ".join(f"{url} {info.version}" for url, info in found.items())
@@ -91,44 +122,60 @@ class Fleet:
     def embed_each(self, images: Sequence[bytes], outputs: Collection[str]) -> EmbeddedEach:
         """Embed one request's pictures on whichever server is free.
 
+        What a server did not answer is sent again, to another server or later. Pictures that
+        were in flight when a server died are sent again one at a time, with nothing else of
+        this fleet in flight; one over which a second process dies is given up (RequestAborted
+        in `errors`), so that a picture that kills costs itself alone.
+
         Raises:
             VersionMismatch: a server runs another version.
             ClientError: no server answered for `patience` seconds.
         """
-        end = time.monotonic() + self._patience
-        while True:
+        salvage = _Salvage(len(images))
+        end = self._now() + self._patience
+        while salvage.pending:
+            request = salvage.pending.pop(0)
             member = self._take()
             try:
-                answer = member.client.embed_each(images, outputs=outputs)
-                lost = [
-                    error
-                    for error in answer.errors.values()
-                    if not isinstance(error, RequestRejected)
-                ]
-                if not lost:
-                    return answer
-                problem = lost[0]
-            except (ServerUnavailable, DeadlineExceeded) as error:
+                answer = self._ask(member, request, images, outputs)
+                problem = salvage.judge(request, answer)
+                if answer.rows:
+                    end = self._now() + self._patience
+            except PASSING as error:
+                salvage.pending.insert(0, request)
                 problem = error
             finally:
                 with self._lock:
                     member.busy -= 1
-            if not isinstance(problem, (ServerUnavailable, DeadlineExceeded)):
-                raise problem
-            if time.monotonic() > end:
-                raise problem
-            member.rest_until = time.monotonic() + PAUSE
+            if problem is not None:
+                if self._now() > end:
+                    raise problem
+                member.rest_until = self._now() + PAUSE
+        return salvage.result()
 
     def close(self) -> None:
         """Close every connection."""
         for member in self._members:
             member.client.close()
 
+    def _ask(
+        self,
+        member: _Member,
+        request: _Request,
+        images: Sequence[bytes],
+        outputs: Collection[str],
+    ) -> EmbeddedEach:
+        with self._places.take(Deadline(_FOR_EVER), alone=request.suspect):
+            # Only a process that is there can die over a suspect for a second time.
+            if request.suspect and not member.client.is_ready():
+                raise ServerUnavailable(f"{member.client.url} is not ready")
+            return member.client.embed_each([images[row] for row in request.rows], outputs=outputs)
+
     def _take(self) -> _Member:
         """The least busy server that is not resting, in turn; wait when all rest."""
         while True:
             with self._lock:
-                now = time.monotonic()
+                now = self._now()
                 awake = [member for member in self._members if member.rest_until <= now]
                 if awake:
                     member = min(awake, key=lambda one: (one.busy, one.taken))
@@ -136,4 +183,60 @@ class Fleet:
                     member.taken = now
                     return member
                 wait = min(member.rest_until for member in self._members) - now
-            time.sleep(max(0.01, wait))
+            self._sleep(max(0.01, wait))
+
+
+class _Salvage:
+    """What of one call was answered, what failed for good, and what is still to be sent."""
+
+    def __init__(self, count: int) -> None:
+        self.pending = [_Request(range(count))]
+        self._answers: list[tuple[list[int], Embedded]] = []
+        self._errors: dict[int, ClientError] = {}
+
+    def judge(self, request: _Request, answer: EmbeddedEach) -> ClientError | None:
+        """Sort a server's answer; return why part of it has to be sent again, if it has.
+
+        Raises:
+            ClientError: a failure that another attempt would not mend.
+        """
+        self._answers.append(([request.rows[place] for place in answer.rows], answer.embedded))
+        again: list[int] = []
+        problem: ClientError | None = None
+        for place, error in answer.errors.items():
+            row = request.rows[place]
+            if isinstance(error, RequestRejected):
+                reason = str(error).removeprefix(f"image {place}: ")
+                self._errors[row] = RequestRejected(f"image {row}: {reason}", row)
+                continue
+            if not isinstance(error, PASSING):
+                raise error
+            problem = error
+            if not isinstance(error, ServerDied):
+                again.append(row)
+                continue
+            if request.suspect and error.was_well:
+                self._errors[row] = RequestAborted(
+                    f"image {row}: a server died twice while it had this picture, which is not "
+                    f"sent again ({error})",
+                    (row,),
+                )
+            else:
+                self.pending.append(_Request([row], suspect=True))
+        if again:
+            self.pending.insert(0, _Request(again, request.suspect))
+        return problem
+
+    def result(self) -> EmbeddedEach:
+        """Everything in the caller's order."""
+        rows = [row for several, _ in self._answers for row in several]
+        joined = join([embedded for _, embedded in self._answers])
+        order = sorted(range(len(rows)), key=rows.__getitem__)
+        embedded = replace(
+            joined,
+            embedding=None if joined.embedding is None else joined.embedding[order],
+            code=None if joined.code is None else joined.code[order],
+        )
+        return EmbeddedEach(
+            embedded, tuple(rows[place] for place in order), dict(sorted(self._errors.items()))
+        )

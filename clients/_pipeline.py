@@ -1,5 +1,6 @@
 """From files to vectors: reading, sending and collecting, a bounded number at a time."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,9 @@ from _vector_files import Rows
 
 from unified_embedding import Box
 from unified_embedding.client import EmbedderClient
-from unified_embedding.errors import RequestRejected, VersionMismatch
+from unified_embedding.corpus.places import read_regular, reason
+from unified_embedding.errors import RequestAborted, RequestRejected, VersionMismatch
+from unified_embedding.image import Limits
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -39,25 +42,27 @@ def embed_files(
     outputs: Sequence[str],
     crop: Box | None,
 ) -> Part:
-    """Read and embed the files of one request; unreadable and refused ones are skipped.
+    """Read and embed the files of one request; what cannot be read or embedded is skipped.
 
     Raises:
         VersionMismatch: the server no longer runs embedder `version`.
         ClientError: the server failed, so that nothing is known about the pictures.
+        ImageError: a limit in the environment is not a number.
     """
+    limits = Limits.from_settings(os.environ)
     names, images, skipped = [], [], []
     for file in files:
         try:
             str(file).encode()
-            images.append(file.read_bytes())
+            images.append(read_regular(str(file), limits.max_bytes))
             names.append(str(file))
         except UnicodeEncodeError:
             skipped.append((str(file), "its name is not UTF-8, so that it cannot be an id"))
         except OSError as failure:
-            skipped.append((str(file), f"cannot be read ({failure.strerror})"))
+            skipped.append((str(file), f"cannot be read ({reason(failure)})"))
     answer = client.embed_each(images, crops=crop, outputs=outputs)
     for row, error in answer.errors.items():
-        if not isinstance(error, RequestRejected):
+        if not isinstance(error, (RequestRejected, RequestAborted)):
             raise error
         skipped.append((names[row], str(error).removeprefix(f"image {row}: ")))
     good = answer.embedded

@@ -3,43 +3,40 @@
 import logging
 import math
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final, NoReturn
 
-# Ray reads these when it is imported.
+# Ray reads this when it is imported.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Ray Data 2.60 alarms users about a restart problem of its own actors on every run.
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 import ray
-import ray.data
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
+
+from unified_embedding.corpus.lanes import Lanes
 
 # The object store carries shard numbers and counts, no pictures.
 OBJECT_STORE_BYTES: Final = 100_000_000
 CORES_PER_WORKER: Final = 0.1
 ATTEMPTS: Final = 3
+# A shard that costs more processes than this is the reason, not the machine.
+DEATHS: Final = 5
 CONNECT_SECONDS: Final = 10.0
-SETTLE_SECONDS: Final = 10.0
-QUIET: Final = ("ray.data._internal.progress", "ray.data._internal.execution.streaming_executor")
-# Waits for blocks to prefetch, of which there are none, until the process ends.
-IDLE_THREAD: Final = "Prefetcher"
+# How long nothing may happen before it is looked whether there is a machine left to work.
+LOOK_SECONDS: Final = 15.0
 
 LAST_WORDS: Final = (
     "the program ended before it was done: killed, or ended by Ray's core because a process of Ray "
-    "was lost. Finished shards are kept; the same command continues from here. Ray's logs, fuller "
-    "with RAY_BACKEND_LOG_LEVEL=info:"
+    "was lost. Finished shards are kept; the same command continues from here. Ray's logs:"
 )
 
-_threads_at_start: Final[set[threading.Thread]] = set()
 _watchers: Final[list[subprocess.Popen[bytes]]] = []
 
 
@@ -47,13 +44,19 @@ class RayFailedError(Exception):
     """Ray did not start or broke down; the message says why and where its logs are."""
 
 
-def start(address: str | None, workers: int, modules: Sequence[ModuleType]) -> None:
+def start(
+    address: str | None,
+    workers: int,
+    modules: Sequence[ModuleType],
+    init: Callable[..., object] = ray.init,
+) -> None:
     """Start a Ray of this machine's own, or connect to a cluster.
 
     Args:
         address: the cluster's address, or None.
         workers: actors that will run.
         modules: code that the cluster's machines lack; sent to them by value.
+        init: what starts Ray.
 
     Raises:
         RayFailedError: Ray did not start, or the cluster cannot be reached.
@@ -68,13 +71,12 @@ def start(address: str | None, workers: int, modules: Sequence[ModuleType]) -> N
         _reach(address)
         for module in modules:
             ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
+    # Ray prints its advice to programmers to stdout, where these programs say nothing.
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     _watch()
     for attempt in range(ATTEMPTS):
         try:
-            ray.init(address or "local", **options)
+            init(address or "local", **options)
             break
         except (OSError, ValueError) as error:
             raise _failed("did not start", error) from error
@@ -82,49 +84,91 @@ def start(address: str | None, workers: int, modules: Sequence[ModuleType]) -> N
             # Its own processes get 30 s, whatever else the machine does; then it raises just that.
             if address is not None or attempt == ATTEMPTS - 1:
                 raise _failed("did not start", error) from error
-    _threads_at_start.update(threading.enumerate())
-    # Ray Data sets its own level when it is first used; our progress bar shares the terminal.
-    for name in QUIET:
-        logging.getLogger(name).addFilter(lambda record: record.levelno >= logging.ERROR)
+    # Instead of Ray's handler, which ends the process without a word.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
-@contextmanager
-def failures() -> Iterator[None]:
-    """Ray's own errors in a `with` block become RayFailedError."""
+def is_started() -> bool:
+    """Whether `start` was called."""
+    return bool(_watchers)
+
+
+def each_shard(
+    make: Callable[[], Any], shards: Sequence[int], workers: int
+) -> Generator[Any, None, None]:
+    """What `make().run(shard)` returns for each shard, as they are done by several processes.
+
+    A process that is lost is replaced, and its shard done again. One that finds no place on the
+    cluster holds nothing up: shards go to those that have said that they are there.
+
+    Raises:
+        RayFailedError: a shard, or the start of processes, cost more than `DEATHS` of them.
+    """
+
+    class Worker:
+        def __init__(self) -> None:
+            self._worker = make()
+
+        def is_there(self) -> None:
+            """Return when the process is up."""
+
+        def run(self, shard: int) -> Any:
+            return self._worker.run(shard)
+
+    remote: Any = ray.remote(num_cpus=CORES_PER_WORKER)(Worker)
+    lanes = Lanes(shards, workers)
+    under_way: dict[Any, tuple[Any, int, int | None]] = {}
+    idle: list[tuple[Any, int]] = []
+    deaths: Counter[int | None] = Counter()
+
+    def hire(lane: int) -> None:
+        actor = remote.remote()
+        under_way[actor.is_there.remote()] = (actor, lane, None)
+
     try:
-        yield
+        for lane in range(workers):
+            hire(lane)
+        while lanes or any(shard is not None for _, _, shard in under_way.values()):
+            ready, _ = ray.wait(list(under_way), num_returns=1, timeout=LOOK_SECONDS)
+            if not ready:
+                _require_a_node()
+                continue
+            done = ready[0]
+            actor, lane, shard = under_way.pop(done)
+            try:
+                result = ray.get(done)
+            except RayActorError as error:
+                deaths[shard] += 1
+                if deaths[shard] > DEATHS:
+                    what = f"shard {shard}" if shard is not None else "the workers"
+                    raise _failed(f"lost {DEATHS + 1} processes at {what}", error) from error
+                if shard is not None:
+                    lanes.put_back(lane, shard)
+                hire(lane)
+            else:
+                idle.append((actor, lane))
+                if shard is not None:
+                    yield result
+            while idle and lanes:
+                actor, lane = idle.pop()
+                shard = lanes.take(lane)
+                under_way[actor.run.remote(shard)] = (actor, lane, shard)
     except RayError as error:
         raise _failed("broke down", error) from error
 
 
-def leave(code: int) -> NoReturn:
-    """End the process with exit code `code`, and Ray with it.
+def _require_a_node() -> None:
+    if not any(node["Alive"] for node in ray.nodes()):  # type: ignore[no-untyped-call]
+        raise RayFailedError(f"Ray broke down (no machine is left); its logs: {_logs()}")
 
-    Call it when all is written and said. A run that ends early leaves threads of Ray Data at
-    work; when one of them uses Ray after `ray.shutdown`, Ray's core ends the process at once
-    with code 1, and tells so at a log level that is not shown. So the threads get time to end;
-    if they take too long, Ray is not shut down: its processes end when they miss this one.
-    """
+
+def leave(code: int) -> NoReturn:
+    """End the process with exit code `code`, and Ray with it, when all is written and said."""
     for watcher in _watchers:
         watcher.communicate(b"told\n")
     if ray.is_initialized():
-        if not _settled():
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(code)
         ray.shutdown()
     sys.exit(code)
-
-
-def _settled() -> bool:
-    """Wait until no thread that came after Ray's start is at work; False if one goes on."""
-    end = time.monotonic() + SETTLE_SECONDS
-    for thread in set(threading.enumerate()) - _threads_at_start:
-        if thread.name != IDLE_THREAD:
-            thread.join(max(0.0, end - time.monotonic()))
-            if thread.is_alive():
-                return False
-    return True
 
 
 def _watch() -> None:
@@ -147,11 +191,13 @@ def _reach(address: str) -> None:
 
 
 def _failed(what: str, error: Exception) -> RayFailedError:
-    # Errors of workers carry whole tracebacks, the reason last.
-    reason = (str(error).strip() or type(error).__name__).splitlines()[-1]
-    return RayFailedError(
-        f"Ray {what} ({reason}); its logs, fuller with RAY_BACKEND_LOG_LEVEL=info: {_logs()}"
-    )
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, RayActorError):
+        # Its text is Ray's advice to programmers, around a traceback where there was one.
+        raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: ", line)]
+        lines = raised or ["killed, or out of memory"]
+    reason = lines[-1] if lines else type(error).__name__
+    return RayFailedError(f"Ray {what} ({reason}); its logs: {_logs()}")
 
 
 def _logs() -> Path:

@@ -1,7 +1,9 @@
 """Embed whole shards: what one Ray actor does."""
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Semaphore
 from typing import Final
@@ -9,9 +11,9 @@ from typing import Final
 import numpy as np
 from _corpus import Corpus, CorpusError, Embedding, Entry
 from _fleet import Fleet, Pace
-from _sources import Item, read
 
 from unified_embedding.client import EmbeddedEach
+from unified_embedding.corpus.sources import Item, Reader, Unreadable
 from unified_embedding.errors import ClientError
 
 # So that slow storage does not leave the servers without work.
@@ -42,11 +44,13 @@ class Load:
 class ShardWorker:
     """Reads, embeds and writes shards of one corpus, with its own connections."""
 
-    def __init__(self, corpus: Corpus, load: Load) -> None:
+    def __init__(self, corpus: Corpus, load: Load, reader: Reader | None = None) -> None:
         self._corpus, self._load = corpus, load
+        self._reader = reader or Reader()
         self._fleet = Fleet(load.urls, corpus.header.version, load.timeout, load.patience)
         self._pace = Pace(load.rate)
-        self._pool = ThreadPoolExecutor(max(load.inflight, READERS), thread_name_prefix="embed")
+        self._ahead = max(load.inflight, READERS)
+        self._pool = ThreadPoolExecutor(self._ahead, thread_name_prefix="embed")
         self._free = Semaphore(load.inflight)
         wanted = ("embedding", "code") if corpus.header.embeddings else ("code",)
         self._outputs = wanted
@@ -59,27 +63,44 @@ class ShardWorker:
         try:
             entry = self._corpus.entry(shard)
             if entry is None:
-                items = self._corpus.items(shard)
-                size = self._load.batch
-                chunks = [items[first : first + size] for first in range(0, len(items), size)]
-                answers = [one for part in self._pool.map(self._embed, chunks) for one in part]
-                entry = self._corpus.write_shard(shard, answers)
+                entry = self._corpus.write_shard(shard, self._answers(self._corpus.items(shard)))
         except (ClientError, CorpusError, OSError) as error:
             return None, str(error)
+        except Exception as error:
+            # Into this process' log: the user gets a sentence.
+            traceback.print_exc()
+            return None, f"shard {shard} failed by a mistake in the program ({error!r:.200})"
         return entry, ""
 
     def close(self) -> None:
         """Close the connections and end the threads."""
         self._fleet.close()
         self._pool.shutdown(cancel_futures=True)
+        self._reader.close()
 
-    def _embed(self, items: Sequence[Item]) -> list[tuple[Item, Embedding | str]]:
+    def _answers(self, items: Sequence[Item]) -> list[tuple[Item, Embedding | str]]:
+        """What came of each item; a bounded number of requests is read ahead."""
+        answers: list[tuple[Item, Embedding | str]] = []
+        waiting: deque[Future[list[tuple[Item, Embedding | str]]]] = deque()
+        try:
+            for chunk, contents in self._reader.chunks(items, self._load.batch):
+                waiting.append(self._pool.submit(self._embed, chunk, contents))
+                if len(waiting) == self._ahead:
+                    answers += waiting.popleft().result()
+            while waiting:
+                answers += waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+        return answers
+
+    def _embed(
+        self, items: Sequence[Item], read: Callable[[], list[bytes | Unreadable]]
+    ) -> list[tuple[Item, Embedding | str]]:
         self._pace.wait(len(items))
-        contents = read(items)
+        contents = read()
         answers: dict[int, Embedding | str] = {
-            row: f"cannot be read ({data})"
-            for row, data in enumerate(contents)
-            if isinstance(data, OSError)
+            row: data.reason for row, data in enumerate(contents) if isinstance(data, Unreadable)
         }
         there = [row for row, data in enumerate(contents) if isinstance(data, bytes)]
         images = [data for data in contents if isinstance(data, bytes)]

@@ -1,4 +1,4 @@
-"""Embed a whole corpus through running servers: Ray Data in front, Parquet shards behind.
+"""Embed a whole corpus through running servers: Ray in front, Parquet shards behind.
 
     python clients/backfill.py demo/ --out out/corpus
     python clients/backfill.py s3://bucket/images/ 'shards/*.tar' --out s3://bucket/corpus \\
@@ -16,24 +16,20 @@ Ray's core, which is told too. The same command continues.
 import json
 import math
 import os
-import signal
 import sys
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Final, cast
+from typing import Annotated, Final
 
 import typer
-from _corpus import HEADER, QUARANTINE, Corpus, CorpusError, Entry
+from _corpus import FOLDERS, HEADER, QUARANTINE, Corpus, CorpusError, Entry
 from _fleet import Fleet
-from _picture_files import InputError
-from _ray_session import CORES_PER_WORKER, RayFailedError, failures, leave, start
+from _ray_session import RayFailedError, each_shard, is_started, leave, start
 from _shard_worker import Load, ShardWorker
-from _sources import find, unique
-from _store import Store, StoreError
-from ray.data import ActorPoolStrategy, from_items
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -45,10 +41,15 @@ from rich.progress import (
 )
 
 from unified_embedding.client import DEFAULT_URL, ServerInfo
+from unified_embedding.corpus.sources import InputError, PassedOver, find
+from unified_embedding.corpus.store import Store, StoreError
+from unified_embedding.corpus.text import printable
 from unified_embedding.errors import ClientError
 
 REPORT: Final = "report.json"
-MODULES: Final = ("_corpus", "_fleet", "_picture_files", "_shard_worker", "_sources", "_store")
+# Of all pictures, before a disk that loses what is written is given up.
+ATTEMPTS: Final = 3
+MODULES: Final = ("_corpus", "_fleet", "_shard_worker")
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -77,6 +78,7 @@ class Asked:
     shard_size: int
     image_column: str | None
     metadata: Path | None
+    roots: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,17 @@ def main(
     ] = None,
     metadata: Annotated[
         Path | None,
-        typer.Option(help="CSV with a column image or file_name, relative to the CSV's folder"),
+        typer.Option(
+            help="CSV, JSON lines or Parquet with a column image or file_name, relative to it"
+        ),
+    ] = None,
+    root: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="folder that paths in Parquet files may lead into, beside the file's own; "
+            "repeat it for several",
+            show_default=False,
+        ),
     ] = None,
     ray_address: Annotated[
         str | None, typer.Option("--ray", help="address of a Ray cluster; by default, this machine")
@@ -145,7 +157,9 @@ def main(
     urls = tuple(url or [os.environ.get("UNIFIED_EMBEDDING_URL", DEFAULT_URL)])
     try:
         server = _ask(urls, timeout)
-        asked = Asked(tuple(inputs), embeddings, shard_size, image_column, metadata)
+        asked = Asked(
+            tuple(inputs), embeddings, shard_size, image_column, metadata, tuple(root or ())
+        )
         corpus = begin(Store(out), server, asked)
         inflight = max_inflight or len(urls)
         if workers and workers > inflight:
@@ -181,10 +195,11 @@ def begin(out: Store, server: ServerInfo, asked: Asked) -> Corpus:
         InputError: there is no picture.
     """
     store = out.within(server.version)
+    named = tuple(map(printable, asked.inputs))
     if store.exists(HEADER):
         corpus = Corpus.open(store)
         header = corpus.header
-        wanted = (asked.inputs, asked.embeddings, asked.shard_size)
+        wanted = (named, asked.embeddings, asked.shard_size)
         if (header.inputs, header.embeddings, header.shard_size) != wanted:
             kept = f"{' '.join(header.inputs)} --shard-size {header.shard_size}"
             kept += " --embeddings" if header.embeddings else ""
@@ -193,67 +208,74 @@ def begin(out: Store, server: ServerInfo, asked: Asked) -> Corpus:
                 "another --out"
             )
         return corpus
+    passed = PassedOver()
     with console.status("looking for pictures"):
-        items = list(unique(find(asked.inputs, asked.image_column, asked.metadata)))
-    return Corpus.begin(
-        store, server.version, server.dim, asked.embeddings, asked.inputs, items, asked.shard_size
-    )
+        return Corpus.begin(
+            store,
+            server.version,
+            server.dim,
+            asked.embeddings,
+            named,
+            find(asked.inputs, asked.image_column, asked.metadata, asked.roots, passed),
+            asked.shard_size,
+            passed,
+        )
 
 
 def run(corpus: Corpus, load: Load, workers: int, ray_address: str | None) -> Outcome:
     """Embed every shard that is not finished, and complete the corpus."""
     began = time.monotonic()
     header = corpus.header
-    finished = corpus.finished()
-    missing = [shard for shard in range(header.shards) if shard not in finished]
-    done, fresh = sum(entry.rows + entry.bad for entry in finished.values()), 0
+    corpus.store.sweep(*FOLDERS)
+    finished = _sound(corpus, {})
+    earlier, done, fresh = len(finished), _pictures(finished), 0
     with _progress() as progress:
         bar = progress.add_task("embedding", total=header.images, completed=done, rate="")
-        if missing:
+        while len(finished) < header.shards:
+            missing = [shard for shard in range(header.shards) if shard not in finished]
             for entry in _embed(corpus, load, missing, workers, ray_address):
                 fresh += entry.rows + entry.bad
                 rate = f"{fresh / (time.monotonic() - began):.0f} pictures/s"
-                progress.update(bar, completed=done + fresh, rate=rate)
+                progress.update(bar, completed=min(done + fresh, header.images), rate=rate)
+            finished = _sound(corpus, finished)
+            if fresh > ATTEMPTS * header.images:
+                raise RunError(f"what is written to {corpus.store} does not stay as it is written")
     entries = corpus.complete()
-    return Outcome(corpus, entries, len(finished), header.images - done, time.monotonic() - began)
+    return Outcome(corpus, entries, earlier, fresh, time.monotonic() - began)
+
+
+def _sound(corpus: Corpus, checked: Mapping[int, Entry]) -> dict[int, Entry]:
+    """The finished shards; those whose files are damaged or missing are forgotten, and told."""
+    finished = corpus.finished()
+    unchecked = [entry for shard, entry in finished.items() if checked.get(shard) != entry]
+    damaged = corpus.damaged(unchecked)
+    for entry in damaged:
+        corpus.forget(finished.pop(entry.shard))
+    if damaged:
+        shards = ", ".join(str(entry.shard) for entry in damaged[:10])
+        console.print(
+            f"backfill: {len(damaged)} finished shards are damaged or missing and are done again: "
+            f"{shards}{', ...' if len(damaged) > 10 else ''}",
+            style="yellow",
+        )
+    return finished
+
+
+def _pictures(entries: Mapping[int, Entry]) -> int:
+    return sum(entry.rows + entry.bad for entry in entries.values())
 
 
 def _embed(
     corpus: Corpus, load: Load, shards: list[int], workers: int, address: str | None
 ) -> Iterator[Entry]:
-    class Worker(ShardWorker):
-        """The worker with its settings: sent to the actors by value."""
-
-        def __init__(self) -> None:
-            super().__init__(corpus, load)
-
-        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-            entry, problem = self.run(int(batch["shard"][0]))
-            told = "" if entry is None else json.dumps(vars(entry))
-            return {"entry": [told], "problem": [problem]}
-
-    start(address, workers, [sys.modules[name] for name in MODULES])
-    # Instead of Ray's handler, which ends the process without a word.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    pending = from_items(
-        [{"shard": shard} for shard in shards], override_num_blocks=min(len(shards), 1000)
-    )
-    results = pending.map_batches(
-        Worker,
-        batch_size=1,
-        batch_format="numpy",
-        # The shards of a lost actor are done again by another.
-        num_cpus=CORES_PER_WORKER,
-        compute=ActorPoolStrategy(size=workers),
-    )
-    batches = results.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=0)
-    with failures(), closing(cast(Generator[dict[str, Any], None, None], iter(batches))) as rows:
-        for row in rows:
-            problem, told = str(row["problem"][0]), str(row["entry"][0])
+    if not is_started():
+        start(address, workers, [sys.modules[name] for name in MODULES])
+    results = each_shard(partial(ShardWorker, corpus, load), shards, min(workers, len(shards)))
+    with closing(results):
+        for entry, problem in results:
             if problem:
                 raise RunError(f"{problem}; the same command continues from here")
-            raw = json.loads(told)
-            yield Entry(**{**raw, "engines": tuple(raw["engines"])})
+            yield entry
 
 
 def _ask(urls: tuple[str, ...], timeout: float) -> ServerInfo:
@@ -301,6 +323,8 @@ def report(outcome: Outcome, urls: tuple[str, ...]) -> None:
     )
     if bad:
         console.print(f"{bad:,} pictures have no row: {corpus.store}/{QUARANTINE}", style="yellow")
+    for sentence in corpus.passed_over().sentences():
+        console.print(f"passed over: {sentence}", style="yellow")
 
 
 if __name__ == "__main__":

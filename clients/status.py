@@ -2,8 +2,9 @@
 
     python clients/status.py [--json]
 
-Everything shown comes from the server. Exit code 0 only if a real picture was answered: a
-server whose model process died still calls itself ready.
+Everything shown comes from the server. Exit code 0 only if real pictures were answered, by every
+process of each model: where nobody looks after the server (NVIDIA's image), one whose model
+process died still calls itself ready, and answers what the others take.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -36,6 +38,9 @@ from unified_embedding.client import (
 from unified_embedding.errors import ClientError, ServerError
 
 STAGES: Final = ("preprocess", "embedder", "binarizer", "unified_embedding")
+# Calls at once, more than a model has processes as delivered: one of them meets a dead one. One
+# after another, every fourth call did.
+AT_ONCE: Final = 8
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Status:
         server: what it says about itself.
         first_ms: latency of the first picture, milliseconds.
         median_ms: median latency of the pictures after it, one at a time.
-        pictures: how many pictures were timed, after the first.
+        pictures: how many pictures were timed, after those.
         stages: what each model did while they were answered (other callers' work included).
     """
 
@@ -92,13 +97,15 @@ def main(
 
 
 def probe(client: EmbedderClient, picture: bytes, pictures: int) -> Status:
-    """Send one picture again and again and note what the server did meanwhile.
+    """Send one picture, alone, then to every process at once, then again and again, timed.
 
     Raises:
         ClientError: it did not answer, or its code is not the sign of its embedding.
     """
     server = client.info()
     first_ms = timed(client, picture)
+    with ThreadPoolExecutor(AT_ONCE) as callers:
+        list(callers.map(lambda _: timed(client, picture), range(AT_ONCE)))
     # After the first picture, whose time is spent on things that happen once.
     before = client.statistics()
     milliseconds = [timed(client, picture) for _ in range(pictures)]

@@ -1,8 +1,11 @@
 import signal
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
+import ci_mode
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 # The build step is run by path, so its modules import one another by bare name.
@@ -12,6 +15,47 @@ sys.path.insert(0, str(ROOT / "build"))
 # start would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No test is timed: a loaded machine gives the same result. The examples are the same in every
+# run, so that what passes here passes elsewhere; looking for new ones is `make fuzz`.
+settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    ci_mode.add_option(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    ci_mode.start(config)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    ci_mode.finish(session)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    ci_mode.judge(item.config, report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    ci_mode.judge(collector.config, report)
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -3,16 +3,26 @@
 It is what the clients talk to where a test must decide how the server behaves: how long it
 takes, when it is overloaded, what it refuses, which version it states. Its vectors come from a
 hash of picture and crop, so that tests know the truth without asking it.
+
+`serving` runs it in this process; `mortal` in one of its own, which a picture can kill and
+which is then started again on the same port.
 """
 
 import hashlib
+import json
+import os
+import signal
+import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -22,7 +32,13 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 VERSION = "0123456789ab"
 ENGINE = "test-fp32-0123456789ab"
 DIM = 16
+POISON = b"poison"
 Failure = tuple[grpc.StatusCode, str]
+DEAD_STUB: Failure = (
+    grpc.StatusCode.INTERNAL,
+    "Failed to process the request(s) for model instance 'preprocess_0_0', message: Stub process "
+    "'preprocess_0_0' is not healthy.",
+)
 
 
 def vector(image: bytes, crop: str = "") -> np.ndarray:
@@ -64,6 +80,7 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
     requests: list[Request] = field(default_factory=list)
     config_version: str = VERSION
     config_engine: str = ENGINE
+    unknown: bool = False
     most_at_once: int = 0
     _at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,6 +92,9 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
         return service_pb2.ModelReadyResponse(ready=request.name == "unified_embedding")
 
     def ModelConfig(self, request: Any, context: Any) -> Any:  # noqa: N802
+        if self.unknown:
+            message = f"Request for unknown model: '{request.name}' is not found"
+            context.abort(grpc.StatusCode.NOT_FOUND, message)
         response = service_pb2.ModelConfigResponse()
         config = response.config
         config.max_batch_size = self.max_batch_size
@@ -153,6 +173,91 @@ def serving(
         server.stop(grace=None).wait()
 
 
+@dataclass
+class Mortal:
+    """A peer in a process of its own; whatever ends it, it is started again.
+
+    Attributes:
+        url: its gRPC address.
+        deaths: how often it ended.
+        process: the one that runs now.
+    """
+
+    url: str
+    journal: Path
+    deaths: int = 0
+    process: "subprocess.Popen[bytes] | None" = None
+
+    def received(self, image: bytes) -> list[int]:
+        """For each request that held `image`, in their order, of how many pictures it was."""
+        lines = (json.loads(line) for line in self.journal.read_text().splitlines())
+        return [len(line) for line in lines if image.decode() in line]
+
+    def kill(self) -> None:
+        """End it as the kernel does when memory is short."""
+        assert self.process is not None
+        self.process.kill()
+
+
+@contextmanager
+def mortal(folder: Path, linger: float = 0) -> Iterator[Mortal]:
+    """A peer that a picture with POISON in it kills.
+
+    With `linger` it goes on for so many seconds as Triton does whose Python model died: it calls
+    itself ready, and answers every other request that the model's process is not healthy.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    peer = Mortal(f"127.0.0.1:{port}", folder / "journal")
+    peer.journal.touch()
+    command = [sys.executable, __file__, str(port), str(peer.journal), str(linger)]
+    up, ending = threading.Event(), threading.Event()
+
+    def supervise() -> None:
+        while not ending.is_set():
+            with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+                peer.process = process
+                assert process.stdout is not None
+                process.stdout.readline()
+                up.set()
+                process.wait()
+                peer.deaths += not ending.is_set()
+
+    supervisor = threading.Thread(target=supervise)
+    supervisor.start()
+    try:
+        assert up.wait(60)
+        yield peer
+    finally:
+        ending.set()
+        while supervisor.is_alive():
+            peer.kill()
+            supervisor.join(0.1)
+
+
+def _serve_until_killed(port: int, journal: Path, linger: float) -> None:
+    lock = threading.Lock()
+    ill = threading.Event()
+
+    def respond(number: int, request: Request) -> Failure | None:
+        with lock, journal.open("a") as file:
+            file.write(json.dumps([image.decode() for image in request.images]) + "\n")
+        time.sleep(0.05)  # So that others are in flight when it dies.
+        if any(POISON in image for image in request.images):
+            ill.set()
+            killer = threading.Timer(linger, os.kill, (os.getpid(), signal.SIGKILL))
+            killer.start()
+            if not linger:
+                killer.join()
+            return DEAD_STUB
+        return DEAD_STUB if ill.is_set() and number % 2 else None
+
+    with serving(Peer(respond=respond), port=port):
+        print("ready", flush=True)
+        threading.Event().wait()
+
+
 def _refusal(request: Request) -> Failure | None:
     if len(request.images) > 1 and b"oracle" in request.images:
         return grpc.StatusCode.INVALID_ARGUMENT, "something in this request is wrong"
@@ -191,3 +296,7 @@ def _elements(raw: bytes) -> Iterator[bytes]:
         (length,) = struct.unpack_from("<I", raw, at)
         yield raw[at + 4 : at + 4 + length]
         at += 4 + length
+
+
+if __name__ == "__main__":
+    _serve_until_killed(int(sys.argv[1]), Path(sys.argv[2]), float(sys.argv[3]))

@@ -10,11 +10,17 @@ EmbeddingError
 ├── DataError            training data are missing, damaged or malformed
 ├── GalleryError         a gallery's manifest does not fit its folder (gallery.py)
 ├── PicturesError        no pictures for a measurement (measure/pictures.py)
+├── InputError           the arguments of a back-fill name no picture (corpus/sources/item.py)
+├── StoreError           a place for a corpus cannot be used (corpus/places.py)
+├── DamagedError         inside the sources: a file cannot be read (corpus/sources/tars.py)
+├── DamagedRows          inside them: rows of a Parquet file cannot (corpus/sources/column.py)
 ├── SetupError           Triton cannot be started here (tritonserver.py)
 ├── Late                 in the server: a request cannot be answered in time (deadline.py)
-├── Malformed            in the server: a deadline is not a moment (deadline.py)
+├── Busy                 in the server: too much work for a large request (serving/workload.py)
+├── Malformed            in the server: a parameter of a request is damaged (deadline.py)
 └── ClientError          a call to the server failed
     ├── ServerUnavailable    not reachable or not ready
+    │   └── ServerDied           its process ended while it had the request
     ├── Overloaded           the server is alive, but could not answer in time
     ├── DeadlineExceeded     no answer within the deadline
     ├── RequestAborted       the server died twice while it had this request
@@ -74,6 +80,19 @@ class ServerUnavailable(ClientError):
     """The server cannot be reached or is not ready. Worth retrying."""
 
 
+class ServerDied(ServerUnavailable):
+    """The server's process, or one of its models', ended while it had the request.
+
+    Attributes:
+        was_well: the process was well, as far as the client knew, when the request was sent:
+            the request may be what ended it.
+    """
+
+    def __init__(self, message: str, was_well: bool) -> None:
+        super().__init__(message)
+        self.was_well = was_well
+
+
 class Overloaded(ClientError):
     """The server is alive, but has too much work to answer in time. Send less, or allow more time.
 
@@ -89,7 +108,14 @@ class RequestAborted(ClientError):
     """The server's process died twice while it had this request, which is not sent again.
 
     One of its pictures may be what ended the process.
+
+    Attributes:
+        rows: indices of the request's pictures in the list that was passed in.
     """
+
+    def __init__(self, message: str, rows: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.rows = rows
 
 
 class RequestRejected(ClientError):

@@ -1,6 +1,8 @@
 """Start a tritonserver of this environment on this machine, and stop it again."""
 
 import contextlib
+import http.client
+import random
 import signal
 import socket
 import subprocess
@@ -14,9 +16,13 @@ from pathlib import Path
 from typing import Final
 
 from unified_embedding.errors import ServerUnavailable
+from unified_embedding.serving import processes
 
 _PROTOCOLS: Final = ("http", "grpc", "metrics")
 _LOG_TAIL: Final = 3000
+_GIVEN_AWAY: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_FIRST_PORT: Final = 10_000
+_random: Final = random.SystemRandom()
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,7 @@ class LocalServer:
     """A running server on loopback.
 
     Attributes:
-        process: tritonserver itself.
+        process: the launcher. It looks after tritonserver, which is its child.
         grpc_url: host:port for gRPC.
         http_url: base address for HTTP.
         metrics_url: address of the Prometheus metrics.
@@ -36,6 +42,18 @@ class LocalServer:
     http_url: str
     metrics_url: str
     log: Path
+
+    @property
+    def server_pid(self) -> int:
+        """Process id of tritonserver itself: another one after it was started again.
+
+        Raises:
+            ServerUnavailable: there is none at this moment.
+        """
+        for pid in processes.children(self.process.pid):
+            if processes.name(pid) == processes.SERVER:
+                return pid
+        raise ServerUnavailable("tritonserver is not running")
 
     def stop(self, timeout: float = 60) -> int:
         """Send SIGTERM, as an orchestrator does; return the exit code."""
@@ -105,7 +123,7 @@ def _wait_until_ready(server: LocalServer, timeout: float) -> None:
         try:
             with urllib.request.urlopen(f"{server.http_url}/v2/health/ready", timeout=1):
                 return
-        except OSError:
+        except (OSError, http.client.HTTPException):  # Or somebody else's port.
             time.sleep(0.1)
     code = server.process.poll()
     what = f"was not ready after {timeout:.0f} s" if code is None else f"ended with code {code}"
@@ -114,9 +132,17 @@ def _wait_until_ready(server: LocalServer, timeout: float) -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports on loopback that nothing listens at."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for item in sockets:
-            item.bind(("127.0.0.1", 0))
-        return [int(item.getsockname()[1]) for item in sockets]
+    """Ports on loopback that nothing listens at.
+
+    They lie below those that Linux gives away by itself: a server that is started again finds
+    them free.
+    """
+    lowest = int(_GIVEN_AWAY.read_text().split()[0])
+    found: list[int] = []
+    while len(found) < count:
+        port = _random.randrange(_FIRST_PORT, lowest) if lowest > 2 * _FIRST_PORT else 0
+        with socket.socket() as one, contextlib.suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            port = int(one.getsockname()[1])
+            found += [port] if port not in found else []
+    return found

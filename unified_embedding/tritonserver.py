@@ -2,10 +2,16 @@
 
 It runs, in this order: another `tritonserver` on PATH or in the usual place of NVIDIA's
 image, else the Triton 2.51 binary inside the wheel of the extra `serve`. Every argument is
-passed through. The process is replaced, so signals and the exit code are Triton's own.
+passed through.
+
+The embedded server with our models is looked after (serving/supervisor.py), and what only an
+operator may do is closed. Everything else replaces this process, so signals and the exit code
+are Triton's own.
 """
 
 import os
+import re
+import secrets
 import shutil
 import sys
 import sysconfig
@@ -13,9 +19,10 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final, NamedTuple, NoReturn
 
 from unified_embedding.errors import EmbeddingError
+from unified_embedding.serving import supervisor
 
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
 _OWN_MARK: Final = b"unified_embedding.tritonserver"
@@ -28,10 +35,25 @@ _KEEP_MEMORY: Final = {
     "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
 }
 _REPOSITORY_FLAGS: Final = ("--model-repository", "--model-store")
+_OPERATOR_APIS: Final = "shared-memory,model-repository,trace,logging"
+_RESTRICTING_FLAGS: Final = ("--http-restricted-api", "--grpc-restricted-protocol")
+OPERATOR_KEY: Final = "UNIFIED_EMBEDDING_OPERATOR_KEY"
+"""Environment variable with the value that opens what only an operator may do."""
+_OPERATOR_HEADER: Final = "operator-key"
+_EXIT_TIMEOUT_FLAG: Final = "--exit-timeout-secs"
+_EXIT_TIMEOUT_S: Final = 30.0
 
 
 class SetupError(EmbeddingError):
     """Triton cannot be started; the message says what to do."""
+
+
+class Start(NamedTuple):
+    """How a tritonserver is started. `supervised`: as a child that is looked after."""
+
+    command: list[str]
+    environment: dict[str, str]
+    supervised: bool
 
 
 def main() -> NoReturn:
@@ -39,20 +61,21 @@ def main() -> NoReturn:
     arguments = sys.argv[1:]
     try:
         check_repositories(arguments)
-        command, environment = resolve(arguments, os.environ)
+        start = resolve(arguments, os.environ)
+        exit_timeout = _exit_timeout(arguments)
     except SetupError as error:
         sys.exit(f"tritonserver: {error}")
+    if start.supervised:
+        sys.exit(supervisor.run(start.command, start.environment, exit_timeout))
     sys.stdout.flush()
-    os.execve(command[0], command, environment)
+    os.execve(start.command[0], start.command, start.environment)
 
 
-def resolve(
-    arguments: Sequence[str], environment: Mapping[str, str]
-) -> tuple[list[str], dict[str, str]]:
-    """Choose the binary; return its command line and environment. Raises SetupError."""
+def resolve(arguments: Sequence[str], environment: Mapping[str, str]) -> Start:
+    """Choose the binary and how to start it. Raises SetupError."""
     installed = find_installed(environment.get("PATH", ""))
     if installed is not None:
-        return [str(installed), *arguments], dict(environment)
+        return Start([str(installed), *arguments], dict(environment), supervised=False)
     root = _wheel_root()
     if root is None:
         raise SetupError(
@@ -61,16 +84,16 @@ def resolve(
             "pip install 'unified-embedding[serve]'"
         )
     _check_numpy()
-    return _wheel_command(root, arguments), _wheel_environment(root, environment)
+    ours = any(map(_is_our_repository, _values(arguments, *_REPOSITORY_FLAGS)))
+    flags = [*_restrictions(arguments, environment), *arguments] if ours else arguments
+    return Start(_wheel_command(root, flags), _wheel_environment(root, environment), ours)
 
 
 def check_repositories(arguments: Sequence[str]) -> None:
     """Refuse a repository of ours whose engine was not built. Raises SetupError."""
-    for folder in _repositories(arguments):
-        repository = Path(folder)
-        if (repository / "unified_embedding").is_dir() and not (
-            repository / "embedder" / "config.pbtxt"
-        ).is_file():
+    for folder in _values(arguments, *_REPOSITORY_FLAGS):
+        engine = Path(folder) / "embedder" / "config.pbtxt"
+        if _is_our_repository(folder) and not engine.is_file():
             raise SetupError(
                 f"{folder} holds no engine yet (no {folder}/embedder): run `make engine` first"
             )
@@ -91,14 +114,38 @@ def _is_ours(candidate: Path) -> bool:
         return _OWN_MARK in file.read(4096)
 
 
-def _repositories(arguments: Sequence[str]) -> list[str]:
+def _is_our_repository(folder: str) -> bool:
+    return (Path(folder) / "unified_embedding").is_dir()
+
+
+def _values(arguments: Sequence[str], *flags: str) -> list[str]:
+    """What is given for any of these flags: after an equals sign, or as the next argument."""
     found = []
     for position, argument in enumerate(arguments):
         flag, equals, value = argument.partition("=")
-        if flag in _REPOSITORY_FLAGS:
+        if flag in flags:
             following = list(arguments[position + 1 : position + 2])
             found += [value] if equals else following
     return found
+
+
+def _exit_timeout(arguments: Sequence[str]) -> float:
+    given = _values(arguments, _EXIT_TIMEOUT_FLAG)
+    # Triton refuses what is no number.
+    return float(given[-1]) if given and given[-1].isdecimal() else _EXIT_TIMEOUT_S
+
+
+def _restrictions(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Flags that ask for a key before the server's memory, models, files or log are touched."""
+    if _values(arguments, *_RESTRICTING_FLAGS):
+        return []
+    key = environment.get(OPERATOR_KEY) or secrets.token_urlsafe(32)
+    if not re.fullmatch(r"[A-Za-z0-9_-]{16,128}", key):
+        raise SetupError(
+            f"{OPERATOR_KEY} must be 16 to 128 letters, digits, - and _ "
+            "(python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one)"
+        )
+    return [f"{flag}={_OPERATOR_APIS}:{_OPERATOR_HEADER}={key}" for flag in _RESTRICTING_FLAGS]
 
 
 def _wheel_root() -> Path | None:
@@ -128,7 +175,7 @@ def _wheel_environment(root: Path, environment: Mapping[str, str]) -> dict[str, 
         # One process per model instance: a thread per core in each of them slows all of them.
         **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
         **_KEEP_MEMORY,
-        **environment,
+        **{name: value for name, value in environment.items() if name != OPERATOR_KEY},
         "PATH": _joined([Path(sys.executable).parent], environment.get("PATH", "")),
         "LD_LIBRARY_PATH": _joined(libraries, environment.get("LD_LIBRARY_PATH", "")),
     }

@@ -1,5 +1,6 @@
 """Both server profiles come from one description; read with Triton's own protobuf."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,59 @@ def test_both_profiles_offer_the_same_tensors(spec: EmbedderSpec) -> None:
     assert list(cpu.output) == list(gpu.output)
     assert cpu.max_batch_size == gpu.max_batch_size
     assert cpu.parameters["threads"].string_value == "2"
+
+
+def model(path: Path):
+    return text_format.Parse(path.read_text(), model_config.ModelConfig())
+
+
+def test_no_python_model_takes_a_free_dimension_but_the_number_of_pictures(
+    root: Path, spec: EmbedderSpec
+) -> None:
+    """One of 2^62 ends the process of a Python model before `execute` (Triton 2.51)."""
+    for config in (parsed(CPU, spec), model(root / "model_repository/binarizer/config.pbtxt")):
+        assert config.max_batch_size == MAX_BATCH_SIZE
+        assert all(side > 0 for tensor in config.input for side in tensor.dims)
+    preprocess = model(root / "model_repository/preprocess/config.pbtxt")
+    # BYTES are counted before they are handed on, whatever the shape says.
+    assert [(item.data_type, list(item.dims)) for item in preprocess.input] == [
+        (model_config.TYPE_STRING, [-1, 1])
+    ]
+
+
+def test_preprocess_joins_no_requests(root: Path) -> None:
+    """A false BYTES length fails the whole batch."""
+    preprocess = model(root / "model_repository/preprocess/config.pbtxt")
+    assert not preprocess.HasField("dynamic_batching")
+    assert preprocess.max_batch_size == 0
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_binarizer_takes_the_width_of_the_installed_embedder(
+    root: Path, tmp_path: Path, linked: bool
+) -> None:
+    shared, repository = tmp_path / "shared", tmp_path / "model_repository"
+    shutil.copytree(root / "model_repository/binarizer", shared / "binarizer")
+    before = (shared / "binarizer/config.pbtxt").read_text()
+    if linked:
+        repository.mkdir()
+        (repository / "binarizer").symlink_to(shared / "binarizer")
+    else:
+        shutil.copytree(shared / "binarizer", repository / "binarizer")
+    config = repository / "binarizer/config.pbtxt"
+    triton_config.fit_binarizer(repository, 1280)
+    assert config.read_text() == before
+    assert (repository / "binarizer").is_symlink() == linked
+    for width in (2048, 64):
+        triton_config.fit_binarizer(repository, width)
+        assert [list(tensor.dims) for tensor in model(config).input] == [[width]]
+    assert (repository / "binarizer/1/model.py").is_file()
+    # Another repository's stays as it is.
+    assert (shared / "binarizer/config.pbtxt").read_text() == before
+    config.write_text("nonsense")
+    with pytest.raises(ValueError, match="names 0 widths"):
+        triton_config.fit_binarizer(repository, 64)
+    triton_config.fit_binarizer(tmp_path, 64)  # No binarizer: nothing to do.
 
 
 def test_the_ensemble_takes_no_more_than_the_embedder(root: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from _corpus import MANIFEST, QUARANTINE, Corpus, CorpusError, Embedding, choose
-from _sources import FILE, Item
-from _store import Store
+
+from unified_embedding.corpus.sources import Item
+from unified_embedding.corpus.sources.item import FILE
+from unified_embedding.corpus.store import Store
 
 VERSION = "0123456789ab"
 
@@ -50,7 +52,7 @@ def test_a_corpus_comes_back_as_it_was_written(tmp_path: Path) -> None:
         "version": VERSION,
         "engine": "engine-a",
     }
-    bad = [corpus.bad(shard).to_pylist() for shard in (0, 2)]
+    bad = [corpus.bad(entries[shard]).to_pylist() for shard in (0, 2)]
     assert [row["reason"] for rows in bad for row in rows] == ["not an image", "empty"]
 
 

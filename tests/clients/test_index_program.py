@@ -8,10 +8,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from _corpus import Corpus, Embedding
-from _sources import FILE, Item
-from _store import Store
 
 pytest.importorskip("faiss", reason="the extra `search` is not installed")
+from unified_embedding.corpus.sources import Item
+from unified_embedding.corpus.sources.item import FILE
+from unified_embedding.corpus.store import Store
 from unified_embedding.index import CodeIndex, Origin
 
 VERSION = "0123456789ab"
@@ -66,8 +67,23 @@ def test_an_index_holds_the_corpus_row_by_row(
         assert stored.metadata == {"source": row["source"], "metadata": row["metadata"]}
     told = run(root, "info", out)
     assert told.returncode == 0
-    for part in ("9", kind, VERSION, "engine-a", "float16"):
+    for part in ("9", kind, VERSION, "engine-a", "float16", str(Path("p").resolve())):
         assert part in told.stdout
+    assert index.header.roots == (str(Path("p").resolve()),)
+
+
+def test_verify_names_a_damaged_file(root: Path, tmp_path: Path, corpus: Corpus) -> None:
+    corpus.complete()
+    out = tmp_path / "index"
+    assert run(root, "build", str(tmp_path / "corpus"), "--out", str(out)).returncode == 0
+    done = run(root, "verify", str(out))
+    assert (done.returncode, "4 files" in done.stdout) == (0, True)
+    path = out / "000001-embeddings.f16"
+    path.write_bytes(path.read_bytes()[::-1])
+    done = run(root, "verify", str(out))
+    assert done.returncode == 2
+    assert "000001-embeddings.f16 is damaged" in done.stderr
+    assert "build the index again" in done.stderr
 
 
 def test_export_writes_what_the_other_side_loads(

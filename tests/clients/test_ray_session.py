@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -14,41 +15,22 @@ from kserve_peer import Peer, serving, slowly
 
 pytest.importorskip("ray", reason="the extra `search` is not installed")
 PATIENCE = 240.0
-RUN = """
-sys.argv = sys.argv[2:]
-sys.path.insert(0, os.path.dirname(sys.argv[0]))
-os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
-# Ray Data reads blocks on a thread of its own. Here that thread goes on using Ray for some seconds
-# after the first block has ended the run, as it may on a busy machine.
-BUSY = f"""
-import os, runpy, sys, threading, time
-os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-from ray._private.worker import Worker
-original, seconds, calls = Worker.get_objects, float(sys.argv[1]), []
-def get_objects(self, refs, *rest, **options):
-    if threading.current_thread().name == "iter_threaded":
-        calls.append(refs)
-        end = time.monotonic() + seconds
-        while len(calls) > 1 and time.monotonic() < end:
-            self.core_worker.wait(refs, 1, 0, False)
-    return original(self, refs, *rest, **options)
-Worker.get_objects = get_objects
-{RUN}"""
-# The first starts fail as they do when a raylet does not answer in time: head processes are up.
-LATE = f"""
+# The first starts fail as they do when Ray's own processes do not answer in time.
+LATE = """
 import os, runpy, sys
-os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
-from ray._private.node import Node
-original, failures = Node.start_ray_processes, [None] * int(sys.argv[1])
-def start_ray_processes(self):
-    original(self)
+sys.path.insert(0, os.path.dirname(sys.argv[2]))
+os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
+import _ray_session, functools, ray
+failures = [None] * int(sys.argv[1])
+def late(*arguments, **options):
     if failures:
         failures.pop()
         raise Exception("The current node timed out during startup.")
-Node.start_ray_processes = start_ray_processes
-{RUN}"""
+    return ray.init(*arguments, **options)
+_ray_session.start = functools.partial(_ray_session.start, init=late)
+sys.argv = sys.argv[2:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 @pytest.fixture
@@ -74,13 +56,10 @@ def finish(*command: str, **environment: str) -> tuple[int, str]:
     return run.returncode, run.stderr
 
 
-@pytest.mark.parametrize("seconds", ["3", "30"], ids=["ends soon", "goes on"])
-def test_a_thread_of_ray_that_is_still_at_work_does_not_swallow_the_reason(
-    command: list[str], seconds: str
-) -> None:
+def test_the_reason_of_a_run_that_ends_early_is_told(command: list[str]) -> None:
     peer = Peer(respond=lambda number, request: (grpc.StatusCode.INTERNAL, "out of order"))
     with serving(peer):
-        code, told = finish("-c", BUSY, seconds, *command, "--url", peer.url)
+        code, told = finish(*command, "--url", peer.url)
     assert "answered INTERNAL: out of order; the same command continues" in told
     assert "before it was done" not in told
     assert code == 2
@@ -144,6 +123,50 @@ def test_a_lost_process_of_ray_is_told_and_the_same_command_continues(
         assert code == 0, told
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
     assert "before it was done" not in told
+
+
+def worker_of(run: subprocess.Popen[str]) -> psutil.Process:
+    """The process that reads and sends."""
+    names = {child: child.cmdline() for child in psutil.Process(run.pid).children(recursive=True)}
+    [worker] = [child for child, name in names.items() if name[:1] == ["ray::Worker.run"]]
+    return worker
+
+
+def test_a_killed_worker_costs_its_shard_a_second_try_and_no_word(
+    command: list[str], tmp_path: Path
+) -> None:
+    peer = Peer(respond=slowly(0.3))
+    with serving(peer):
+        command = [*command, "--url", peer.url, "--workers", "1", "--max-inflight", "1"]
+        run = under_way(command, tmp_path / "out")
+        worker_of(run).kill()
+        peer.respond = lambda number, request: None
+        _, told = run.communicate(timeout=PATIENCE)
+    assert run.returncode == 0, told
+    assert "40 rows in 10 shards" in told
+    assert "raylet" not in told
+    assert "Traceback" not in told
+
+
+def test_a_shard_that_kills_every_worker_ends_the_run_in_words(
+    command: list[str], tmp_path: Path
+) -> None:
+    ended = threading.Event()
+
+    def kill(number: int, request: object) -> None:
+        """End the worker that asks, each time it asks for the third shard."""
+        if number >= 2 and not ended.is_set():
+            worker_of(run).kill()
+
+    peer = Peer()
+    with serving(peer):
+        command = [*command, "--url", peer.url, "--workers", "1", "--max-inflight", "1"]
+        peer.respond = kill
+        run = subprocess.Popen([sys.executable, *command], stderr=subprocess.PIPE, text=True)
+        _, told = run.communicate(timeout=PATIENCE)
+        ended.set()
+    assert run.returncode == 2, told
+    assert "lost 6 processes at shard 2 (killed, or out of memory)" in told
 
 
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM], ids=["INT", "TERM"])

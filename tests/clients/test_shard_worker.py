@@ -1,6 +1,8 @@
 """How hard one worker presses a server, and that it reads ahead of it."""
 
 import threading
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,41 +11,73 @@ pytest.importorskip("pyarrow", reason="the extra `search` is not installed")
 
 from _corpus import Corpus
 from _shard_worker import READERS, Load, ShardWorker
-from _sources import find
-from _store import Store
 from kserve_peer import DIM, VERSION, Peer, serving, slowly
+
+from unified_embedding.corpus.sources import Item, Reader, Unreadable, find
+from unified_embedding.corpus.store import Store
+
+Contents = Callable[[], list[bytes | Unreadable]]
+
+
+class TogetherReader(Reader):
+    """Reads only when that many read at once, whatever the server does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.together = threading.Barrier(READERS)
+        self.ahead: list[int] = []
+
+    def chunks(self, items: Sequence[Item], size: int) -> Iterator[tuple[Sequence[Item], Contents]]:
+        for chunk, contents in super().chunks(items, size):
+            yield chunk, partial(self.wait, contents)
+
+    def wait(self, contents: Contents) -> list[bytes | Unreadable]:
+        self.together.wait(timeout=60)
+        self.ahead.append(1)
+        return contents()
 
 
 @pytest.mark.parametrize("inflight", [1, 3])
 def test_requests_in_flight_are_bounded_while_pictures_are_read_ahead(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, inflight: int
+    tmp_path: Path, inflight: int
 ) -> None:
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     for number in range(24):
         (pictures / f"{number:02d}.jpg").write_bytes(b"picture %d" % number)
-    import _shard_worker
-
-    read, ahead = _shard_worker.read, []
-    together = threading.Barrier(READERS)
-
-    def read_together(items: object) -> object:
-        # Passes only when that many read at once, whatever the server does.
-        together.wait(timeout=60)
-        ahead.append(items)
-        return read(items)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(_shard_worker, "read", read_together)
-    items = list(find([str(pictures)], None, None))
     store = Store(str(tmp_path / "out")).within(VERSION)
-    corpus = Corpus.begin(store, VERSION, DIM, False, [str(pictures)], items, 24)
+    corpus = Corpus.begin(store, VERSION, DIM, False, ["p"], find([str(pictures)]), 24)
+    reader = TogetherReader()
     with serving(Peer(respond=slowly(0.05))) as peer:
         load = Load((peer.url,), batch=1, inflight=inflight, rate=0, timeout=60, patience=60)
-        worker = ShardWorker(corpus, load)
+        worker = ShardWorker(corpus, load, reader)
         entry, problem = worker.run(0)
         worker.close()
     assert problem == ""
     assert entry is not None
     assert entry.rows == 24
     assert peer.most_at_once == inflight
-    assert len(ahead) == 24
+    assert len(reader.ahead) == 24
+
+
+def test_a_mistake_in_the_program_is_a_sentence(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Broken(Reader):
+        def chunks(
+            self, items: Sequence[Item], size: int
+        ) -> Iterator[tuple[Sequence[Item], Contents]]:
+            raise ZeroDivisionError("planted")
+
+    (tmp_path / "a.jpg").write_bytes(b"picture 1")
+    store = Store(str(tmp_path / "out")).within(VERSION)
+    corpus = Corpus.begin(store, VERSION, DIM, False, ["p"], find([str(tmp_path / "a.jpg")]), 24)
+    load = Load(("127.0.0.1:1",), batch=1, inflight=1, rate=0, timeout=60, patience=60)
+    worker = ShardWorker(corpus, load, Broken())
+    entry, problem = worker.run(0)
+    worker.close()
+    assert entry is None
+    assert "shard 0 failed by a mistake in the program (ZeroDivisionError('planted')" in problem
+    assert "Traceback" not in problem
+    # The traceback is in the worker's log.
+    assert "planted" in capfd.readouterr().err

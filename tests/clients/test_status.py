@@ -54,7 +54,7 @@ def test_json(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
     # The peer counts 5 ms in all and 2 ms in the queue for each request.
     stage = record["stages"]["embedder"]
     assert (stage["requests"], stage["total_ms"], stage["queue_ms"]) == (5, 5.0, 2.0)
-    assert len(peer.requests) == 6
+    assert len(peer.requests) == 1 + status.AT_ONCE + 5
 
 
 def test_the_picture_it_sends_is_a_real_one(peer: Peer, tmp_path: Path) -> None:
@@ -77,6 +77,13 @@ def test_a_dead_model_process_is_down_although_it_reads_ready(
     assert "down:" in said.err
     assert "INTERNAL" in said.err
     assert said.out == ""
+
+
+def test_one_dead_process_among_several_is_down(peer: Peer) -> None:
+    # The first call met another one, and so does each but one of those at once.
+    met = (grpc.StatusCode.INTERNAL, "as told")
+    peer.respond = lambda number, request: met if number == status.AT_ONCE else None
+    assert fails(peer, pictures=1)
 
 
 def test_an_overloaded_server_is_down_at_once(peer: Peer) -> None:

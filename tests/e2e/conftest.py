@@ -61,7 +61,8 @@ def repository(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(
     root: Path, repository: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    started = start(repository, tmp_path_factory.mktemp("log") / "log")
+    log = tmp_path_factory.mktemp("log") / "log"
+    started = start(repository, log)
     spec = EmbedderSpec.load(repository / "embedder" / "1")
     config = (repository / "embedder" / "config.pbtxt").read_text()
     engine = config.split('"unified_embedding.engine" value { string_value: "')[1].split('"')[0]
@@ -72,6 +73,7 @@ def server(
         repository=repository,
         spec=spec,
         engine=engine,
-        pid=started.process.pid,
+        pid=started.server_pid,
     )
     assert started.stop() == 0
+    assert "not in order" not in log.read_text(errors="replace")

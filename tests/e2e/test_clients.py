@@ -4,8 +4,6 @@ import asyncio
 import importlib.util
 import json
 import os
-import re
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +20,8 @@ import triton_calls as triton
 
 from unified_embedding import Box, pack
 from unified_embedding.client import AsyncEmbedderClient, EmbedderClient
-from unified_embedding.errors import RequestRejected, ServerError, ServerUnavailable
+from unified_embedding.errors import RequestRejected
 from unified_embedding.gallery import Gallery
-from unified_embedding.local_server import start
 
 pytestmark = pytest.mark.e2e
 
@@ -132,34 +129,6 @@ def test_status_of_a_running_server(server, root: Path) -> None:
     stages = record["stages"]
     assert list(stages) == ["preprocess", "embedder", "binarizer", "unified_embedding"]
     assert all(stage["compute_ms"] > 0 for stage in stages.values())
-
-
-def test_a_server_whose_model_process_was_killed_is_down(
-    repository: Path, images: list[bytes], root: Path, tmp_path: Path
-) -> None:
-    server = start(repository, tmp_path / "log", ["--exit-timeout-secs=2"])
-    process = Path(f"/proc/{server.process.pid}")
-    regions = set(re.findall(r"/dev/shm/triton_\S+", (process / "maps").read_text()))
-    stubs = (process / "task" / process.name / "children").read_text().split()
-    embedder = [pid for pid in stubs if b"embedder" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-    try:
-        for pid in embedder:
-            os.kill(int(pid), signal.SIGKILL)
-        assert embedder
-        # Triton 2.51 still calls itself and the model ready.
-        with (
-            EmbedderClient(server.grpc_url) as client,
-            pytest.raises((ServerError, ServerUnavailable)),
-        ):
-            client.embed(images[:1], timeout=20)
-        status = run(root, "clients/status.py", "--url", server.grpc_url)
-        assert status.returncode == 1
-        assert status.stdout == ""
-        assert "down:" in status.stderr
-    finally:
-        server.stop()
-        for region in regions:  # Triton 2.51 leaves the killed process's one behind.
-            Path(region).unlink(missing_ok=True)
 
 
 def test_status_of_a_stopped_server(root: Path) -> None:

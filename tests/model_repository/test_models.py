@@ -1,14 +1,17 @@
 """The three model.py files, called as Triton calls them."""
 
 import importlib.util
+import io
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from triton_python_backend_utils import Request, TritonError
 
 from unified_embedding import load_pixels
@@ -33,17 +36,33 @@ def images(root: Path) -> list[bytes]:
 
 
 def rows(*images: bytes) -> np.ndarray:
-    return np.array([[image] for image in images], dtype=np.object_)
+    return np.array([[image] for image in images], dtype=np.object_).reshape(-1, 1)
 
 
-def test_preprocess(root: Path, tmp_path: Path, images: list[bytes]) -> None:
+@pytest.fixture
+def preprocess(root: Path, tmp_path: Path) -> Iterator[Any]:
     engine = tmp_path / "embedder" / "1"
     engine.mkdir(parents=True)
     shutil.copy(root / MODEL / "spec.json", engine)
     (engine / "engine.json").write_text(json.dumps({"version": "v", "engine": "e"}))
     model = model_of(root / "model_repository/preprocess/1/model.py")
-    model.initialize({"model_repository": str(tmp_path / "preprocess")})
-    preprocessing = EmbedderSpec.load(engine).preprocessing
+    config = {
+        "parameters": {"max_request_pixels": {"string_value": "2_000_000"}},
+    }
+    model.initialize(
+        {
+            "model_repository": str(tmp_path / "preprocess"),
+            "model_name": "preprocess",
+            "model_config": json.dumps(config),
+        }
+    )
+    yield model
+    model.engine_pace.remove()
+
+
+def test_preprocess(root: Path, preprocess: Any, images: list[bytes]) -> None:
+    model = preprocess
+    preprocessing = EmbedderSpec.load(root / MODEL).preprocessing
     good, bad, cropped, no_box = model.execute(
         [
             Request("image", rows(*images)),
@@ -58,23 +77,97 @@ def test_preprocess(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     assert bad.error.message.startswith("image 1: not an image")
     assert not np.array_equal(cropped.outputs["pixels"], expected)
     assert "not four numbers" in no_box.error.message
-    in_time, late, no_moment = model.execute(
+
+
+def by(seconds: float) -> str:
+    """The parameters of a request that must be answered within `seconds` from now."""
+    return json.dumps({"deadline": str(time.time() + seconds)})
+
+
+def test_preprocess_refuses_what_is_late(preprocess: Any, images: list[bytes]) -> None:
+    in_time, late, no_moment = preprocess.execute(
         [
-            Request("image", rows(*images), json.dumps({"deadline": str(time.time() + 60)})),
-            Request("image", rows(b"not even read"), json.dumps({"deadline": time.time() - 1})),
+            Request("image", rows(*images), by(60)),
+            Request("image", rows(*images), by(-1)),
             Request("image", rows(images[0]), json.dumps({"deadline": "soon"})),
         ]
     )
-    assert np.array_equal(in_time.outputs["pixels"], expected)
-    assert late.error.code == TritonError.UNAVAILABLE
-    assert no_moment.error.code == bad.error.code == TritonError.INVALID_ARG
+    assert in_time.error is None
+    assert late.error.code == TritonError.CANCELLED
+    assert no_moment.error.code == TritonError.INVALID_ARG
     # The engine's batches take longer than what is left.
-    model.engine_pace.write(50.0)
-    in_vain = Request("image", rows(images[0]), json.dumps({"deadline": str(time.time() + 60)}))
-    (refused,) = model.execute([in_vain])
-    model.engine_pace.remove()
-    assert refused.error.code == TritonError.UNAVAILABLE
+    preprocess.engine_pace.write(50.0)
+    refused, probed = preprocess.execute(
+        [Request("image", rows(images[0]), by(60)), Request("image", rows(images[0]))]
+    )
+    assert refused.error.code == TritonError.CANCELLED
     assert "an answer takes" in refused.error.message
+    assert probed.error is None
+
+
+def square(side: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("1", (side, side)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_a_large_request_is_answered_by_another_thread(preprocess: Any) -> None:
+    """The others do not wait for it, and it is checked again when its turn comes."""
+    requests = [
+        Request("image", rows(square(1000)), by(60)),
+        Request("image", rows(square(1000)[:-40])),
+        Request("image", rows(square(100))),
+    ]
+    large, damaged, small = preprocess.execute(requests)
+    assert large is None
+    assert damaged is None
+    assert small.outputs["pixels"].shape == (1, 224, 224, 3)
+    answer = requests[0].sender.answers.get(timeout=60)
+    assert np.array_equal(answer.outputs["pixels"], small.outputs["pixels"])
+    refused = requests[1].sender.answers.get(timeout=60)
+    assert refused.error.code == TritonError.INVALID_ARG
+    assert refused.error.message.startswith("image 0: ")
+    (late,) = preprocess.execute([Request("image", rows(square(1000)), by(-1))])
+    assert late.error.code == TritonError.CANCELLED
+
+
+def test_preprocess_refuses_more_pixels_than_a_request_may_cost(preprocess: Any) -> None:
+    def answer(side: int, count: int) -> Any:
+        return preprocess.execute([Request("image", rows(*[square(side)] * count))])[0]
+
+    assert answer(100, 16).error is None
+    refused = answer(1400, 2).error
+    assert refused.code == TritonError.INVALID_ARG
+    # No row is named, so a client sends the pictures singly.
+    assert "MAX_REQUEST_PIXELS" in refused.message
+    assert "image 0" not in refused.message
+    none, many = answer(10, 0).error, answer(10, 17).error
+    assert none.code == many.code == TritonError.INVALID_ARG
+    assert "has 17 images; send 1 to 16" in many.message
+
+
+def test_preprocess_does_not_read_parameters_that_are_no_text(
+    preprocess: Any, images: list[bytes]
+) -> None:
+    class Broken(Request):
+        def parameters(self) -> str:
+            return b"{\xff}".decode()
+
+    bad, good = preprocess.execute(
+        [Broken("image", rows(images[0])), Request("image", rows(images[0]))]
+    )
+    assert bad.error.code == TritonError.INVALID_ARG
+    assert "UTF-8" in bad.error.message
+    assert good.error is None
+
+
+def test_a_huge_parameter_is_not_echoed(preprocess: Any, images: list[bytes]) -> None:
+    for name in ("crop", "deadline"):
+        (bad,) = preprocess.execute(
+            [Request("image", rows(images[0]), json.dumps({name: "7x" * 10_000}))]
+        )
+        assert bad.error.code == TritonError.INVALID_ARG
+        assert len(bad.error.message) < 300
 
 
 def test_binarizer(root: Path) -> None:
@@ -108,7 +201,11 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
             "slice": {"string_value": "4"},
         },
     }
-    arguments = {"model_config": json.dumps(config), "model_version": "1"}
+    arguments = {
+        "model_config": json.dumps(config),
+        "model_version": "1",
+        "model_name": "embedder",
+    }
     model.initialize({**arguments, "model_repository": str(folder.parent)})
     one, two = model.execute([Request("pixels", pixels[:1]), Request("pixels", pixels[1:])])
     first, second = one.outputs["embedding"].copy(), two.outputs["embedding"].copy()
@@ -136,9 +233,9 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
         ]
     )
     assert [answer.error and answer.error.code for answer in answers] == [
-        TritonError.UNAVAILABLE,
+        TritonError.CANCELLED,
         None,
-        TritonError.UNAVAILABLE,
+        TritonError.CANCELLED,
     ]
     assert np.array_equal(answers[1].outputs["embedding"], second)
     (no_moment,) = model.execute([Request("pixels", pixels[:1], json.dumps({"deadline": "soon"}))])

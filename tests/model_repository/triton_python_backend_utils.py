@@ -4,15 +4,27 @@ The models run in the real server in tests/e2e. Here they run under the producti
 Python and numpy, for which the embedded server has no working stub.
 """
 
-from typing import Any
+import queue
+from typing import Any, ClassVar
+
+TRITONSERVER_RESPONSE_COMPLETE_FINAL = 1
 
 
 class TritonError:
-    UNAVAILABLE = 4
+    INTERNAL = 1
     INVALID_ARG = 3
+    CANCELLED = 7
 
     def __init__(self, message: str, code: int) -> None:
         self.message, self.code = message, code
+
+
+class Logger:
+    errors: ClassVar[list[str]] = []
+
+    @classmethod
+    def log_error(cls, message: str) -> None:
+        cls.errors.append(message)
 
 
 class Tensor:
@@ -29,9 +41,24 @@ class InferenceResponse:
         self.error = error
 
 
+class Sender:
+    """Takes the answer of a request that another thread works on."""
+
+    def __init__(self) -> None:
+        self.answers: queue.SimpleQueue[InferenceResponse] = queue.SimpleQueue()
+
+    def send(self, answer: InferenceResponse, flags: int) -> None:
+        assert flags == TRITONSERVER_RESPONSE_COMPLETE_FINAL
+        self.answers.put(answer)
+
+
 class Request:
     def __init__(self, name: str, rows: Any, parameters: str = "") -> None:
         self.tensors, self.text = {name: Tensor(name, rows)}, parameters
+        self.sender = Sender()
+
+    def get_response_sender(self) -> Sender:
+        return self.sender
 
     def parameters(self) -> str:
         return self.text

@@ -19,6 +19,7 @@ from unified_embedding.training.checkpoint import EmbedderRecipe
 from unified_embedding.training.evaluation import embedders, experiments
 from unified_embedding.training.evaluation.config import load_config
 from unified_embedding.training.evaluation.embedders import LocalEmbedder, open_embedder
+from unified_embedding.training.manifest import read_manifest, write_manifest
 from unified_embedding.training.model import calibrate_batch_norm
 
 RECIPE = EmbedderRecipe(
@@ -41,7 +42,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = RECIPE.build()
     calibrate_batch_norm(model, torch.from_numpy(made_up.pixels(16, SIDE)))
-    summary = {"tasks": ["browse", "camera", "shop"], "steps": 7, "batch": 24}
+    summary = {"tasks": ["browse", "camera", "shop"], "steps": 7, "trunk_steps": 5, "batch": 24}
     state = model.state_dict()
     checkpoint.save(checkpoint.embedder_values(RECIPE, state, summary), folder / "best.pt")
     shuffled = {name: _shuffled(name, tensor) for name, tensor in state.items()}
@@ -76,17 +77,21 @@ def _shuffled(name: str, tensor: torch.Tensor) -> torch.Tensor:
     return tensor.flatten()[order].reshape(tensor.shape)
 
 
-def run(shop: Path, *options: str) -> tuple[int, str]:
+def invoke(*arguments: str) -> tuple[int, str]:
     import typer
 
     from unified_embedding.training import evaluate
 
     app = typer.Typer()
     app.command()(evaluate.main)
+    result = CliRunner().invoke(app, [*arguments])
+    return result.exit_code, result.output
+
+
+def run(shop: Path, *options: str) -> tuple[int, str]:
     fixed = ["--manifest", str(shop / "manifest.csv"), "--cache", str(shop / "cache")]
     fixed += ["--out", str(shop / "docs"), "--threads", "1"]
-    result = CliRunner().invoke(app, [str(shop / "evaluate.yaml"), *fixed, *options])
-    return result.exit_code, result.output
+    return invoke(str(shop / "evaluate.yaml"), *fixed, *options)
 
 
 @pytest.fixture(scope="module")
@@ -105,11 +110,11 @@ def figures(page: str, name: str) -> list[str]:
 
 def test_the_page_holds_every_row_and_says_what_was_not_run(shop: Path, first_run: str) -> None:
     start = figures(first_run, "start")
-    assert len(start) == 6
+    assert len(start) == 7
     assert all(0 <= float(cell) <= 100 for cell in start)
-    assert figures(first_run, "camera specialist") == ["not run"] * 6
+    assert figures(first_run, "camera specialist") == ["not run"] * 7
     assert "images seen" in first_run
-    assert f"| {7 * 24:,} |" in first_run
+    assert "| 120 (40 a task) |" in first_run  # two of the seven steps moved proxies alone
     assert "50 %" in first_run
     assert "**not tested**" in first_run
     for name in ("overview", "dimension", "subsampling"):
@@ -123,7 +128,7 @@ def test_the_same_figures_are_written_for_programs(shop: Path, first_run: str) -
     assert not rows["camera specialist"]["run"]
     by_name = {(f["task"], f["metric"], f["comparison"]): f for f in rows["start"]["figures"]}
     figure = by_name["shop exact", "R@1", "float"]
-    assert f"{100 * figure['mean']:.1f}" == figures(first_run, "start")[2]
+    assert f"{100 * figure['mean']:.1f}" == figures(first_run, "start")[3]
     assert figure["low"] <= figure["mean"] <= figure["high"]
     assert found["test_set"]["digest"] in first_run
 
@@ -197,10 +202,36 @@ def test_the_graph_of_a_checkpoint_is_the_torch_model(shop: Path) -> None:
     assert np.allclose(opened.embed(images), expected, atol=1e-4)
     unnormalised = open_embedder(str(shop / "best.pt"), 1, layer_norm=False)
     assert np.allclose(unnormalised.embed(images), pooled, atol=1e-4)
-    assert opened.facts["images_seen"] == 7 * 24
+    assert opened.facts["images_seen"] == 5 * 24
     ids = {opened.id, unnormalised.id, open_embedder(str(shop / "shuffled.pt"), 1).id}
     assert len(ids) == 3
     assert opened.id == open_embedder(str(shop / "best.pt"), 1).id
+
+
+def test_ones_own_manifest_needs_a_folder_and_no_digest(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As docs/evaluate.md says, with the digest that the shipped configuration publishes."""
+    monkeypatch.chdir(tmp_path)
+    write_shop(tmp_path)
+    rows = [row for row in read_manifest(tmp_path / "manifest.csv") if row["split"] == "test"]
+    write_manifest(tmp_path / "manifest.csv", rows)
+    config = yaml.safe_load((shop / "evaluate.yaml").read_text())
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump({**config, "frozen": "3772ed6ab24b"}))
+    own = ["e.yaml", "--manifest", "manifest.csv", "--cache", "cache", "--threads", "1"]
+    code, output = invoke(*own)
+    assert code == 1
+    assert "give --out DIR" in " ".join(output.split())
+    assert not (tmp_path / "docs").exists()
+    code, output = invoke(*own, "--out", "mine")
+    assert code == 0, output
+    page = (tmp_path / "mine" / "results.md").read_text()
+    command = "evaluate e.yaml --manifest manifest.csv --out mine`"
+    assert f"Written by `python -m unified_embedding.training.{command}" in page
+    assert "last layers: not run, the manifest has no training rows" in output
+    code, output = invoke(*own, "--only", "start", "--frozen", "3772ed6ab24b")
+    assert code == 1
+    assert "measured on 3772ed6ab24b" in " ".join(output.split())
 
 
 def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Claims, targets, page and pictures from made-up figures whose verdicts are known."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,18 +8,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified_embedding.retrieval import COMPARISONS
-from unified_embedding.training.evaluation import claims, page, targets
+from unified_embedding.retrieval import COMPARISONS, Interval
+from unified_embedding.training.evaluation import claims, page, rules, targets
 from unified_embedding.training.evaluation.agreement import (
     FIGURES,
     agreement,
     load_agreements,
 )
 from unified_embedding.training.evaluation.charts import all_charts
-from unified_embedding.training.evaluation.config import EvaluationConfig, LastLayers, Row
-from unified_embedding.training.evaluation.experiments import Findings
+from unified_embedding.training.evaluation.config import (
+    EvaluationConfig,
+    LastLayers,
+    Rotations,
+    Row,
+)
+from unified_embedding.training.evaluation.experiments import MAPPED, PLAIN, Findings
 from unified_embedding.training.evaluation.measure import Cell, Measurement, Samples
 from unified_embedding.training.evaluation.results import Results, RowResult, Searched
+from unified_embedding.training.evaluation.rotations import Rotated, losses
 from unified_embedding.training.evaluation.tasks import CAMERA_EXACT, MAIN
 
 CLUSTERS = np.array([f"product {number // 4}" for number in range(800)])
@@ -83,14 +89,11 @@ def results(
     return Results(config, searched, rows, findings, {"processor": "made up"})
 
 
-def findings(norm_helps: bool = True, subsampling_costs: float = 0.0) -> Findings:
-    def learnt(dim: int, norm: bool) -> Measurement:
-        return level(0.4 + dim / 1000, 0.01 if norm or not norm_helps else 0.15)
-
+def findings(subsampling_costs: float = 0.0) -> Findings:
     return Findings(
         dim=128,
-        raw={"LayerNorm": level(0.4)},
-        learnt={(dim, norm): learnt(dim, norm) for dim in (64, 128) for norm in (True, False)},
+        raw={PLAIN: [level(0.4)], MAPPED: [level(0.4, 0.02, seed=seed) for seed in range(8)]},
+        learnt={dim: level(0.4 + dim / 1000, 0.01) for dim in (64, 128)},
         sampled={
             share: [level(0.5 - subsampling_costs * (share < 100), seed=seed) for seed in range(3)]
             for share in (5, 10, 25, 100)
@@ -102,50 +105,26 @@ def findings(norm_helps: bool = True, subsampling_costs: float = 0.0) -> Finding
 
 
 GOOD = level(0.65, 0.01)
-WORSE_ON_ITS_OWN_TASK = level(0.65, 0.01, {MAIN["shop"][0]: -0.12})
 
 
 def verdicts(found: Results) -> dict[str, str]:
     return {claim.key: claim.verdict for claim in claims.claims(found)}
 
 
-def test_all_that_can_hold_holds() -> None:
-    held = dict.fromkeys(["C1", "C2", "C3", "C4", "C6", "C7"], "held")
-    assert verdicts(results(GOOD, findings())) == {**held, "C5": "not tested"}
+def test_what_one_evaluation_can_show_is_judged_and_the_rest_left_to_the_comparison() -> None:
+    assert verdicts(results(GOOD, findings())) == {"C4": "held", "C6": "held"}
+    assert verdicts(results(GOOD, findings(subsampling_costs=0.08)))["C4"] == "did not hold"
+    nothing = results(None, None, specialists=False)
+    assert verdicts(nothing) == {"C4": "not tested", "C6": "not tested"}
+    assert "[comparison.md](comparison.md)" in text(nothing)
 
 
-@pytest.mark.parametrize(
-    ("made", "key"),
-    [
-        (lambda: results(WORSE_ON_ITS_OWN_TASK, findings()), "C1"),
-        (lambda: results(level(0.46, 0.01, {MAIN["camera"][0]: -0.05}), findings()), "C2"),
-        (lambda: results(level(0.65, 0.06), findings()), "C3"),
-        (lambda: results(GOOD, findings(norm_helps=False)), "C3"),
-        (lambda: results(GOOD, findings(subsampling_costs=0.08)), "C4"),
-        (lambda: results(level(0.65, 0.0, {CAMERA_EXACT: -0.21}), findings()), "C7"),
-    ],
-)
-def test_what_fails_is_said_to_fail(made: Callable[[], Results], key: str) -> None:
-    assert verdicts(made())[key] == "did not hold"
-
-
-def test_a_small_loss_beyond_doubt_is_not_as_good() -> None:
-    # Two points down on every draw of products: within the margin, and yet a loss.
-    assert not claims.not_below(claims.Interval(-0.02, -0.028, -0.012))
-    assert claims.not_below(claims.Interval(-0.01, -0.025, 0.005))
-    assert not claims.not_below(claims.Interval(0.0, -0.04, 0.04))
-
-
-@pytest.mark.parametrize(
-    "made",
-    [
-        lambda: results(None, findings()),
-        lambda: results(GOOD, None, specialists=False),
-    ],
-)
-def test_what_was_not_run_is_not_tested(made: Callable[[], Results]) -> None:
-    found = verdicts(made())
-    assert {found[key] for key in ("C1", "C2", "C3", "C5", "C6", "C7")} == {"not tested"}
+def test_a_loss_within_the_margin_is_no_loss_however_certain() -> None:
+    # The review's case: browse at -1.3 [-2.4, -.1] was "met" as a target and failed the claim.
+    certain = Interval(-0.013, -0.019, -0.001)
+    assert rules.not_inferior(2.0).holds(certain)
+    assert not rules.not_inferior(2.0).holds(Interval(-0.013, -0.024, -0.001))
+    assert not rules.not_inferior(2.0).holds(Interval(0.0, -0.04, 0.04))
 
 
 def test_targets_are_met_missed_or_not_run() -> None:
@@ -154,14 +133,44 @@ def test_targets_are_met_missed_or_not_run() -> None:
     assert gain.verdict == "met"
     assert gain.interval is not None
     assert gain.interval.mean == pytest.approx(0.25, abs=0.02)
-    assert found["unified, code minus float: shop exact R@1"].verdict == "met"
     assert found["released minus zero-shot: shop exact R@1"].verdict == ""
-    own = found["unified minus shop specialist: shop exact R@1"]
-    assert own.target == "lower bound above -3"
-    weak = results(WORSE_ON_ITS_OWN_TASK, findings())
+    weak = results(level(0.44, 0.01), findings())
     missed = {target.what: target.verdict for target in targets.targets(weak)}
-    assert missed["unified minus shop specialist: shop exact R@1"] == "missed"
-    assert missed["unified minus camera specialist: shop exact R@1"] == "met"
+    assert missed["unified minus zero-shot: shop exact R@1"] == "missed"
+
+
+def rotated(costs: Sequence[float]) -> Rotated:
+    """Codes that lose `costs` in points against float, one map each."""
+    measured = [level(0.6, cost / 100, seed=seed) for seed, cost in enumerate(costs)]
+    return Rotated(2048, losses(measured))
+
+
+def test_codes_are_judged_by_their_mean_over_maps_and_no_map_is_chosen() -> None:
+    def judged(costs: Sequence[float]) -> tuple[str, str]:
+        made = results(GOOD, findings())
+        wanted = Rotations(rows=["unified"], bits=[2048])
+        rows = tuple(
+            replace(one, rotated=[rotated(costs)]) if one.row.name == "unified" else one
+            for one in made.rows
+        )
+        made = replace(made, config=made.config.model_copy(update={"rotations": wanted}), rows=rows)
+        what = "unified, 2,048 bits, mean of 8 maps, code minus float: shop exact R@1"
+        (target,) = [one for one in targets.targets(made) if one.what == what]
+        return target.verdict, text(made)
+
+    one_good_draw = [4.0, 0.0, 4.0, 4.0, 4.0, 4.0, 4.0, 4.0]
+    one_bad_draw = [0.5, 4.0, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5]
+    assert judged(one_good_draw)[0] == "missed"
+    verdict, page_text = judged(one_bad_draw)
+    assert verdict == "met"
+    found = rotated(one_bad_draw)
+    cell = Cell("shop exact", "R@1", "code")
+    means = [float(one.values.mean()) for one in found.losses[cell]]
+    assert found.spread(cell) == pytest.approx(np.std(means, ddof=1))
+    mean = found.mean(cell)
+    assert mean is not None
+    assert mean.mean == pytest.approx(np.mean(means))
+    assert f"{page.points(mean)}, SD {100 * found.spread(cell):.1f}" in page_text
 
 
 def text(found: Results, pictures: tuple[str, ...] = ()) -> str:
@@ -230,7 +239,7 @@ def test_agreement_counts_queries_and_first_answers(tmp_path: Path) -> None:
     assert load_agreements(tmp_path, "t", ["v"]) == [found]
     assert load_agreements(tmp_path, "t", ["another"]) == []
     path = tmp_path / "e.json"
-    path.write_text(path.read_text().replace('"moved"', '"other"'))
+    path.write_text(path.read_text().replace("camera category, unseen", "camera category"))
     assert load_agreements(tmp_path, "t", ["v"]) == []
 
 

@@ -10,7 +10,7 @@ from made_up_shop import NEVER_TRAINED, PRODUCTS, write_shop
 from unified_embedding.errors import DataError
 from unified_embedding.training.evaluation import frozen
 from unified_embedding.training.evaluation.held_out import HeldOut, held_out
-from unified_embedding.training.evaluation.tasks import build_tasks
+from unified_embedding.training.evaluation.tasks import MAIN, build_tasks
 from unified_embedding.training.manifest import read_manifest
 
 
@@ -57,6 +57,47 @@ def test_a_query_without_an_answer_is_not_asked(manifest: Path) -> None:
     assert f"product {PRODUCTS - 1}" not in asked  # it has no category
     exact = next(task for task in build_tasks(pictures) if task.name == "camera exact")
     assert f"product {PRODUCTS - 1}" in {pictures.labels["camera"][r] for r in exact.queries()}
+
+
+def test_the_main_category_search_has_no_product_that_training_saw(manifest: Path) -> None:
+    rows = read_manifest(manifest)
+    pictures = held_out(rows, manifest.parent)
+    tasks = {task.name: task for task in build_tasks(pictures)}
+    assert MAIN["camera"] == ("camera category, unseen", "P@20")
+    (unseen,), (whole,) = (
+        tasks["camera category, unseen"].searches,
+        tasks["camera category"].searches,
+    )
+    trained = {r["identity"] for r in rows if r["split"] == "train" and r["task"] == "camera"}
+    assert trained
+    assert {pictures.labels["camera"][row] for row in whole.gallery} > trained
+    assert not {pictures.labels["camera"][row] for row in unseen.gallery} & trained
+    # Nothing else is left out.
+    left_out = set(whole.gallery.tolist()) - set(unseen.gallery.tolist())
+    assert {pictures.labels["camera"][row] for row in left_out} == trained
+
+
+def test_a_product_is_seen_when_any_task_trains_on_any_picture_of_it(manifest: Path) -> None:
+    rows = read_manifest(manifest)
+    # A catalogue of splits "gallery" whose shots were trained on.
+    changed = [{**r, "split": "gallery"} if r["domain"] == "catalogue" else r for r in rows]
+    before, after = (held_out(one, manifest.parent) for one in (rows, changed))
+    assert before.images == after.images
+    products = before.gallery["camera"]
+    assert (before.seen[products] == after.seen[products]).all()
+
+
+def test_a_product_that_becomes_seen_changes_the_frozen_test_set(manifest: Path) -> None:
+    path = frozen.frozen_file(manifest)
+    assert frozen.check(load(manifest), path)
+    rows = [
+        {**row, "split": "train"} if row["identity"] == "product 7" else row
+        for row in read_manifest(manifest)
+    ]
+    moved = held_out(rows, manifest.parent)
+    assert moved.digest() == load(manifest).digest()  # the published digest does not cover it
+    with pytest.raises(DataError, match=r"frozen-seen.csv: 1 changed \(catalogue/7.png\)"):
+        frozen.check(moved, path)
 
 
 def test_never_trained_designs_stand_apart(manifest: Path) -> None:

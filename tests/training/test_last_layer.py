@@ -17,9 +17,7 @@ from unified_embedding.training.evaluation.last_layer import (
 from unified_embedding.training.examples import Examples, from_rows
 
 CLASSES, PER_CLASS, SIGNAL, NOISE = 40, 6, 16, 48
-SETTING = Setting(
-    dim=16, layer_norm=True, share=100, seed=0, steps=150, batch=24, rate=0.02, proxy_rate=0.05
-)
+SETTING = Setting(dim=16, share=100, seed=0, steps=150, batch=24, rate=0.02, proxy_rate=0.05)
 
 
 def unread(image: str) -> bytes:
@@ -61,8 +59,8 @@ def test_a_trained_map_finds_unseen_classes_better(share: int) -> None:
     assert weights.shape == (SIGNAL + NOISE, 16)
     unseen, their_labels = data(CLASSES, 1)
     start = fit(features, examples(labels), Setting(**{**vars(setting), "steps": 1, "rate": 1e-9}))
-    before = recall(embed(unseen, start, True), their_labels)
-    after = recall(embed(unseen, weights, True), their_labels)
+    before = recall(embed(unseen, start), their_labels)
+    after = recall(embed(unseen, weights), their_labels)
     assert after > before + 0.1
 
 
@@ -78,8 +76,8 @@ def test_the_same_setting_gives_the_same_map_and_another_seed_another() -> None:
 def test_the_scale_of_features_does_not_matter() -> None:
     features, labels = data(CLASSES, 0)
     short = Setting(**{**vars(SETTING), "steps": 5})
-    one = embed(features, fit(features, examples(labels), short), True)
-    other = embed(100 * features, fit(100 * features, examples(labels), short), True)
+    one = embed(features, fit(features, examples(labels), short))
+    other = embed(100 * features, fit(100 * features, examples(labels), short))
     assert np.allclose(one, other, atol=1e-3)
 
 
@@ -87,12 +85,6 @@ def test_normalised_is_the_layer_norm_of_torch() -> None:
     features, _ = data(4, 2)
     norm = torch.nn.LayerNorm(features.shape[1], elementwise_affine=False)
     assert np.allclose(normalised(features), norm(torch.from_numpy(features)).numpy(), atol=1e-5)
-
-
-def test_without_layer_norm_the_map_alone_is_applied() -> None:
-    features, _ = data(4, 2)
-    weights = np.eye(features.shape[1], 8, dtype=np.float32)
-    assert np.array_equal(embed(features, weights, False), features[:, :8])
 
 
 def test_a_map_is_trained_once(tmp_path: Path) -> None:

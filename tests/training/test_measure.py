@@ -64,6 +64,9 @@ def searches(rows: list[Row], name: str) -> Iterator[tuple[list[Row], list[Row],
 
     if name == "camera category":
         yield test(task("camera")), catalogue(task("camera")), "camera_category"
+    elif name == "camera category, unseen":
+        unseen = [row for row in catalogue(task("camera")) if row["split"] != "train"]
+        yield test(task("camera")), unseen, "camera_category"
     elif name == "camera exact":
         yield test(task("camera")), catalogue(task("camera")), "identity"
     elif name == "shop exact":
@@ -123,7 +126,7 @@ def test_every_figure_follows_its_definition(
     rows, pictures = rows_and_pictures
     tasks = [t for t in build_tasks(pictures) if not t.name.startswith("one index")]
     found = measure(pictures, vectors, tasks)
-    assert len(tasks) == 6
+    assert len(tasks) == 7
     levels = []
     for task in tasks:
         lists = list(ranked_lists(rows, pictures, vectors, task.name, SCORES[comparison]))
@@ -155,6 +158,19 @@ def test_one_index_searches_all_galleries_at_once(
     assert figure.values.mean() == pytest.approx(np.mean(hits))
     alone = found.samples[Cell("shop exact", "R@1", "float")]
     assert figure.values.mean() <= alone.values.mean()
+
+
+def test_the_union_for_unseen_categories_holds_no_product_that_training_saw(
+    rows_and_pictures: tuple[list[Row], HeldOut],
+) -> None:
+    rows, pictures = rows_and_pictures
+    (task,) = [t for t in build_tasks(pictures) if t.name == "one index, camera category, unseen"]
+    (search,) = task.searches
+    found = {pictures.images[row] for row in search.gallery}
+    trained = {r["image"] for r in rows if r["split"] == "train" and r["task"] != "browse"}
+    emoji = {r["image"] for r in rows if r["domain"] in ("flat", "round")}
+    assert not found & trained
+    assert emoji < found
 
 
 def test_the_best_answer_of_each_query_is_kept(

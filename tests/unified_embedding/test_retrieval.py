@@ -1,4 +1,5 @@
 import itertools
+import tracemalloc
 from collections.abc import Callable
 
 import numpy as np
@@ -6,11 +7,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unified_embedding import pack
+from unified_embedding import pack, retrieval
 from unified_embedding.errors import CodeError
 from unified_embedding.retrieval import (
+    Interval,
     average_precision_at_r,
     bootstrap,
+    bootstrap_trainings,
     precision_at,
     recall_at,
     reciprocal_rank,
@@ -113,3 +116,62 @@ def test_bootstrap_resamples_clusters_not_queries() -> None:
 def test_bootstrap_needs_a_cluster_for_every_sample() -> None:
     with pytest.raises(CodeError, match="3 samples"):
         bootstrap(np.zeros(3), ["a", "b"])
+
+
+def test_bootstrap_in_parts_draws_what_it_draws_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    samples, clusters = rng.random(999), list(rng.integers(0, 333, 999))
+    monkeypatch.setattr(retrieval, "_DRAWN", 1 << 40)
+    whole = bootstrap(samples, clusters)
+    for drawn in (1, 1000, 4567):
+        monkeypatch.setattr(retrieval, "_DRAWN", drawn)
+        assert bootstrap(samples, clusters) == whole
+    # The plain formula, all draws held at once.
+    _, index = np.unique(np.asarray(clusters).astype(str), return_inverse=True)
+    count = index.max() + 1
+    draws = np.random.default_rng(0).integers(0, count, size=(2000, count))
+    sums, sizes = np.bincount(index, weights=samples), np.bincount(index)
+    means = sums[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    assert (whole.low, whole.high) == tuple(np.quantile(means, (0.025, 0.975)))
+
+
+def test_bootstrap_of_a_public_benchmark_stays_small() -> None:
+    # Stanford Online Products has 11,316 test products; all draws at once are 181 MB.
+    rng = np.random.default_rng(6)
+    samples, clusters = rng.random(11316), list(range(11316))
+    tracemalloc.start()
+    bootstrap(samples, clusters, repeats=200)
+    bootstrap_trainings(samples[None], clusters, repeats=200)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6
+
+
+def test_two_levels_cover_the_spread_of_trainings_and_of_products() -> None:
+    """Against the variance of crossed random effects, which is known here."""
+    rng = np.random.default_rng(7)
+    trainings, products, each = 40, 60, 3
+    effect = rng.normal(0, 0.05, trainings)[:, None]
+    product = np.repeat(rng.normal(0, 0.3, products), each)[None]
+    samples, clusters = effect + product, list(np.repeat(np.arange(products), each))
+    found = bootstrap_trainings(samples, clusters)
+    wanted = 2 * 1.96 * np.sqrt(effect.var() / trainings + product[0, ::each].var() / products)
+    assert found.high - found.low == pytest.approx(wanted, rel=0.1)
+    assert found.mean == pytest.approx(samples.mean())
+    # Products alone leave the trainings out, and trainings alone the products.
+    assert found.high - found.low > np.subtract(*_bounds(bootstrap(samples.mean(axis=0), clusters)))
+    same = np.broadcast_to(product, samples.shape)
+    one = bootstrap(product[0], clusters)
+    alike = bootstrap_trainings(same, clusters)
+    assert alike.high - alike.low == pytest.approx(one.high - one.low, rel=0.1)
+
+
+def _bounds(interval: Interval) -> tuple[float, float]:
+    return interval.high, interval.low
+
+
+def test_two_levels_need_trainings() -> None:
+    with pytest.raises(CodeError, match=r"\(3,\) are not \[trainings, queries\]"):
+        bootstrap_trainings(np.zeros(3), list("abc"))
+    with pytest.raises(CodeError, match="3 samples"):
+        bootstrap_trainings(np.zeros((2, 3)), list("ab"))

@@ -68,7 +68,7 @@ def test_without_any_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 def test_the_embedded_server_is_on_loopback_unless_told_otherwise() -> None:
     pytest.importorskip("pytriton", reason="the extra `serve` is not installed")
-    command, environment = tritonserver.resolve(["--http-address=0.0.0.0"], {"PATH": "/nowhere"})
+    command, environment, _ = tritonserver.resolve(["--http-address=0.0.0.0"], {"PATH": "/nowhere"})
     assert "--grpc-address=127.0.0.1" in command
     assert "--metrics-address=127.0.0.1" in command
     assert [flag for flag in command if flag.startswith("--http-address")] == [
@@ -77,6 +77,67 @@ def test_the_embedded_server_is_on_loopback_unless_told_otherwise() -> None:
     assert command[-1] == "--http-address=0.0.0.0"
     assert environment["OMP_NUM_THREADS"] == "1"
     assert int(environment["MALLOC_TRIM_THRESHOLD_"]) > 2**20
+
+
+@pytest.fixture
+def ours(tmp_path: Path) -> str:
+    """The flag for a repository of ours."""
+    pytest.importorskip("pytriton", reason="the extra `serve` is not installed")
+    (tmp_path / "ours" / "unified_embedding").mkdir(parents=True)
+    return f"--model-repository={tmp_path / 'ours'}"
+
+
+def started(*arguments: str, **environment: str) -> tritonserver.Start:
+    return tritonserver.resolve(arguments, {"PATH": "/nowhere", **environment})
+
+
+def restrictions(command: list[str]) -> list[str]:
+    return [argument for argument in command if "-restricted-" in argument]
+
+
+def test_what_only_an_operator_may_do_asks_for_a_key_that_nobody_knows(ours: str) -> None:
+    http, grpc = restrictions(started(ours).command)
+    apis = "shared-memory,model-repository,trace,logging"
+    assert http.startswith(f"--http-restricted-api={apis}:operator-key=")
+    assert grpc.startswith(f"--grpc-restricted-protocol={apis}:operator-key=")
+    key = http.rpartition("=")[2]
+    assert key == grpc.rpartition("=")[2]
+    assert len(key) >= 32
+    assert key not in " ".join(started(ours).command)
+
+
+def test_an_operator_may_choose_the_key(ours: str) -> None:
+    chosen = started(ours, UNIFIED_EMBEDDING_OPERATOR_KEY="a-key-of-20-letters-")
+    assert all(flag.endswith("=a-key-of-20-letters-") for flag in restrictions(chosen.command))
+    assert len(restrictions(chosen.command)) == 2
+    # The models' processes need not know it.
+    assert tritonserver.OPERATOR_KEY not in chosen.environment
+    for bad in ("short", "a key with blanks in it", "a-key:with=signs,inside"):
+        with pytest.raises(SetupError, match="UNIFIED_EMBEDDING_OPERATOR_KEY must be 16 to 128"):
+            started(ours, UNIFIED_EMBEDDING_OPERATOR_KEY=bad)
+
+
+@pytest.mark.parametrize(
+    "own", ["--http-restricted-api=trace:a=b", "--grpc-restricted-protocol=trace:a=b"]
+)
+def test_own_restrictions_are_the_only_ones(ours: str, own: str) -> None:
+    assert restrictions(started(ours, own).command) == [own]
+
+
+def test_only_the_embedded_server_with_our_models_is_looked_after(
+    ours: str, tmp_path: Path
+) -> None:
+    assert started(ours).supervised
+    assert started("--model-repository", str(tmp_path / "ours")).supervised
+    (tmp_path / "theirs" / "model").mkdir(parents=True)
+    theirs = started(f"--model-repository={tmp_path / 'theirs'}")
+    assert not theirs.supervised
+    assert restrictions(theirs.command) == []
+    assert not started("--help").supervised
+    # NVIDIA's own, or any other.
+    real = script(tmp_path / "bin", "#!/bin/sh\n")
+    other = tritonserver.resolve([ours], {"PATH": str(real.parent)})
+    assert other == ([str(real), ours], {"PATH": str(real.parent)}, False)
 
 
 def test_numpy_2_is_refused_because_it_empties_every_answer(

@@ -7,14 +7,15 @@
 ((1, 1280), (1, 160), '3f1c0a9be2d4')
 
 Both clients take lists of any length, split them at the server's max_batch_size, keep a
-bounded number of requests in flight, and retry what the server sheds. Create one client and
-share it: it is safe to use from many threads (or tasks), and all calls share one connection.
+bounded number of requests in flight, and wait for a server that is being restarted. Create
+one client and share it: it is safe to use from many threads (or tasks), and all calls share
+one connection.
 Needs tritonclient: pip install 'unified-embedding[client]'.
 """
 
 from unified_embedding.client._aio import AsyncEmbedderClient
 from unified_embedding.client._base import EngineWarning
-from unified_embedding.client._calls import DEFAULT_URL, TLS, Retry
+from unified_embedding.client._calls import DEFAULT_URL, TLS
 from unified_embedding.client._results import (
     OUTPUTS,
     Embedded,
@@ -22,6 +23,7 @@ from unified_embedding.client._results import (
     ServerInfo,
     StageStatistics,
 )
+from unified_embedding.client._retry import Retry
 from unified_embedding.client._sync import EmbedderClient
 
 __all__ = [

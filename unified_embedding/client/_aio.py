@@ -1,7 +1,6 @@
 """The asyncio client."""
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import cached_property
@@ -10,9 +9,10 @@ from typing import Any, Self, TypeVar
 
 from unified_embedding.client import _kserve as kserve
 from unified_embedding.client._base import BaseClient, in_callers_rows, nothing
-from unified_embedding.client._calls import Deadline, Retry
-from unified_embedding.client._job import Crops, Job, Salvage, collect
+from unified_embedding.client._calls import Deadline
+from unified_embedding.client._job import Crops, Job, Salvage, collect, halves
 from unified_embedding.client._kserve import grpc, pb
+from unified_embedding.client._places import AsyncPlaces
 from unified_embedding.client._results import (
     OUTPUTS,
     Embedded,
@@ -21,7 +21,8 @@ from unified_embedding.client._results import (
     StageStatistics,
     join,
 )
-from unified_embedding.errors import ClientError, RequestRejected, VersionMismatch
+from unified_embedding.client._retry import Attempts, Retry
+from unified_embedding.errors import ClientError, RequestRejected, ServerDied, ServerUnavailable
 
 _T = TypeVar("_T")
 
@@ -47,7 +48,7 @@ class AsyncEmbedderClient(BaseClient):
         requests = job.split(server.max_batch_size)
         if not requests:
             return nothing(server, job)
-        return join(await _map(lambda rows: self._send(job, rows, deadline), requests))
+        return join(await _map(lambda rows: self._whole(job, rows, deadline), requests))
 
     async def embed_each(
         self,
@@ -73,7 +74,7 @@ class AsyncEmbedderClient(BaseClient):
         request = pb.ModelReadyRequest(name=kserve.MODEL)
         deadline = self._deadline(timeout)
         answer = await self._call("ModelReady", request, deadline, Retry(attempts=1))
-        return bool(answer.ready)
+        return bool(answer.ready) and not self._lives.ill
 
     async def statistics(self, *, timeout: float | None = None) -> dict[str, StageStatistics]:
         """Running totals of each of the server's models, by name. Raises as `embed`."""
@@ -82,7 +83,8 @@ class AsyncEmbedderClient(BaseClient):
         return kserve.statistics(answer)
 
     async def close(self) -> None:
-        """Close the connection; calls in flight are cancelled."""
+        """Close the connection; calls in flight fail."""
+        self._closed = True
         await self._channel.close()
 
     async def __aenter__(self) -> Self:
@@ -98,7 +100,7 @@ class AsyncEmbedderClient(BaseClient):
 
     def _open(self) -> None:
         self._lock = asyncio.Lock()
-        self._slots = asyncio.Semaphore(self._max_inflight)
+        self._places = AsyncPlaces(self._max_inflight)
 
     # An asyncio channel binds to the loop that runs when it is created: not before the first call.
     @cached_property
@@ -123,40 +125,82 @@ class AsyncEmbedderClient(BaseClient):
         server = await self._call("ServerMetadata", pb.ServerMetadataRequest(), deadline)
         return self._server_info(server, ensemble, embedder)
 
-    async def _salvage(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Salvage:
-        salvage = Salvage(rows)
-        while salvage.pending:
-            rows = salvage.pending.pop(0)
-            try:
-                salvage.accept(rows, await self._send(job, rows, deadline))
-            except RequestRejected as error:
-                salvage.refuse(rows, error)
-            except VersionMismatch:
+    async def _whole(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
+        """All of them, or raise. What is too much for one request is sent as two."""
+        try:
+            return await self._send(job, rows, deadline)
+        except RequestRejected as error:
+            if error.row is not None or len(rows) < 2:
                 raise
+        return join([await self._whole(job, half, deadline) for half in halves(rows)])
+
+    async def _salvage(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Salvage:
+        salvage = Salvage(rows, self._retry)
+        while salvage.pending:
+            rows, death = salvage.pending.pop(0)
+            attempts = Attempts(
+                self._retry, self._lives, deadline, rows, death, divisible=len(rows) > 1
+            )
+            try:
+                salvage.accept(rows, await self._send(job, rows, deadline, attempts))
             except ClientError as error:
-                salvage.lose(rows, error)
+                salvage.fail(rows, error)
         return salvage
 
-    async def _send(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
-        async with _held(self._slots, deadline):
+    async def _send(
+        self, job: Job, rows: Sequence[int], deadline: Deadline, attempts: Attempts | None = None
+    ) -> Embedded:
+        attempts = attempts or Attempts(self._retry, self._lives, deadline, rows)
+        while True:
+            try:
+                response = await self._infer(job, rows, deadline, attempts.death is not None)
+                return self._embedded(response, job, rows)
+            except ServerUnavailable as problem:
+                pause = attempts.pause(problem)
+            await asyncio.sleep(pause)
+
+    async def _infer(self, job: Job, rows: Sequence[int], deadline: Deadline, suspect: bool) -> Any:
+        """One attempt. A suspect travels alone, so that nothing else can end the server then."""
+        async with self._places.take(deadline, alone=suspect):
+            if suspect:
+                await self._check_ready(deadline)
             with in_callers_rows(rows):
                 request = self._request(job, rows, deadline)
-                response = await self._call("ModelInfer", request, deadline)
-        return self._embedded(response, job, rows)
+                return await self._once("ModelInfer", request, deadline)
+
+    async def _check_ready(self, deadline: Deadline) -> None:
+        request = pb.ModelReadyRequest(name=kserve.MODEL)
+        try:
+            answer = await self._once("ModelReady", request, deadline)
+        except ServerDied as problem:  # Over a question, not over the suspect.
+            raise ServerUnavailable(str(problem)) from problem
+        if not answer.ready or self._lives.ill:
+            raise self._not_ready()
 
     async def _call(
         self, method: str, request: Any, deadline: Deadline, retry: Retry | None = None
     ) -> Any:
-        retry = retry or self._retry
-        for attempt in itertools.count(1):
+        attempts = Attempts(retry or self._retry, self._lives, deadline)
+        while True:
             try:
-                return await getattr(self._stub, method)(request, timeout=deadline.remaining())
-            except grpc.RpcError as error:
-                problem = kserve.client_error(error, self.url)
-            pause = retry.pause(attempt, problem, deadline)
-            if pause is None:
-                raise problem
+                return await self._once(method, request, deadline)
+            except ServerUnavailable as problem:
+                pause = attempts.pause(problem)
             await asyncio.sleep(pause)
+
+    async def _once(self, method: str, request: Any, deadline: Deadline) -> Any:
+        self._check_open()
+        sent = self._lives.sent()
+        try:
+            response = await getattr(self._stub, method)(request, timeout=deadline.remaining())
+        except grpc.RpcError as error:
+            raise self._problem(error, sent) from None
+        except asyncio.CancelledError:
+            if self._closed and not _cancelled():  # By `close`, not by the caller.
+                raise self._closed_error() from None
+            raise
+        self._note(response, sent)
+        return response
 
 
 async def _map(work: Callable[[range], Awaitable[_T]], requests: Sequence[range]) -> list[_T]:
@@ -170,8 +214,13 @@ async def _map(work: Callable[[range], Awaitable[_T]], requests: Sequence[range]
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+def _cancelled() -> bool:
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
+
+
 @asynccontextmanager
-async def _held(lock: asyncio.Lock | asyncio.Semaphore, deadline: Deadline) -> AsyncIterator[None]:
+async def _held(lock: asyncio.Lock, deadline: Deadline) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(deadline.remaining()):
             await lock.acquire()

@@ -9,18 +9,24 @@ from typing import Any
 import numpy as np
 
 from unified_embedding.client import _kserve as kserve
+from unified_embedding.client import _proxy as proxy
 from unified_embedding.client._calls import (
     CHANNEL_OPTIONS,
     DEFAULT_URL,
     TLS,
     Deadline,
-    Retry,
     check_url,
 )
 from unified_embedding.client._job import Job
 from unified_embedding.client._kserve import grpc
 from unified_embedding.client._results import CODE, EMBEDDING, Embedded, ServerInfo
-from unified_embedding.errors import RequestRejected, VersionMismatch
+from unified_embedding.client._retry import Lives, Retry, Sent
+from unified_embedding.errors import (
+    ClientError,
+    RequestRejected,
+    ServerUnavailable,
+    VersionMismatch,
+)
 
 
 class EngineWarning(UserWarning):
@@ -51,7 +57,8 @@ class BaseClient(ABC):
                 answer. Another one is accepted with one EngineWarning.
             timeout: seconds a call may take in all, every request and retry included.
             max_inflight: most requests in flight at once, over all callers of this client.
-            retry: when to call again; by default up to five attempts on UNAVAILABLE.
+            retry: how long to call again while the server is away; by default until the
+                call's deadline, and two seconds when it has never answered.
             tls: certificates; None for an unencrypted connection.
             send_deadline: tell the server by when an answer is needed, so that it drops in
                 time what it cannot answer in time. Needs clocks that differ by much less than
@@ -70,6 +77,9 @@ class BaseClient(ABC):
         self._send_deadline = send_deadline
         self._credentials = grpc.ssl_channel_credentials(**tls.read()) if tls else None
         self._server: ServerInfo | None = None
+        self._lives = Lives()
+        self._closed = False
+        self._proxy = ""
         self._open()
 
     @abstractmethod
@@ -78,6 +88,7 @@ class BaseClient(ABC):
 
     def _channel_of(self, channels: Any) -> Any:
         """Open a channel; `channels` is the module grpc or grpc.aio."""
+        self._proxy = proxy.advice(self.url)  # gRPC reads the environment now and never again.
         if self._credentials is None:
             return channels.insecure_channel(self.url, options=CHANNEL_OPTIONS)
         return channels.secure_channel(self.url, self._credentials, options=CHANNEL_OPTIONS)
@@ -87,6 +98,33 @@ class BaseClient(ABC):
 
     def _request(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Any:
         return kserve.infer_request(job, rows, deadline.moment if self._send_deadline else None)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise self._closed_error()
+
+    def _closed_error(self) -> ClientError:
+        return ClientError(f"this client of {self.url} was closed")
+
+    def _not_ready(self) -> ServerUnavailable:
+        return ServerUnavailable(f"{self.url} answers, but its model is not ready")
+
+    def _note(self, response: Any, sent: Sent) -> None:
+        """What an answer tells about the server; one that is not ready is about to end."""
+        known = self._lives.answered if getattr(response, "ready", True) else self._lives.lost
+        known(sent)
+
+    def _problem(self, error: Any, sent: Sent) -> ClientError:
+        """What a failed call means, and what it tells about the server."""
+        if self._closed and error.code() == grpc.StatusCode.CANCELLED:
+            return self._closed_error()
+        advice = "" if self._lives.met else self._proxy
+        problem = kserve.client_error(error, self.url, sent.well, advice)
+        if kserve.stub_died(error):
+            self._lives.fell_ill(sent)
+        elif isinstance(problem, ServerUnavailable):
+            self._lives.lost(sent)
+        return problem
 
     def _embedded(self, response: Any, job: Job, rows: Sequence[int]) -> Embedded:
         answer = kserve.embedded(response, job.outputs, len(rows))

@@ -1,13 +1,12 @@
-"""How calls are made: where the server is, TLS, deadlines and retries."""
+"""How calls are made: where the server is, TLS and deadlines."""
 
 import math
-import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unified_embedding.errors import ClientError, DeadlineExceeded, ServerUnavailable
+from unified_embedding.errors import DeadlineExceeded, shown
 
 DEFAULT_URL: Final = "127.0.0.1:8001"
 # Triton's own limit of one gRPC message (MAX_GRPC_MESSAGE_SIZE in its constants.h).
@@ -19,6 +18,9 @@ CHANNEL_OPTIONS: Final = (
     # between fails at once, so that our retries would never reach a server that came back.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
+    # Despite its name how long one attempt to connect may take; 20 s by default, which is most
+    # of a caller's deadline where a lost machine's address swallows everything.
+    ("grpc.min_reconnect_backoff_ms", 5000),
 )
 
 
@@ -50,52 +52,24 @@ class TLS:
         }
 
 
-@dataclass(frozen=True)
-class Retry:
-    """When a call is made again: on UNAVAILABLE only, and only within the deadline.
-
-    The pause before attempt k + 1 is drawn from [0.5, 1] x min(longest, first x 2^(k - 1)).
+class Deadline:
+    """The moment by which one call of the library must have answered.
 
     Attributes:
-        attempts: most calls made in all; 1 never retries.
-        first: seconds before the second attempt.
-        longest: most seconds between two attempts.
+        moment: when it passes, by the clock that other machines share: seconds since 1970.
     """
-
-    attempts: int = 5
-    first: float = 0.1
-    longest: float = 2.0
-
-    def __post_init__(self) -> None:
-        if self.attempts < 1 or not 0 <= self.first <= self.longest:
-            raise ValueError(f"{self} needs attempts >= 1 and 0 <= first <= longest")
-
-    def pause(self, attempt: int, error: ClientError, deadline: "Deadline") -> float | None:
-        """Seconds to wait after failed `attempt` (counted from 1), or None to give up."""
-        if not isinstance(error, ServerUnavailable) or attempt >= self.attempts:
-            return None
-        pause = min(self.longest, self.first * 2 ** (attempt - 1)) * random.uniform(0.5, 1.0)
-        return pause if pause < deadline.left else None
-
-
-class Deadline:
-    """The moment by which one call of the library must have answered."""
 
     def __init__(self, timeout: float) -> None:
         if not (math.isfinite(timeout) and timeout > 0):
             raise ValueError(f"timeout {timeout!r} is not a positive number of seconds")
         self._timeout = timeout
         self._end = time.monotonic() + timeout
+        self.moment = time.time() + timeout
 
     @property
     def left(self) -> float:
         """Seconds left; negative when it has passed."""
         return self._end - time.monotonic()
-
-    @property
-    def moment(self) -> float:
-        """When it passes, by the clock that other machines share: seconds since 1970."""
-        return time.time() + self.left
 
     def remaining(self) -> float:
         """Seconds left for the next step. Raises DeadlineExceeded when there are none."""
@@ -116,7 +90,7 @@ def check_url(url: str) -> str:
     """`url` as gRPC takes it. Raises ValueError for an HTTP address."""
     if url.startswith(("http://", "https://")):
         raise ValueError(
-            f"{url!r} is an HTTP address; give the gRPC address as host:port, "
+            f"{shown(url)} is an HTTP address; give the gRPC address as host:port, "
             f"for instance {DEFAULT_URL} (and TLS through tls=)"
         )
     return url

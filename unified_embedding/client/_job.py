@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from unified_embedding.client._results import OUTPUTS, Embedded, EmbeddedEach, join
-from unified_embedding.errors import ClientError, RequestRejected
+from unified_embedding.client._retry import Retry
+from unified_embedding.errors import (
+    ClientError,
+    RequestRejected,
+    ServerDied,
+    VersionMismatch,
+    shown,
+)
 from unified_embedding.image import Box
 
 # Large pictures are sent in smaller requests, so that a request stays far below gRPC's limit
@@ -38,7 +45,7 @@ class Job:
                     "pass encoded pictures, for instance Path(...).read_bytes()"
                 )
         if isinstance(outputs, str) or not outputs or set(outputs) - set(OUTPUTS):
-            raise ValueError(f"outputs {outputs!r} is not a selection of {OUTPUTS}")
+            raise ValueError(f"outputs {shown(outputs)} is not a selection of {OUTPUTS}")
         if crops is None or isinstance(crops, Box):
             crops = [crops] * len(images)
         if len(crops) != len(images):
@@ -66,35 +73,51 @@ class Job:
 
 
 class Salvage:
-    """Brings the good pictures of one request home when others in it are refused.
+    """Brings the good pictures of one request home when others in it fail.
 
-    Take rows from the front of `pending`, send them, and report back with `accept`, `refuse`
-    or `lose` until nothing is pending; `parts` then holds the good rows in ascending order.
+    Take rows, and the death of the server that they were in flight at, from the front of
+    `pending`, send them, and report back with `accept` or `fail` until nothing is pending;
+    `parts` then holds the good rows in ascending order.
     """
 
-    def __init__(self, rows: Sequence[int]) -> None:
-        self.pending: list[Sequence[int]] = [rows]
+    def __init__(self, rows: Sequence[int], retry: Retry) -> None:
+        self.pending: list[tuple[Sequence[int], ServerDied | None]] = [(rows, None)]
         self.parts: list[tuple[Sequence[int], Embedded]] = []
         self.errors: dict[int, ClientError] = {}
+        self._repeats = retry.attempts != 1
 
     def accept(self, rows: Sequence[int], embedded: Embedded) -> None:
         """The request was answered."""
         self.parts.append((rows, embedded))
 
-    def refuse(self, rows: Sequence[int], error: RequestRejected) -> None:
-        """The request was refused: send the others again, or each alone if none is named."""
+    def fail(self, rows: Sequence[int], error: ClientError) -> None:
+        """The request failed. Raises VersionMismatch, after which nothing can be brought home."""
+        if isinstance(error, VersionMismatch):
+            raise error
+        if isinstance(error, RequestRejected):
+            self._refuse(rows, error)
+        elif isinstance(error, ServerDied) and len(rows) > 1 and self._repeats:
+            # Each alone, so that no more than one picture is blamed when it dies again.
+            self.pending[:0] = [([row], error) for row in rows]
+        else:
+            self.errors.update(dict.fromkeys(rows, error))
+
+    def _refuse(self, rows: Sequence[int], error: RequestRejected) -> None:
+        """Send the others again, or if none is named one half after the other."""
         if error.row is None and len(rows) > 1:
-            self.pending += [[row] for row in rows]
+            self.pending[:0] = [(half, None) for half in halves(rows)]
             return
         bad = rows[0] if error.row is None else error.row
         self.errors[bad] = RequestRejected(str(error), bad)
         good = [row for row in rows if row != bad]
         if good:
-            self.pending.append(good)
+            self.pending.insert(0, (good, None))
 
-    def lose(self, rows: Sequence[int], error: ClientError) -> None:
-        """The request got no answer."""
-        self.errors.update(dict.fromkeys(rows, error))
+
+def halves(rows: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+    """The first and the second half of rows that are too much for one request."""
+    middle = len(rows) // 2
+    return rows[:middle], rows[middle:]
 
 
 def collect(salvaged: Sequence[Salvage], nothing: Embedded) -> EmbeddedEach:

@@ -27,8 +27,10 @@ from unified_embedding.errors import (
     DeadlineExceeded,
     Overloaded,
     RequestRejected,
+    ServerDied,
     ServerError,
     ServerUnavailable,
+    shown,
 )
 from unified_embedding.spec import ENGINE_KEY, VERSION_KEY
 
@@ -58,6 +60,18 @@ MAX_IMAGE_BYTES: Final = MAX_MESSAGE_BYTES - 4096
 _DTYPES: Final = {EMBEDDING: ("FP32", np.float32), CODE: ("UINT8", np.uint8)}
 _ROW: Final = re.compile(r"(?:in ensemble '[^']*', )?image (\d+): (.*)", re.DOTALL)
 _LENGTH: Final = struct.Struct("<I")
+
+# What gRPC, or Envoy between us and the server, says when a connection breaks on which a request
+# was sent; and not when none could be made, which repeats the same words behind its own.
+_BROKEN: Final = re.compile(
+    "^(?!failed to connect|connections to all backends failing).*(Stream removed|Socket closed"
+    "|Connection reset|Broken pipe|reset reason: connection termination)",
+    re.DOTALL,
+)
+# What Triton says of a model that it has not loaded yet, or unloads before it stops.
+_NOT_READY: Final = re.compile("unknown model|no available versions|not ready|not at ready state")
+_DEAD_STUB: Final = re.compile("[Ss]tub process .*is not healthy", re.DOTALL)
+_MOST_DETAILS: Final = 1000
 
 
 def infer_request(job: Job, rows: Sequence[int], deadline: float | None) -> Any:
@@ -124,8 +138,8 @@ def server_info(server: Any, ensemble: Any, embedder: Any) -> ServerInfo:
     if not version or not engine or len(inputs) != 1 or len(inputs[0]) != 3 or len(dims) != 1:
         raise ServerError(
             f"the server's model {EMBEDDER!r} is not an embedder of this project (version "
-            f"{version!r}, engine {engine!r}, inputs {inputs}, outputs {outputs}); build it with "
-            "make engine"
+            f"{shown(version)}, engine {shown(engine)}, inputs {shown(inputs)}, outputs "
+            f"{shown(outputs)}); build it with make engine"
         )
     return ServerInfo(
         version=version,
@@ -155,21 +169,42 @@ def statistics(response: Any) -> dict[str, StageStatistics]:
     }
 
 
-def client_error(error: Any, url: str) -> ClientError:
-    """The library's error for a grpc.RpcError."""
-    code, details = error.code(), error.details() or ""
+def client_error(error: Any, url: str, was_well: bool, advice: str) -> ClientError:
+    """The library's error for a grpc.RpcError.
+
+    Args:
+        error: what gRPC raised.
+        url: of the server.
+        was_well: whether nothing was wrong with the server when the call was sent.
+        advice: added where no connection could be made.
+    """
+    code, details = error.code(), (error.details() or "")[:_MOST_DETAILS]
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         named = _ROW.match(details)
         if named is None:
             return RequestRejected(details)
         return RequestRejected(named[2], int(named[1]))
     if code == grpc.StatusCode.CANCELLED:
-        return Overloaded(f"{url} could not answer in time: {details}")
-    if code == grpc.StatusCode.UNAVAILABLE:
-        return ServerUnavailable(f"{url} is unavailable: {details}")
+        return Overloaded(f"{url} is overloaded or was asked too late: {details}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return DeadlineExceeded(f"{url} did not answer in time: {details}")
+        return DeadlineExceeded(f"{url} did not answer in time: {details}{advice}")
+    if stub_died(error):
+        text = f"{url} lost the process of a model: {details}"
+        # An ill server says so of every request that it gives to the dead process.
+        return ServerDied(text, was_well) if was_well else ServerUnavailable(text)
+    if code == grpc.StatusCode.UNAVAILABLE and _BROKEN.search(details):
+        return ServerDied(f"{url} was lost before it answered: {details}{advice}", was_well)
+    if code == grpc.StatusCode.UNAVAILABLE:
+        return ServerUnavailable(f"{url} is unavailable: {details}{advice}")
+    if code == grpc.StatusCode.NOT_FOUND and _NOT_READY.search(details):
+        return ServerUnavailable(f"{url} is starting, stopping or another server: {details}")
     return ServerError(f"{url} answered {code.name}: {details}")
+
+
+def stub_died(error: Any) -> bool:
+    """Whether the server says that a model's process is dead; the server itself lives on."""
+    internal = error.code() == grpc.StatusCode.INTERNAL
+    return internal and _DEAD_STUB.search(error.details() or "") is not None
 
 
 def _bytes_tensor(images: Sequence[bytes]) -> bytes:
@@ -203,7 +238,7 @@ def _version(raw: bytes) -> tuple[str, str]:
     version, _, engine = text.partition(" ")
     if not version or not engine:
         raise ServerError(
-            f"the output {VERSION!r} of the server's answer holds {raw!r}; expected the same "
+            f"the output {VERSION!r} of the server's answer holds {shown(raw)}; expected the same "
             "'<version> <engine>' in each row"
         )
     return version, engine

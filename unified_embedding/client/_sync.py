@@ -1,6 +1,5 @@
 """The blocking client."""
 
-import itertools
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -11,9 +10,10 @@ from typing import Any, Self, TypeVar
 
 from unified_embedding.client import _kserve as kserve
 from unified_embedding.client._base import BaseClient, in_callers_rows, nothing
-from unified_embedding.client._calls import Deadline, Retry
-from unified_embedding.client._job import Crops, Job, Salvage, collect
+from unified_embedding.client._calls import Deadline
+from unified_embedding.client._job import Crops, Job, Salvage, collect, halves
 from unified_embedding.client._kserve import grpc, pb
+from unified_embedding.client._places import Places
 from unified_embedding.client._results import (
     OUTPUTS,
     Embedded,
@@ -22,7 +22,13 @@ from unified_embedding.client._results import (
     StageStatistics,
     join,
 )
-from unified_embedding.errors import ClientError, RequestRejected, VersionMismatch
+from unified_embedding.client._retry import Attempts, Retry
+from unified_embedding.errors import (
+    ClientError,
+    RequestRejected,
+    ServerDied,
+    ServerUnavailable,
+)
 
 _T = TypeVar("_T")
 
@@ -50,8 +56,11 @@ class EmbedderClient(BaseClient):
         Raises:
             RequestRejected: the server refused a picture; `row` is its index in `images`.
                 With several bad pictures in different requests, the first of them.
-            ServerUnavailable: not reachable or overloaded, after all retries.
+            ServerUnavailable: not reachable or not ready, for as long as `retry` waits.
+            Overloaded: the server has too much work to answer in time.
             DeadlineExceeded: the list was not answered in time.
+            RequestAborted: the server died twice while it had the same request; `rows` are
+                that request's pictures.
             VersionMismatch: another version than expected, or two versions in one list.
             ServerError: anything else the server answered.
             TypeError, ValueError: the arguments do not fit each other.
@@ -61,7 +70,7 @@ class EmbedderClient(BaseClient):
         requests = job.split(server.max_batch_size)
         if not requests:
             return nothing(server, job)
-        return join(self._map(lambda rows: self._send(job, rows, deadline), requests))
+        return join(self._map(lambda rows: self._whole(job, rows, deadline), requests))
 
     def embed_each(
         self,
@@ -74,11 +83,12 @@ class EmbedderClient(BaseClient):
         """Embed every picture that can be, and report the others by row.
 
         The arguments are those of `embed`. A picture the server refuses costs its neighbours
-        nothing: they are sent again without it.
+        nothing: they are sent again without it. When the server dies, the pictures it had are
+        sent again one at a time, so that one that ends it twice costs itself alone.
 
         Raises:
-            ServerUnavailable, DeadlineExceeded, ServerError: the server could not even be
-                asked what it serves; later failures stand in the result.
+            ServerUnavailable, Overloaded, DeadlineExceeded, ServerError: the server could not
+                even be asked what it serves; later failures stand in the result.
             VersionMismatch: as `embed`.
             TypeError, ValueError: the arguments do not fit each other.
         """
@@ -96,13 +106,14 @@ class EmbedderClient(BaseClient):
         """Whether the server says that the model is ready, without retries.
 
         A server whose model process died may still say so: only an embedded picture proves it.
+        For 30 s after a call of this client has found such a process, the answer is no.
 
         Raises:
             ServerUnavailable, DeadlineExceeded: the server cannot be reached.
         """
         request = pb.ModelReadyRequest(name=kserve.MODEL)
         answer = self._call("ModelReady", request, self._deadline(timeout), Retry(attempts=1))
-        return bool(answer.ready)
+        return bool(answer.ready) and not self._lives.ill
 
     def statistics(self, *, timeout: float | None = None) -> dict[str, StageStatistics]:
         """Running totals of each of the server's models, by name. Raises as `embed`."""
@@ -111,6 +122,7 @@ class EmbedderClient(BaseClient):
 
     def close(self) -> None:
         """Close the connection; calls in flight fail."""
+        self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._channel.close()
 
@@ -129,7 +141,7 @@ class EmbedderClient(BaseClient):
         self._channel = self._channel_of(grpc)
         self._stub = kserve.Stub(self._channel)
         self._lock = threading.Lock()
-        self._slots = threading.Semaphore(self._max_inflight)
+        self._places = Places(self._max_inflight)
         self._pool = ThreadPoolExecutor(self._max_inflight, "embedder-client")
 
     def _info(self, deadline: Deadline) -> ServerInfo:
@@ -156,43 +168,82 @@ class EmbedderClient(BaseClient):
             for future in futures:
                 future.cancel()
 
-    def _salvage(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Salvage:
-        salvage = Salvage(rows)
-        while salvage.pending:
-            rows = salvage.pending.pop(0)
-            try:
-                salvage.accept(rows, self._send(job, rows, deadline))
-            except RequestRejected as error:
-                salvage.refuse(rows, error)
-            except VersionMismatch:
+    def _whole(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
+        """All of them, or raise. What is too much for one request is sent as two."""
+        try:
+            return self._send(job, rows, deadline)
+        except RequestRejected as error:
+            if error.row is not None or len(rows) < 2:
                 raise
+        return join([self._whole(job, half, deadline) for half in halves(rows)])
+
+    def _salvage(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Salvage:
+        salvage = Salvage(rows, self._retry)
+        while salvage.pending:
+            rows, death = salvage.pending.pop(0)
+            attempts = Attempts(
+                self._retry, self._lives, deadline, rows, death, divisible=len(rows) > 1
+            )
+            try:
+                salvage.accept(rows, self._send(job, rows, deadline, attempts))
             except ClientError as error:
-                salvage.lose(rows, error)
+                salvage.fail(rows, error)
         return salvage
 
-    def _send(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
-        with _held(self._slots, deadline), in_callers_rows(rows):
-            request = self._request(job, rows, deadline)
-            response = self._call("ModelInfer", request, deadline)
-        return self._embedded(response, job, rows)
+    def _send(
+        self, job: Job, rows: Sequence[int], deadline: Deadline, attempts: Attempts | None = None
+    ) -> Embedded:
+        attempts = attempts or Attempts(self._retry, self._lives, deadline, rows)
+        while True:
+            try:
+                response = self._infer(job, rows, deadline, attempts.death is not None)
+                return self._embedded(response, job, rows)
+            except ServerUnavailable as problem:
+                pause = attempts.pause(problem)
+            time.sleep(pause)
+
+    def _infer(self, job: Job, rows: Sequence[int], deadline: Deadline, suspect: bool) -> Any:
+        """One attempt. A suspect travels alone, so that nothing else can end the server then."""
+        with self._places.take(deadline, alone=suspect):
+            if suspect:
+                self._check_ready(deadline)
+            with in_callers_rows(rows):
+                request = self._request(job, rows, deadline)
+                return self._once("ModelInfer", request, deadline)
+
+    def _check_ready(self, deadline: Deadline) -> None:
+        request = pb.ModelReadyRequest(name=kserve.MODEL)
+        try:
+            answer = self._once("ModelReady", request, deadline)
+        except ServerDied as problem:  # Over a question, not over the suspect.
+            raise ServerUnavailable(str(problem)) from problem
+        if not answer.ready or self._lives.ill:
+            raise self._not_ready()
 
     def _call(
         self, method: str, request: Any, deadline: Deadline, retry: Retry | None = None
     ) -> Any:
-        retry = retry or self._retry
-        for attempt in itertools.count(1):
+        attempts = Attempts(retry or self._retry, self._lives, deadline)
+        while True:
             try:
-                return getattr(self._stub, method)(request, timeout=deadline.remaining())
-            except grpc.RpcError as error:
-                problem = kserve.client_error(error, self.url)
-            pause = retry.pause(attempt, problem, deadline)
-            if pause is None:
-                raise problem
+                return self._once(method, request, deadline)
+            except ServerUnavailable as problem:
+                pause = attempts.pause(problem)
             time.sleep(pause)
+
+    def _once(self, method: str, request: Any, deadline: Deadline) -> Any:
+        self._check_open()
+        sent = self._lives.sent()
+        try:
+            response = getattr(self._stub, method)(request, timeout=deadline.remaining())
+        except grpc.RpcError as error:
+            raise self._problem(error, sent) from None
+        self._note(response, sent)
+        return response
 
 
 @contextmanager
-def _held(lock: "threading.Lock | threading.Semaphore", deadline: Deadline) -> Iterator[None]:
+def _held(lock: threading.Lock, deadline: Deadline) -> Iterator[None]:
     if not lock.acquire(timeout=deadline.remaining()):
         raise deadline.exceeded()
     try:

@@ -24,7 +24,8 @@ class Limits:
             in memory whatever the scale.
         max_request_bytes: encoded bytes of all pictures of one request.
         max_request_pixels: what the pictures of one request may cost, by `measure`.
-        max_pixels_in_work: what all pictures that one model instance holds at a time may cost.
+        max_pixels_in_work: what the large requests that one model instance has in work or
+            waiting may cost (serving/workload.py).
         formats: the formats that are read, of `FORMATS`.
     """
 

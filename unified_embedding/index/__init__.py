@@ -23,6 +23,7 @@ from unified_embedding.index.code_index import CodeIndex, Stored
 from unified_embedding.index.header import EngineWarning, Header, Origin, Settings
 from unified_embedding.index.matches import Hit, Matches
 from unified_embedding.index.monitor import RecallMonitor
+from unified_embedding.index.records import facts
 
 __all__ = [
     "Batch",
@@ -35,4 +36,5 @@ __all__ = [
     "RecallMonitor",
     "Settings",
     "Stored",
+    "facts",
 ]

@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unified_embedding.codes import code_bytes
-from unified_embedding.errors import CodeIndexError, IndexMismatch
+from unified_embedding.errors import CodeIndexError, IndexMismatch, shown
 from unified_embedding.index.header import Header
 from unified_embedding.index.matches import Rerank
 
@@ -55,32 +55,39 @@ def check_rows(header: Header, batch: Batch) -> NDArray[np.float16] | None:
         raise CodeIndexError(f"this index {wants}")
     if given is None:
         return None
-    floats = _check_floats(header, len(batch.codes), given)
-    if np.abs(floats).max(initial=0) > np.finfo(np.float16).max:
+    _check_floats(header, len(batch.codes), given)
+    if np.abs(given).max(initial=0) > np.finfo(np.float16).max:
         raise CodeIndexError("an embedding holds a value beyond float16, in which it is stored")
-    return floats.astype(np.float16)
+    stored = given.astype(np.float16)
+    if not stored.any(axis=1).all():
+        raise CodeIndexError("an embedding is all zero in float16, in which it is stored")
+    return stored
 
 
-def _check_floats(header: Header, count: int, floats: NDArray[Any]) -> NDArray[np.float32]:
+def _check_floats(header: Header, count: int, floats: NDArray[Any]) -> None:
     if floats.shape != (count, header.dim) or not np.issubdtype(floats.dtype, np.floating):
         raise IndexMismatch(
             f"expected embeddings float [{count}, {header.dim}], got {floats.dtype} {floats.shape}"
         )
     if not np.isfinite(floats).all() or not floats.any(axis=1).all():
         raise CodeIndexError("an embedding holds NaN or infinity, or is all zero")
-    return floats.astype(np.float32)
 
 
 def check_rerank(
     header: Header, count: int, embedding: NDArray[Any] | None, rerank: Rerank
 ) -> NDArray[np.float32]:
-    """Check that re-ranking is possible; returns the queries as float32 [N, D]."""
+    """Check that re-ranking is possible; returns the queries float32 [N, D], each of length 1."""
     if rerank not in ("asymmetric", "embedding"):
-        raise CodeIndexError(f"rerank {rerank!r} is neither 'asymmetric' nor 'embedding'")
+        raise CodeIndexError(f"rerank {shown(rerank)} is neither 'asymmetric' nor 'embedding'")
     if rerank == "embedding" and not header.embeddings:
         raise CodeIndexError(
             "this index stores no embeddings; re-rank by 'asymmetric', or build it with them"
         )
     if embedding is None:
         raise CodeIndexError(f"re-ranking by {rerank!r} needs the query's embedding")
-    return _check_floats(header, count, embedding)
+    _check_floats(header, count, embedding)
+    # Only the direction counts. Scaled to 1 first, as squares of 1e-42 or 1e300 have no double.
+    wide = embedding.astype(np.float64)
+    wide /= np.abs(wide).max(axis=1, keepdims=True)
+    unit: NDArray[np.float32] = wide / np.linalg.norm(wide, axis=1, keepdims=True)
+    return unit.astype(np.float32)

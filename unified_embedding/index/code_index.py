@@ -12,18 +12,22 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unified_embedding.codes import hamming
-from unified_embedding.errors import CodeIndexError, IndexMismatch
+from unified_embedding.errors import CodeIndexError, IndexMismatch, shown
+from unified_embedding.index import checksums
 from unified_embedding.index.checks import Batch, Metadata, check_codes, check_rerank, check_rows
 from unified_embedding.index.header import EngineWarning, Header, Origin, Settings
 from unified_embedding.index.matches import Matches, Rerank, Snapshot, by_embedding, rescored
+from unified_embedding.index.records import ID, Record
 from unified_embedding.index.saving import carried, locked, next_generation, write_living
-from unified_embedding.index.segments import ID, Base, Record, Tail, as_records, cast_to
-from unified_embedding.index.writer import Progress, Writer, commit
+from unified_embedding.index.segments import Base, Tail, as_records, cast_to
+from unified_embedding.index.writer import Progress, Writer
 
 if TYPE_CHECKING:
     from unified_embedding.index.monitor import RecallMonitor
 
 _LEAST_CANDIDATES: Final = 100
+# Each is lost only to a save that another process ended meanwhile.
+_OPENINGS: Final = 20
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,11 @@ class CodeIndex:
 
     monitor: "RecallMonitor | None" = None
 
-    def __init__(self, folder: Path, header: Header) -> None:
-        """Map a saved generation; use `create`, `build` or `open`."""
+    def __init__(self, folder: Path, header: Header, base: Base) -> None:
+        """Hold a saved generation; use `create`, `build` or `open`."""
         self._folder = folder
         self._header = header
-        self._segments = (Base(folder, header), Tail(header.dim, header.embeddings))
+        self._segments = (base, Tail(header.dim, header.embeddings))
         self._writing = threading.Lock()
         self._saving = threading.Lock()
         self._disagreement: dict[str, float] = {}
@@ -95,18 +99,25 @@ class CodeIndex:
         *,
         settings: Settings = Settings(),  # noqa: B008 - frozen
         embeddings: bool = False,
+        roots: Sequence[str] = (),
         progress: Progress | None = None,
     ) -> "CodeIndex":
         """Write an index of all `batches` in one pass, without holding them in memory.
 
         An index that stands in `folder` is replaced in one step when the new one is whole.
+        `roots` are the folders and files that the rows' pictures lie in, kept in the header.
 
         Raises:
-            CodeIndexError: bad rows (ids that occur twice, shapes), or `folder` holds other things.
+            CodeIndexError: bad rows (ids that occur twice, shapes), `folder` holds other things,
+                or the disk is full.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise CodeIndexError(f"{folder} cannot be made ({error})") from error
         with locked(folder):
-            header = Header(origin, dim, settings, embeddings, 0, next_generation(folder))
+            generation = next_generation(folder)
+            header = Header(origin, dim, settings, embeddings, 0, generation, tuple(roots))
             schema: pa.Schema | None = None
             with Writer(folder, header, progress) as writer:
                 for batch in batches:
@@ -114,35 +125,52 @@ class CodeIndex:
                     schema = schema or table.schema
                     stored = check_rows(header, batch)
                     writer.append(batch.codes, table, stored)
-                header = writer.finish()
-            commit(folder, header)
-        return cls(folder, header)
+                return cls(folder, *writer.commit())
 
     @classmethod
     def open(
-        cls, folder: Path, *, nprobe: int | None = None, ef_search: int | None = None
+        cls,
+        folder: Path,
+        *,
+        nprobe: int | None = None,
+        ef_search: int | None = None,
+        check: bool | None = None,
     ) -> "CodeIndex":
-        """Map a saved index; `nprobe` and `ef_search` replace the stored search effort.
+        """Map a saved index.
+
+        Args:
+            folder: where it is saved.
+            nprobe: replaces the stored search effort of "ivf".
+            ef_search: replaces the stored search effort of "hnsw".
+            check: whether every file is compared with its SHA-256 in the header first, about a
+                second a gigabyte. By default all are but codes and embeddings of more than
+                256 MB; False trusts the disk. An index of format 1 has nothing to compare with.
 
         Raises:
             CodeIndexError: not an index, damaged, or of another format.
         """
-        for attempt in (1, 2):
+        for _ in range(_OPENINGS):
             header = Header.read(folder)
             settings = replace(
                 header.settings,
                 nprobe=nprobe or header.settings.nprobe,
                 ef_search=ef_search or header.settings.ef_search,
             )
+            used = replace(header, settings=settings)
             try:
-                return cls(folder, replace(header, settings=settings))
-            except FileNotFoundError as error:
-                # A save in another process may have replaced the generation just now.
-                if attempt == 2:
+                return cls(folder, used, Base(folder, used, check))
+            except (OSError, CodeIndexError) as error:
+                # A save in another process may have replaced the generation meanwhile.
+                if Header.read(folder) != header:
+                    continue
+                if isinstance(error, FileNotFoundError):
                     raise CodeIndexError(
-                        f"{error.filename} is missing; build the index again"
+                        f"{error.filename} is missing; {checksums.REMEDY}"
                     ) from error
-        raise AssertionError("unreachable")
+                if isinstance(error, OSError):
+                    raise CodeIndexError(f"{folder} cannot be read ({error})") from error
+                raise
+        raise CodeIndexError(f"{folder} is saved faster than it can be opened; try again")
 
     @property
     def header(self) -> Header:
@@ -197,10 +225,10 @@ class CodeIndex:
             present = [name for name in ids if name in tail.row_of]
             present += [ids[row] for row in np.flatnonzero(base.find(ids) >= 0)]
             if present:
-                raise CodeIndexError(f"id {present[0]!r} is in the index; delete it first")
+                raise CodeIndexError(f"id {shown(present[0])} is in the index; delete it first")
             table = cast_to(table, base.schema or tail.schema)
             if len(ids):
-                tail.append(codes, stored, table.to_pylist(), table.schema)
+                tail.append(codes, stored, table)
 
     def delete(self, ids: Iterable[str]) -> int:
         """Delete rows by id; returns how many there were. Unknown ids are no error."""
@@ -250,10 +278,10 @@ class CodeIndex:
             if self.monitor is not None and not exact:
                 self.monitor.offer(query, matches)
             return matches
-        floats = check_rerank(self._header, len(query), embedding, rerank)
+        unit = check_rerank(self._header, len(query), embedding, rerank)
         wanted = max(k, candidates or max(4 * k, _LEAST_CANDIDATES))
         found = snapshot.nearest(query, wanted, approximate=not exact)
-        return rescored(snapshot, found, floats, rerank, k)
+        return rescored(snapshot, found, unit, rerank, k)
 
     def save(self, settings: Settings | None = None, progress: Progress | None = None) -> None:
         """Write the living rows as a new base, and go on with it.
@@ -262,7 +290,8 @@ class CodeIndex:
         are not in the saved files. `settings` changes the kind of the index.
 
         Raises:
-            CodeIndexError: another process has saved this index since it was opened.
+            CodeIndexError: another process has saved this index since it was opened, a file of it
+                is damaged, or the disk is full; the saved index and all changes stay as they are.
         """
         with self._saving, locked(self._folder):
             on_disk = Header.read(self._folder).generation
@@ -280,11 +309,13 @@ class CodeIndex:
                 old = self._segments
                 parts = self.snapshot()
                 kept = np.concatenate((parts.base.alive, parts.tail.alive))
+            try:
+                old[0].check()  # Damage is not carried over under a new checksum.
+            except OSError as error:
+                raise CodeIndexError(f"{self._folder} cannot be read ({error})") from error
             with Writer(self._folder, header, progress) as writer:
                 write_living(writer, old, parts, kept)
-                header = writer.finish()
-            base = Base(self._folder, header)
-            commit(self._folder, header)
+                header, base = writer.commit()
             with self._writing:
                 self._segments = carried(base, old, len(parts.tail), kept)
                 self._header = header
@@ -303,15 +334,13 @@ class CodeIndex:
         if k < 1:
             raise CodeIndexError(f"k is {k}; ask for at least 1 result")
         self._admit(origin)
-        floats = check_rerank(self._header, len(embedding), embedding, "embedding")
+        unit = check_rerank(self._header, len(embedding), embedding, "embedding")
         snapshot = self.snapshot()
-        found = by_embedding(snapshot, floats, k)
-        distances = np.stack(
-            [
-                hamming(np.packbits(query > 0)[None], snapshot.codes(rows))[0]
-                for query, rows in zip(floats, found.rows, strict=True)
-            ]
-        )
+        found = by_embedding(snapshot, unit, k)
+        distances = np.empty(found.rows.shape, dtype=np.int32)
+        for query, rows in enumerate(found.rows):
+            code = np.packbits(embedding[query] > 0)[None]
+            distances[query] = hamming(code, snapshot.codes(rows))[0]
         return Matches(distances, found.rows, found.scores, snapshot)
 
     def fetch(self, name: str) -> Stored:
@@ -321,7 +350,7 @@ class CodeIndex:
         snapshot = Snapshot(base.part(), tail.part())
         row = int(base.find([name])[0]) if added is None else added + len(snapshot.base)
         if row < 0:
-            raise CodeIndexError(f"id {name!r} is not in the index {self._folder}")
+            raise CodeIndexError(f"id {shown(name)} is not in the index {self._folder}")
         return _stored(snapshot, row)
 
     def sample(self, count: int) -> list[Stored]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unified_embedding.index.code_index import CodeIndex
 from unified_embedding.index.matches import Snapshot
-from unified_embedding.index.segments import ID, Record
+from unified_embedding.index.records import ID, Record, facts, plain
 
 TABLE: Final = "images"
 ROWS_PER_FILE: Final = 500_000
@@ -31,7 +31,8 @@ def to_postgres(index: CodeIndex, folder: Path, rows_per_file: int = ROWS_PER_FI
 
     A code becomes `bit(D)`, first dimension first, as both sides put the most significant bit
     first. Plain PostgreSQL (14 or newer) answers exactly by `bit_count(code # query)`; with
-    pgvector (0.7 or newer) `code <~> query` does, through HNSW when hnsw.sql was run.
+    pgvector (0.7 or newer) `code <~> query` does, through HNSW when hnsw.sql was run. Metadata
+    are as `records.facts` tells them; a NUL in an id becomes U+FFFD, as PostgreSQL has none.
 
     Returns:
         The files, in the order of their use.
@@ -67,7 +68,7 @@ CREATE INDEX ON {TABLE} USING hnsw (code bit_hamming_ops);
     texts = {"schema.sql": schema, "load.sql": f"BEGIN;\n{load}COMMIT;\n", "hnsw.sql": hnsw}
     for name, text in texts.items():
         with _whole(folder / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
     return [folder / "schema.sql", *files, folder / "load.sql", folder / "hnsw.sql"]
 
 
@@ -119,7 +120,7 @@ def _copy_row(row: int, code: NDArray[np.uint8], record: Record) -> bytes:
     facts = _facts(record).encode()
     fields = (
         struct.pack(">q", row),
-        record[ID].encode(),
+        plain(record[ID]).encode(),
         struct.pack(">i", 8 * len(code)) + code.tobytes(),
         _JSONB_VERSION + facts,
     )
@@ -152,12 +153,8 @@ def _lists(values: NDArray[Any], kind: Any) -> Any:
 
 
 def _facts(record: Record) -> str:
-    """The metadata as a JSON object; a `metadata` column that holds JSON is merged into it."""
-    facts = {name: value for name, value in record.items() if name != ID}
-    if isinstance(facts.get("metadata"), str):
-        facts |= json.loads(facts.pop("metadata"))
-    # PostgreSQL's jsonb cannot hold the character NUL.
-    return json.dumps(facts, ensure_ascii=False, default=str).replace("\\u0000", "")
+    """The metadata as a JSON object that the strictest reader takes."""
+    return json.dumps(facts(record), ensure_ascii=False, allow_nan=False)
 
 
 @contextmanager

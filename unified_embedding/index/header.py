@@ -1,17 +1,22 @@
 """What an index holds and who computed it; the header file is also the commit point of a save."""
 
+import hashlib
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 from unified_embedding.codes import code_bytes
-from unified_embedding.errors import CodeError, CodeIndexError
+from unified_embedding.errors import CodeError, CodeIndexError, shown
+from unified_embedding.index.checksums import REMEDY, File
 
 HEADER_FILE: Final = "header.json"
-FORMAT: Final = 1
+# 2 states what each file holds. An index of format 1 is read as it is; a save brings it up to date.
+FORMAT: Final = 2
+_READABLE: Final = (1, FORMAT)
 # With 32 clusters however many there are, recall falls as an index grows: at ten million codes
 # and 4,096 clusters to .78 (`make bench-index FULL=1`).
 _LEAST_PROBES: Final = 32
@@ -44,7 +49,7 @@ class Origin:
         """
         parts = text.split()
         if len(parts) != 2:
-            raise CodeIndexError(f"version {text!r} is not '<spec version> <engine id>'")
+            raise CodeIndexError(f"version {shown(text)} is not '<spec version> <engine id>'")
         return cls(*parts)
 
     def __str__(self) -> str:
@@ -78,13 +83,11 @@ class Settings:
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
-            raise CodeIndexError(f"kind {self.kind!r} is not one of {list(get_args(Kind))}")
-        for field in fields(self)[1:]:
-            least = 0 if field.name in ("lists", "nprobe") else 1
-            if getattr(self, field.name) < least:
-                raise CodeIndexError(
-                    f"{field.name} is {getattr(self, field.name)}; it must be at least {least}"
-                )
+            raise CodeIndexError(f"kind {shown(self.kind)} is not one of {list(get_args(Kind))}")
+        for name in (one.name for one in fields(self)[1:]):
+            value, least = getattr(self, name), 0 if name in ("lists", "nprobe") else 1
+            if not isinstance(value, int) or value < least:
+                raise CodeIndexError(f"{name} is {shown(value)}; it must be at least {least}")
 
     def clusters(self, rows: int) -> int:
         """Clusters that an "ivf" of `rows` codes asks for."""
@@ -106,6 +109,8 @@ class Header:
         embeddings: whether float16 embeddings are stored beside the codes.
         rows: codes in the base.
         generation: number of the save that wrote the base; its files carry the number.
+        roots: folders and files that the corpus was made from: where the rows' pictures may lie.
+        files: what each file of the base must hold; empty in an index of format 1.
     """
 
     origin: Origin
@@ -114,6 +119,8 @@ class Header:
     embeddings: bool
     rows: int
     generation: int
+    roots: tuple[str, ...] = ()
+    files: Mapping[str, File] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         code_bytes(self.dim)
@@ -126,32 +133,58 @@ class Header:
         """Replace `folder/header.json` in one step: the save becomes visible here."""
         raw = {"format": FORMAT, **asdict(self)}
         temporary = folder / f".{HEADER_FILE}.{os.getpid()}"
-        with temporary.open("w") as file:
-            file.write(json.dumps(raw, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, folder / HEADER_FILE)
+        try:
+            with temporary.open("w") as file:
+                file.write(json.dumps({**raw, "sha256": _digest(raw)}, indent=2) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, folder / HEADER_FILE)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, folder: Path) -> "Header":
         """Read `folder/header.json`. Raises CodeIndexError when missing, damaged or unknown."""
         path = folder / HEADER_FILE
         try:
-            raw = json.loads(path.read_text())
-        except FileNotFoundError:
+            raw = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             raise CodeIndexError(
                 f"{folder} is not a code index (no {HEADER_FILE}); "
                 "build one from a corpus: python clients/index.py build CORPUS"
             ) from None
-        except (OSError, ValueError) as error:
-            raise CodeIndexError(f"{path} is not readable JSON ({error})") from error
-        stated = raw.pop("format", None) if isinstance(raw, dict) else None
-        if stated != FORMAT:
+        except (OSError, ValueError, RecursionError) as error:
+            raise CodeIndexError(f"{path} is not readable JSON ({error}); {REMEDY}") from error
+        stated = raw.get("format") if isinstance(raw, dict) else None
+        if stated not in _READABLE:
             raise CodeIndexError(
-                f"{path} has index format {stated!r}; this library reads {FORMAT}: build it again"
+                f"{path} has index format {shown(stated)}; this library reads "
+                f"{' and '.join(map(str, _READABLE))}: build it again"
             )
+        if stated != 1 and raw.pop("sha256", None) != _digest(raw):
+            raise CodeIndexError(f"{path} is damaged (its SHA-256 is another); {REMEDY}")
         try:
-            origin, settings = Origin(**raw.pop("origin")), Settings(**raw.pop("settings"))
-            return cls(origin=origin, settings=settings, **raw)
-        except (CodeError, CodeIndexError, KeyError, TypeError) as error:
-            raise CodeIndexError(f"{path} is damaged ({error}); build the index again") from error
+            return cls._parse(raw)
+        except (CodeError, CodeIndexError, KeyError, TypeError, AttributeError) as error:
+            raise CodeIndexError(f"{path} is damaged ({error}); {REMEDY}") from error
+
+    @classmethod
+    def _parse(cls, raw: dict[str, Any]) -> "Header":
+        del raw["format"]
+        for name in ("dim", "rows", "generation"):
+            if type(raw[name]) is not int or raw[name] < 0:
+                raise CodeIndexError(f"{name} is {shown(raw[name])}")
+        if type(raw["embeddings"]) is not bool:
+            raise CodeIndexError(f"embeddings is {shown(raw['embeddings'])}")
+        return cls(
+            origin=Origin(**raw.pop("origin")),
+            settings=Settings(**raw.pop("settings")),
+            roots=tuple(raw.pop("roots", ())),
+            files={name: File(**file) for name, file in raw.pop("files", {}).items()},
+            **raw,
+        )
+
+
+def _digest(raw: Mapping[str, Any]) -> str:
+    """SHA-256 of the header's values, however they are laid out."""
+    return hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()

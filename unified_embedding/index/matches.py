@@ -7,8 +7,11 @@ from typing import Any, Final, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unified_embedding.errors import CodeIndexError
+from unified_embedding.index.checksums import REMEDY
 from unified_embedding.index.kernel import NO_ROW, Nearest, exact, one_thread, ordered
-from unified_embedding.index.segments import ID, Part, Record
+from unified_embedding.index.records import ID, Record
+from unified_embedding.index.segments import Part
 
 Rerank = Literal["asymmetric", "embedding"]
 
@@ -124,9 +127,9 @@ class Matches:
 
 
 def rescored(
-    snapshot: Snapshot, found: Nearest, embedding: NDArray[np.float32], rerank: Rerank, k: int
+    snapshot: Snapshot, found: Nearest, unit: NDArray[np.float32], rerank: Rerank, k: int
 ) -> Matches:
-    """The best k of the candidates `found` by their similarity to the float queries [N, D].
+    """The best k of the candidates `found` by their similarity to the queries [N, D], of length 1.
 
     "asymmetric" is the cosine of the query with the candidate's signs, "embedding" the cosine
     with its stored embedding. Ties fall back to Hamming distance, then row.
@@ -135,7 +138,7 @@ def rescored(
     scores = np.full(found.rows.shape, -np.inf, dtype=np.float32)
     for query, rows in enumerate(found.rows):
         there = rows >= 0
-        scores[query, there] = similarity(snapshot, rows[there], embedding[query])
+        scores[query, there] = similarity(snapshot, rows[there], unit[query])
     order = np.lexsort((found.rows, found.distances, -scores), axis=1)[:, :k]
     return Matches(
         np.take_along_axis(found.distances, order, axis=1),
@@ -152,15 +155,13 @@ class ByEmbedding(NamedTuple):
     scores: NDArray[np.float32]
 
 
-def by_embedding(snapshot: Snapshot, query: NDArray[np.float32], k: int) -> ByEmbedding:
-    """The k living rows of highest cosine with each query [N, D], by reading every embedding."""
+def by_embedding(snapshot: Snapshot, unit: NDArray[np.float32], k: int) -> ByEmbedding:
+    """The k living rows of highest cosine with each query [N, D] of length 1; reads every row."""
     living = np.flatnonzero(np.concatenate((snapshot.base.alive, snapshot.tail.alive)))
-    best = ByEmbedding(np.empty((len(query), 0), np.int64), np.empty((len(query), 0), np.float32))
-    unit = query / np.linalg.norm(query, axis=1, keepdims=True)
+    best = ByEmbedding(np.empty((len(unit), 0), np.int64), np.empty((len(unit), 0), np.float32))
     for first in range(0, len(living), _BLOCK_ROWS):
         rows = living[first : first + _BLOCK_ROWS]
-        stored = snapshot.embeddings(rows)
-        scores = unit @ (stored / np.linalg.norm(stored, axis=1, keepdims=True)).T
+        scores = _cosine(snapshot, rows, unit.T).T
         all_rows = np.concatenate((best.rows, np.broadcast_to(rows, scores.shape)), axis=1)
         all_scores = np.concatenate((best.scores, scores), axis=1)
         order = np.lexsort((all_rows, -all_scores), axis=1)[:, :k]
@@ -172,20 +173,22 @@ def by_embedding(snapshot: Snapshot, query: NDArray[np.float32], k: int) -> ByEm
 
 
 def _signs(
-    snapshot: Snapshot, rows: NDArray[np.int64], query: NDArray[np.float32]
+    snapshot: Snapshot, rows: NDArray[np.int64], unit: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     bits = np.unpackbits(snapshot.codes(rows), axis=1).astype(np.float32)
-    unit = query / np.linalg.norm(query)
-    score: NDArray[np.float32] = (2 * bits @ unit - unit.sum()) / np.sqrt(len(query))
+    score: NDArray[np.float32] = (2 * bits @ unit - unit.sum()) / np.sqrt(len(unit))
     return score
 
 
 def _cosine(
-    snapshot: Snapshot, rows: NDArray[np.int64], query: NDArray[np.float32]
+    snapshot: Snapshot, rows: NDArray[np.int64], unit: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     stored = snapshot.embeddings(rows)
-    norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(query)
-    score: NDArray[np.float32] = stored @ query / norms
+    norms = np.linalg.norm(stored, axis=1, keepdims=True)
+    # A row of zeros, which older versions stored for values below float16, is like nothing.
+    score: NDArray[np.float32] = (stored / np.where(norms > 0, norms, 1)) @ unit
+    if not np.isfinite(score).all():
+        raise CodeIndexError(f"a stored embedding is not finite: the index is damaged; {REMEDY}")
     return score
 
 
@@ -195,10 +198,14 @@ def _living(part: Part, query: NDArray[np.uint8], k: int, approximate: bool) -> 
     Deleted rows stay in the structures, so the search asks for more until enough live ones
     came back; a prefix of an ordered list, less its dead, is an ordered list of the living.
     """
-    search = part.accelerator.search if approximate and part.accelerator else _exact(part.codes)
     k = min(k, max(0, len(part) - part.dead))
-    if not k:
-        return Nearest(np.empty((len(query), 0), np.int32), np.empty((len(query), 0), np.int64))
+    if not k or not len(query):
+        shape = (len(query), k)
+        return Nearest(np.empty(shape, np.int32), np.empty(shape, np.int64))
+    accelerator = part.accelerator if approximate else None
+    if accelerator is not None and accelerator.groups is not None:
+        return accelerator.search_rows(query, k, part.alive)
+    search = accelerator.search if accelerator is not None else _exact(part.codes)
     fetch = min(len(part), 2 * k if part.dead else k)
     while True:
         found = search(query, fetch)

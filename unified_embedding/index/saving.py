@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from unified_embedding.errors import CodeIndexError
@@ -24,14 +23,15 @@ def write_living(
     writer: Writer, old: tuple[Base, Tail], parts: Snapshot, kept: NDArray[np.bool_]
 ) -> None:
     """Write the rows that `kept` marks, base first, in their order."""
-    base, tail = old
+    base = old[0]
     for start in range(0, len(parts.base), _BLOCK):
         rows = start + np.flatnonzero(kept[start : min(start + _BLOCK, len(parts.base))])
         embeddings = None if base.embeddings is None else base.embeddings[rows]
-        writer.append(base.codes[rows], base.records.arrow.take(rows), embeddings)
+        table = base.records.living(kept[: start + _BLOCK][: len(parts.base)], start)
+        writer.append(base.codes[rows], table, embeddings)
     rows = np.flatnonzero(kept[len(parts.base) :])
     if len(rows):
-        table = pa.Table.from_pylist([tail.records[row] for row in rows], schema=tail.schema)
+        table = parts.tail.records.living(kept[len(parts.base) :])
         embeddings = None if parts.tail.embeddings is None else parts.tail.embeddings[rows]
         writer.append(parts.tail.codes[rows], table, embeddings)
 
@@ -60,7 +60,11 @@ def next_generation(folder: Path) -> int:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from saving the same index meanwhile."""
-    with (folder / _LOCK_FILE).open("w") as file:
+    try:
+        lock = (folder / _LOCK_FILE).open("w")
+    except OSError as error:
+        raise CodeIndexError(f"{folder} cannot be written ({error})") from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

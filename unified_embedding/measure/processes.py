@@ -10,6 +10,8 @@ import psutil
 
 # The Python backend's stub names the model.py it runs on its command line.
 _STUB: Final = re.compile(r"/([^/]+)/\d+/model\.py$")
+# tritonserver, and the Python program that started it and looks after it.
+_SERVER: Final = re.compile(r"unified_embedding\.tritonserver$|/bin/tritonserver$")
 
 
 @dataclass(frozen=True)
@@ -88,4 +90,6 @@ def _part(process: psutil.Process) -> str:
         model = _STUB.search(argument)
         if model is not None:
             return model[1]
+        if _SERVER.search(argument):
+            return "tritonserver"
     return str(process.name())

@@ -100,9 +100,9 @@ def trained(summary: Mapping[str, Any], start: str) -> str:
         for column, count in summary["classes"].items()
     )
     figures = ", ".join(
-        f"{task} {recall['float_']:.3f} by float and {recall['code']:.3f} by code on "
-        f"{recall['queries']} queries"
-        for task, recall in summary["validation"].items()
+        f"{task} {score.get('metric', 'R@1')} {score['float_']:.3f} by float and "
+        f"{score['code']:.3f} by code on {score['queries']} queries"
+        for task, score in summary["validation"].items()
     )
     how = "Trained jointly" if len(summary["tasks"]) > 1 else "Trained as a specialist"
     before = "".join(
@@ -112,7 +112,7 @@ def trained(summary: Mapping[str, Any], start: str) -> str:
         f"{how} on {images}, for {summary['steps']:,} steps of {summary['batch']} pictures "
         f"({summary['epochs']:.1f} epochs of the largest set){before}, starting from: {start}. One "
         f"bias-free proxy head per label, normalised softmax: {heads}. "
-        + (f"R@1 on the validation split, which chose this model: {figures}. " if figures else "")
+        + (f"On the validation split: {figures}. " if figures else "")
         + (_IMAGENET if LITE0_PACKAGE in start else "")
     )
 

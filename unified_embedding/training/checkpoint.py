@@ -112,3 +112,11 @@ def load_embedder(path: Path) -> tuple[UnifiedEmbedder, EmbedderRecipe, dict[str
     except (KeyError, TypeError, RuntimeError, ImageError) as error:
         raise TrainingError(f"{path} holds no embedder that can be rebuilt ({error})") from error
     return model.eval(), recipe, values["summary"]
+
+
+def images_seen(summary: Mapping[str, Any]) -> int | None:
+    """Images that moved the trunk of this run; None when an older checkpoint does not tell.
+
+    Steps of the first stage, in which proxies alone move, do not count.
+    """
+    return summary["trunk_steps"] * summary["batch"] if "trunk_steps" in summary else None

@@ -27,12 +27,15 @@ from unified_embedding.training.evaluation.claims import claims
 from unified_embedding.training.evaluation.config import EvaluationConfig, load_config
 from unified_embedding.training.evaluation.measure import Cell
 from unified_embedding.training.evaluation.results import Results, as_json
-from unified_embedding.training.evaluation.run import Bench, compare, evaluate, open_bench
+from unified_embedding.training.evaluation.run import ANY, Bench, compare, evaluate, open_bench
 from unified_embedding.training.evaluation.targets import targets
 
 PAGE: Final = "results.md"
 FIGURES: Final = "results.json"
 MANIFEST: Final = "manifest.csv"
+CONFIG: Final = Path("configs/evaluate.yaml")
+DOCS: Final = Path("docs")
+"""Where the page of the published test set is."""
 
 
 def write(results: Results, out: Path, agreements: list[Agreement], command: str) -> Path:
@@ -51,9 +54,13 @@ def write(results: Results, out: Path, agreements: list[Agreement], command: str
 
 
 def main(
-    config: Annotated[Path, typer.Argument(help="YAML file.")] = Path("configs/evaluate.yaml"),
+    config: Annotated[Path, typer.Argument(help="YAML file.")] = CONFIG,
     manifest: Annotated[
-        Path | None, typer.Option(help="Instead of the configuration's or `make data`'s.")
+        Path | None,
+        typer.Option(
+            help="Your own test set instead of the configuration's or `make data`'s; implies "
+            "--frozen any and needs --out."
+        ),
     ] = None,
     only: Annotated[
         list[str] | None, typer.Option(help="Measure this row alone, and write no page.")
@@ -76,12 +83,21 @@ def main(
     cache: Annotated[
         Path | None, typer.Option(help="Caches; by default in the data folder.")
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder of results.md and images/.")] = Path("docs"),
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of results.md and images/; docs without --manifest.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Of the runtimes; 0: all cores.")] = 0,
 ) -> None:
     """Measure every embedder of CONFIG on the frozen test set; write the page and its pictures."""
     console = Console(stderr=True)
     try:
+        if manifest is not None:
+            frozen = frozen or ANY
+            if out is None and not only and compare_with is None:
+                raise DataError(
+                    f"give --out DIR for the page about {manifest}: {DOCS} holds that of the "
+                    "published test set"
+                )
         chosen = _chosen(load_config(config), only, frozen)
         path = manifest or chosen.manifest or data_home() / MANIFEST
         bench = open_bench(chosen, path, cache or data_home() / "evaluation", threads, console)
@@ -91,7 +107,7 @@ def main(
             results = evaluate(bench, fresh)
             _print_rows(results)
             if not only:
-                _write_page(bench, results, out, f"make evaluate CONFIG={config}")
+                _write_page(bench, results, out or DOCS, _command(config, manifest, out))
     except EmbeddingError as error:
         console.print(f"[red]evaluation failed:[/red] {error}", highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
@@ -112,6 +128,15 @@ def _chosen(
         rows = [row.model_copy(update={"baseline": None}) for row in config.rows]
         changes |= {"rows": [row for row in rows if row.name in only], "last_layers": None}
     return config.model_copy(update=changes)
+
+
+def _command(config: Path, manifest: Path | None, out: Path | None) -> str:
+    """What writes the page again."""
+    if (config, manifest, out) == (CONFIG, None, None):
+        return "make evaluate"
+    options = {"--manifest": manifest, "--out": out}
+    given = [f"{name} {path}" for name, path in options.items() if path is not None]
+    return " ".join(["python -m unified_embedding.training.evaluate", str(config), *given])
 
 
 def _compare(bench: Bench, source: str, against: str | None) -> None:

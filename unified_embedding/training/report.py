@@ -15,7 +15,7 @@ from rich.progress import (
 
 from unified_embedding.training.journal import Journal, Table
 from unified_embedding.training.trainer import StepResult, Trainer
-from unified_embedding.training.validation import Recall
+from unified_embedding.training.validation import Score
 
 
 class Report:
@@ -100,16 +100,16 @@ class Report:
         if step == self.first_step:
             self.say(self.losses(step, result))
 
-    def validated(self, found: dict[str, Recall], score: float) -> None:
+    def validated(self, found: dict[str, Score], mean: float) -> None:
         """Note the figures of a validation."""
         step = self.trainer.step
         texts = []
-        for task, recall in found.items():
-            texts.append(f"{task} R@1 {recall.float_:.3f} (code {recall.code:.3f})")
+        for task, score in found.items():
+            texts.append(f"{task} {score.metric} {score.float_:.3f} (code {score.code:.3f})")
             if self._journal is not None:
-                self._journal.figure(f"validation/{task}/float", recall.float_, step)
-                self._journal.figure(f"validation/{task}/code", recall.code, step)
-        self.say(f"validation after step {step}: {', '.join(texts)}; mean {score:.4f}")
+                self._journal.figure(f"validation/{task}/float", score.float_, step)
+                self._journal.figure(f"validation/{task}/code", score.code, step)
+        self.say(f"validation after step {step}: {', '.join(texts)}; mean {mean:.4f}")
 
     def losses(self, step: int, result: StepResult) -> str:
         """One step's losses as text."""

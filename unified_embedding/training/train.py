@@ -20,7 +20,7 @@ from unified_embedding.training.config import Config, load_config
 from unified_embedding.training.distributed import Rank, barrier, join_ranks
 from unified_embedding.training.report import Report
 from unified_embedding.training.trainer import Trainer
-from unified_embedding.training.validation import Recall, validate
+from unified_embedding.training.validation import Score, validate
 
 
 def train(config: Config, rank: Rank, console: Console) -> None:
@@ -53,9 +53,9 @@ def train(config: Config, rank: Rank, console: Console) -> None:
         trainer.close()
     console.print(f"rank {rank.number}: weights {fingerprint} after {trainer.step} steps")
     if rank.first:
-        best = trainer.run / checkpoint.BEST
+        last = trainer.run / checkpoint.LAST
         console.print(
-            f"python -m unified_embedding.training.export --checkpoint {best} --out DIR",
+            f"python -m unified_embedding.training.export --checkpoint {last} --out DIR",
             soft_wrap=True,
         )
 
@@ -78,18 +78,19 @@ def _loop(trainer: Trainer, report: Report) -> None:
 
 def _select(trainer: Trainer, report: Report) -> None:
     """Keep the model when it validates best so far, or when there is nothing to validate on."""
-    found: dict[str, Recall] = {}
+    found: dict[str, Score] = {}
     held_out = trainer.held_out
     if trainer.config.validation.every and len(held_out):
         limit = trainer.config.validation.images
         found = validate(trainer.model, held_out, trainer.preprocessing, trainer.rank.device, limit)
     if found:
-        score = sum(recall.float_ for recall in found.values()) / len(found)
-        report.validated(found, score)
-        if score <= trainer.best:
+        mean = sum(score.float_ for score in found.values()) / len(found)
+        report.validated(found, mean)
+        trainer.validated = {task: asdict(score) for task, score in found.items()}
+        if mean <= trainer.best:
             return
-        trainer.best = score
-    trainer.save_best({task: asdict(recall) for task, recall in found.items()})
+        trainer.best = mean
+    trainer.save_best()
 
 
 def _write_config(config: Config) -> None:

@@ -16,13 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from unified_embedding.errors import TrainingError
 from unified_embedding.training import checkpoint
 from unified_embedding.training.assembly import (
+    build_gradnorm,
     build_heads,
     build_model,
     build_plan,
     head_classes,
     mixed_seed,
 )
-from unified_embedding.training.config import Config
+from unified_embedding.training.config import Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
 from unified_embedding.training.examples import load_rows, select
@@ -56,7 +57,8 @@ class Trainer:
         examples: rows to train on.
         held_out: rows to validate on; may be empty.
         best: best validation score so far.
-        earlier: steps and size of the runs that this one continues, oldest first.
+        validated: figures of the latest validation, by task.
+        earlier: steps, size and images of the runs that this one continues, oldest first.
 
     Raises:
         TrainingError, SpecError: the configuration does not fit its data or weights.
@@ -68,6 +70,7 @@ class Trainer:
         self.run = Path(config.run)
         self.step = 0
         self.best = -math.inf
+        self.validated: dict[str, Any] = {}
         self.earlier: list[dict[str, int]] = []
         self.preprocessing = config.preprocessing.build()
         rows, read = load_rows(config.data)
@@ -80,6 +83,11 @@ class Trainer:
         self.schedule = Schedule.of(config.schedule, self.plan.steps_per_epoch)
         self.recipe, self.model = build_model(config, self.examples, rank.device)
         self.heads = build_heads(config, self.classes, self.model.dim, rank)
+        weights = [config.heads.get(h.column, HeadConfig()).weight for h in self.heads]
+        self.weights = torch.tensor(weights, device=rank.device)
+        if config.gradnorm is not None and rank.world > 1:
+            raise TrainingError("gradnorm runs in one process; start without torchrun")
+        self.gradnorm = build_gradnorm(config, self.model, self.heads)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
             trained,
@@ -119,7 +127,9 @@ class Trainer:
         ]
         # DistributedDataParallel averages gradients over ranks; these shares add up.
         scale = float(self.rank.world)
-        total = torch.stack(shares).sum() * scale
+        if self.gradnorm is not None and trunk_trains:
+            self.weights = self.gradnorm.step(shares)
+        total = (torch.stack(shares) * self.weights).sum() * scale
         moved = True
         if trunk_trains:
             scale *= float(self.scaler.get_scale())
@@ -147,18 +157,20 @@ class Trainer:
                     "examples": self.examples.fingerprint(),
                     "step": self.step,
                     "best": self.best,
+                    "validated": self.validated,
                     "heads": heads,
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
+                    "gradnorm": self.gradnorm.weights if self.gradnorm is not None else None,
                 },
                 path,
             )
         self._saved_at = time.monotonic()
         return path
 
-    def save_best(self, figures: dict[str, Any]) -> None:
+    def save_best(self) -> None:
         """Write best.pt; call on the first rank only."""
-        checkpoint.save(self._embedder_values(figures), self.run / checkpoint.BEST)
+        checkpoint.save(self._embedder_values(), self.run / checkpoint.BEST)
 
     def resume(self) -> bool:
         """Continue from the run's last.pt; False when there is none.
@@ -177,6 +189,9 @@ class Trainer:
         self.optimizer.load_state_dict(values["optimizer"])
         self.scaler.load_state_dict(values["scaler"])
         self.step, self.best = int(values["step"]), float(values["best"])
+        self.validated = values["validated"]
+        if self.gradnorm is not None:
+            self.gradnorm.weights = values["gradnorm"].to(self.rank.device)
         self.earlier = values["summary"].get("earlier", [])
         return True
 
@@ -199,7 +214,12 @@ class Trainer:
         )
         summary = values["summary"]
         size = values["recipe"]["preprocessing"]["size"]
-        self.earlier = [*summary.get("earlier", []), {"steps": summary["steps"], "size": size}]
+        before = {
+            "steps": summary["steps"],
+            "size": size,
+            "images": checkpoint.images_seen(summary) or 0,
+        }
+        self.earlier = [*summary.get("earlier", []), before]
         taken = []
         for head in self.heads:
             if head.column not in values.get("heads", {}):
@@ -207,7 +227,7 @@ class Trainer:
             if values["classes"][head.column] != self.classes[head.column]:
                 raise TrainingError(f"start_from {path} has other classes of {head.column}")
             rows = values["heads"][head.column]["rows"]
-            head.load({"rows": rows, "velocity": torch.zeros_like(rows)})
+            head.load({"rows": rows, "kept": torch.zeros_like(head.state()["kept"])})
             taken.append(head.column)
         return taken
 
@@ -303,16 +323,20 @@ class Trainer:
                 f"run=FOLDER, and start_from={path} to keep the weights"
             )
 
-    def _embedder_values(self, figures: dict[str, Any] | None = None) -> dict[str, Any]:
+    def _embedder_values(self) -> dict[str, Any]:
         summary = {
             "tasks": list(self.config.data.tasks),
             "steps": self.step,
+            "trunk_steps": max(0, self.step - self.schedule.heads),
             "earlier": self.earlier,
             "epochs": self.step / self.plan.steps_per_epoch,
             "batch": self.config.batch,
             "images": {t: len(self.examples.rows_of(t)) for t in self.config.data.tasks},
             "classes": {c: len(found) for c, found in self.classes.items()},
             "sampled": {h.column: h.softmax_classes for h in self.heads},
-            "validation": figures or {},
+            "loss_weights": dict(
+                zip([h.column for h in self.heads], self.weights.tolist(), strict=True)
+            ),
+            "validation": self.validated,
         }
         return checkpoint.embedder_values(self.recipe, self.model.state_dict(), summary)

@@ -1,6 +1,12 @@
-"""Retrieval on the validation split: what a run's best model is chosen by."""
+"""The main figures on the validation split: what a model is selected by is what is served.
+
+The searches and the figures are the evaluation's own (`evaluation.tasks.MAIN`): camera by P@20
+of the category among unseen products' catalogue pictures, shop by R@1 of the very product,
+browse by R@1 over all pairs of designs.
+"""
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -8,21 +14,31 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unified_embedding.image import Preprocessing
-from unified_embedding.retrieval import recall_at, scores
 from unified_embedding.training.dataset import pixels_of
+from unified_embedding.training.evaluation.held_out import GALLERY_DOMAINS, of_validation
+from unified_embedding.training.evaluation.measure import Cell, measure
+from unified_embedding.training.evaluation.tasks import BROWSE_MERGED, MAIN, build_tasks
 from unified_embedding.training.examples import IDENTITY, Examples
+
+# Pictures of one domain alone have no pairs of designs.
+_FIGURES: Final = {
+    **{task: (figure,) for task, figure in MAIN.items()},
+    "browse": (MAIN["browse"], (BROWSE_MERGED, "mAP@R")),
+}
 
 
 @dataclass(frozen=True)
-class Recall:
-    """R@1 of one task's validation pictures.
+class Score:
+    """One task's main figure on its validation pictures.
 
     Attributes:
+        metric: for instance "P@20".
         float_: by cosine of the embeddings.
         code: by Hamming distance of the sign-bit codes; ties share the credit.
         queries: number of queries.
     """
 
+    metric: str
     float_: float
     code: float
     queries: int
@@ -34,40 +50,77 @@ def validate(
     preprocessing: Preprocessing,
     device: torch.device,
     limit: int,
-) -> dict[str, Recall]:
-    """Recall per task, for the tasks of `examples` that have anything to retrieve.
+) -> dict[str, Score]:
+    """The main figure of every task of `examples` that has anything to retrieve.
 
-    Every picture queries the pictures of other domains of its task (of the same domain where
-    there is but one); right is a picture of the same identity. At most `limit` pictures per
-    task take part, whole identities at even distances.
+    Args:
+        model: in any mode, which is restored.
+        examples: of the validation split: nothing in them was trained on.
+        preprocessing: of the pictures.
+        device: of the model.
+        limit: pictures per task, about; see `choose`.
     """
+    chosen = [
+        row
+        for task in np.unique(examples.task).tolist()
+        if IDENTITY[task] in examples.labels
+        for row in choose(examples, task, limit).tolist()
+    ]
+    if not chosen:
+        return {}
+    pictures = of_validation(
+        {
+            "image": examples.images[row],
+            "task": str(examples.task[row]),
+            "domain": str(examples.domain[row]),
+            **{column: str(values[row]) for column, values in examples.labels.items()},
+        }
+        for row in chosen
+    )
+    row_of = {examples.images[row]: row for row in chosen}
+    rows = np.array([row_of[image] for image in pictures.images])
     was_training = model.training
-    model.eval()
-    found = {}
-    for task in np.unique(examples.task).tolist():
-        column = IDENTITY[task]
-        if column not in examples.labels:
-            continue
-        rows = choose(examples, task, limit)
-        embedding = embed(model, examples, rows, preprocessing, device)
-        recall = recall_among(embedding, examples.labels[column][rows], examples.domain[rows])
-        if recall is not None:
-            found[task] = recall
+    vectors = embed(model.eval(), examples, rows, preprocessing, device)
     model.train(was_training)
+    searched = {task.name: task for task in build_tasks(pictures)}
+    found = {}
+    for task, figures in _FIGURES.items():
+        for name, metric in figures:
+            if task in found or name not in searched:
+                continue
+            samples = measure(pictures, vectors, [searched[name]], ("float", "code")).samples
+            by_float, by_code = (samples[Cell(name, metric, k)].values for k in ("float", "code"))
+            found[task] = Score(
+                metric, float(by_float.mean()), float(by_code.mean()), len(by_float)
+            )
     return found
 
 
 def choose(examples: Examples, task: str, limit: int) -> NDArray[np.int64]:
-    """Rows of `task` that carry its identity label: all, or whole identities up to `limit`."""
+    """Rows of `task` that carry its label: all, or about `limit` of them.
+
+    A gallery stays whole, and every label keeps its share of the queries, evenly spaced and at
+    least one. Where pictures search one another, whole labels are kept, evenly spaced.
+    """
     rows = examples.rows_of(task)
     labels = examples.labels[IDENTITY[task]][rows]
     rows, labels = rows[labels != ""], labels[labels != ""]
     if len(rows) <= limit:
         return np.asarray(rows)
-    identities = np.unique(labels)
-    kept = max(2, len(identities) * limit // len(rows))
-    chosen = identities[np.arange(kept) * len(identities) // kept]
-    return np.asarray(rows[np.isin(labels, chosen)])
+    in_gallery = np.isin(examples.domain[rows], GALLERY_DOMAINS)
+    if task == "browse" or not in_gallery.any():
+        identities = np.unique(labels)
+        kept = max(2, len(identities) * limit // len(rows))
+        chosen = identities[np.arange(kept) * len(identities) // kept]
+        return np.asarray(rows[np.isin(labels, chosen)])
+    gallery, queries = rows[in_gallery], rows[~in_gallery]
+    share = max(0, limit - len(gallery)) / max(1, len(queries))
+    parts = [gallery]
+    for label in np.unique(labels[~in_gallery]):
+        members = queries[labels[~in_gallery] == label]
+        count = max(1, round(len(members) * share))
+        parts.append(members[np.arange(count) * len(members) // count])
+    return np.sort(np.concatenate(parts))
 
 
 @torch.no_grad()
@@ -85,22 +138,3 @@ def embed(
         pixels = [pixels_of(examples, int(r), preprocessing) for r in rows[start : start + batch]]
         parts.append(model(torch.from_numpy(np.stack(pixels)).to(device)).float().cpu().numpy())
     return np.concatenate(parts)
-
-
-def recall_among(
-    embedding: NDArray[np.float32], labels: NDArray[np.str_], domain: NDArray[np.str_]
-) -> Recall | None:
-    """Leave-one-out R@1 across domains; None when no picture has a partner."""
-    allowed = ~np.eye(len(labels), dtype=np.bool_)
-    if len(np.unique(domain)) > 1:
-        allowed &= domain[:, None] != domain[None, :]
-    relevant = allowed & (labels[:, None] == labels[None, :])
-    queries = np.flatnonzero(relevant.any(axis=1))
-    if not len(queries):
-        return None
-    figures = []
-    for comparison in ("float", "code"):
-        similarity = scores(embedding[queries], embedding, comparison)
-        similarity[~allowed[queries]] = -np.inf
-        figures.append(float(recall_at(similarity, relevant[queries], 1).mean()))
-    return Recall(figures[0], figures[1], len(queries))

@@ -2,7 +2,10 @@
 
 import io
 import json
+import os
 import time
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +13,18 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from PIL import Image
 
-from unified_embedding import deadline
 from unified_embedding.errors import ImageError
-from unified_embedding.image import load_pixels, parse_crops
+from unified_embedding.image import Box, Limits, load_pixels, measure, parse_crops
+from unified_embedding.serving import answers
+from unified_embedding.serving.pace import Admission, Pace, SharedPace
+from unified_embedding.serving.parent import end_with_parent
+from unified_embedding.serving.workload import LargeRequests
 from unified_embedding.spec import EmbedderSpec
+
+ENGINE = "embedder"
+MAX_IMAGES = 16  # The max_batch_size of the ensemble and of the embedder.
+# What a picture costs besides its pixels, in pixels.
+OVERHEAD = 200_000
 
 
 class TritonPythonModel:
@@ -21,53 +32,68 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Read the installed embedder's spec, and decode one picture so that imports are done."""
-        engine_folder = Path(args["model_repository"]).parent / "embedder" / "1"
+        end_with_parent()
+        engine_folder = Path(args["model_repository"]).parent / ENGINE / "1"
         self.preprocessing = EmbedderSpec.load(engine_folder).preprocessing
         engine = json.loads((engine_folder / "engine.json").read_text())
         self.stamp = f"{engine['version']} {engine['engine']}".encode()
-        self.pace = deadline.Pace()
-        self.engine_pace = deadline.SharedPace()
+        config = json.loads(args["model_config"])
+        settings = {key: one["string_value"] for key, one in config.get("parameters", {}).items()}
+        self.limits = Limits.from_settings(settings, os.environ)
+        self.large = LargeRequests(self.limits)
+        self.admission, self.pace, self.engine_pace = Admission(), Pace(), SharedPace(ENGINE)
         example = io.BytesIO()
         Image.new("RGB", (64, 48)).save(example, "JPEG")
         load_pixels(example.getvalue(), self.preprocessing)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself: a bad picture fails its own request only."""
+        return answers.each(requests, self._tensors)
+
+    def _tensors(self, request: Any, parameters: Mapping[str, object]) -> list[Any] | answers.Later:
+        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
+        if not 1 <= len(images) <= MAX_IMAGES:
+            raise ImageError(f"the request has {len(images)} images; send 1 to {MAX_IMAGES}")
+        crop = parameters.get("crop")
+        boxes: list[Box | None] = [None] * len(images)
+        if crop is not None:
+            boxes = parse_crops(str(crop), len(images))
+        cost = sum(self._each(measure, images, boxes))
+        self.limits.check_request(sum(map(len, images)), cost)
+        work = cost + OVERHEAD * len(images)
+        decoded = partial(self._decoded, images, boxes, parameters, work)
+        if not self.large.takes(cost):
+            return decoded()
+        self._check(parameters, work + self.large.held)
+        return answers.Later(partial(self.large.put, cost), decoded)
+
+    def _decoded(
+        self,
+        images: Any,
+        boxes: list[Box | None],
+        parameters: Mapping[str, object],
+        work: int,
+    ) -> list[Any]:
+        self._check(parameters, work)
         began = time.monotonic()
-        # After this batch the engine finishes the one it has, computes this one, and the
-        # answers travel.
-        needed = self.pace.seconds + 3 * self.engine_pace.read()
-        answers = [self._answer(request, needed) for request in requests]
-        self.pace.add(time.monotonic() - began)
-        return answers
-
-    def _answer(self, request: Any, needed: float) -> Any:
-        text = request.parameters()
-        parameters = json.loads(text) if text else {}
-        try:
-            deadline.check(parameters, needed)
-            images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
-            pixels = self._pixels(images, parameters.get("crop"))
-        except deadline.Late as error:
-            return _refusal(error, pb_utils.TritonError.UNAVAILABLE)
-        except (ImageError, deadline.Malformed) as error:
-            return _refusal(error, pb_utils.TritonError.INVALID_ARG)
+        rows = self._each(load_pixels, images, boxes)
+        self.pace.add((time.monotonic() - began) / work)
+        # One picture is the common case, and needs no copy of its pixels.
+        pixels = rows[0][None] if len(rows) == 1 else np.stack(rows)
         stamps = np.full((len(images), 1), self.stamp, dtype=np.object_)
-        return pb_utils.InferenceResponse(
-            [pb_utils.Tensor("pixels", pixels), pb_utils.Tensor("version", stamps)]
-        )
+        return [pb_utils.Tensor("pixels", pixels), pb_utils.Tensor("version", stamps)]
 
-    def _pixels(self, images: Any, crop: object) -> Any:
-        boxes = [None] * len(images) if crop is None else parse_crops(str(crop), len(images))
-        rows = []
+    def _check(self, parameters: Mapping[str, object], work: int) -> None:
+        # After it the engine finishes the batch it has, computes this one, and the answers travel.
+        self.admission.check(parameters, work * self.pace.now + 3 * self.engine_pace.read())
+
+    def _each(
+        self, function: Callable[..., Any], images: Iterable[bytes], boxes: Iterable[Box | None]
+    ) -> list[Any]:
+        found = []
         for row, (image, box) in enumerate(zip(images, boxes, strict=True)):
             try:
-                rows.append(load_pixels(image, self.preprocessing, box))
+                found.append(function(image, self.preprocessing, box, self.limits))
             except ImageError as error:
                 raise ImageError(f"image {row}: {error}") from error
-        # One picture is the common case, and needs no copy of its pixels.
-        return rows[0][None] if len(rows) == 1 else np.stack(rows)
-
-
-def _refusal(error: Exception, code: int) -> Any:
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        return found

@@ -1,7 +1,9 @@
 """The index against brute force, over every sequence of changes."""
 
+import os
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ pytest.importorskip("faiss", reason="the extra `search` is not installed")
 from unified_embedding.codes import asymmetric, hamming, pack
 from unified_embedding.errors import CodeIndexError, IndexMismatch
 from unified_embedding.index import Batch, CodeIndex, EngineWarning, Origin, Settings
+from unified_embedding.index.groups import Groups
 
 Codes = NDArray[np.uint8]
 Make = Callable[..., Codes]
@@ -79,9 +82,9 @@ class Changes(RuleBasedStateMachine):
         if hasattr(self, "home"):
             self.home.cleanup()
 
-    @rule(count=st.integers(0, 30), seed=st.integers(0, 1000))
-    def add(self, count: int, seed: int) -> None:
-        codes = np.random.default_rng(seed).integers(0, 256, (count, 2), dtype=np.uint8)
+    @rule(count=st.integers(0, 30), seed=st.integers(0, 1000), values=st.sampled_from([2, 256]))
+    def add(self, count: int, seed: int, values: int) -> None:
+        codes = np.random.default_rng(seed).integers(0, values, (count, 2), dtype=np.uint8)
         ids = names(range(self.serial, self.serial + count))
         self.serial += count
         self.index.add(ids, codes, ORIGIN, metadata={"place": list(range(count))})
@@ -128,6 +131,11 @@ class Changes(RuleBasedStateMachine):
         # IVF here visits every list, so it too must find the right distances.
         if self.index.header.settings.kind == "ivf":
             assert np.array_equal(self.index.search(query, ORIGIN, k=7).distances, distances)
+        # HNSW holds equal codes once, and every living row of a code can be found through it.
+        if self.index.header.settings.kind == "hnsw":
+            code = next(iter(self.held.values()))
+            alike = [one for one, other in self.held.items() if np.array_equal(code, other)]
+            assert self.index.search(code[None], ORIGIN, k=len(alike)).ids(0) == alike
 
 
 Changes.TestCase.settings = settings(
@@ -161,6 +169,53 @@ def test_approximate_kinds_find_nearly_all_and_answer_alike_each_time(
     distances, _ = truth(query, codes[kept], 10)
     assert not gone & {name for row in range(50) for name in after.ids(row)}
     assert (after.distances <= distances[:, -1:]).mean() >= 0.95
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+@pytest.mark.parametrize("different", [1, 30])
+def test_hnsw_finds_the_very_code_however_many_copies_there_are(
+    tmp_path: Path, clustered: Make, share: float, different: int
+) -> None:
+    """Copies of one code (blank pictures) or of thirty (stock photos), among single ones."""
+    rows = 3000
+    random = np.random.default_rng(5)
+    codes = clustered(rows)
+    copy = random.random(rows) < share
+    codes[copy] = codes[random.integers(0, different, int(copy.sum()))]
+    batch = Batch(names(range(rows)), codes)
+    index = CodeIndex.build(tmp_path / "i", [batch], ORIGIN, 256, settings=Settings(kind="hnsw"))
+    index = CodeIndex.open(tmp_path / "i")
+    query = codes[random.choice(rows, 500, replace=False)]
+    found = index.search(query, ORIGIN, k=10)
+    assert (found.distances[:, 0] == 0).mean() >= 0.99
+    distances, order = truth(query, codes, 10)
+    assert (found.distances <= distances[:, -1:]).mean() >= 0.95
+    # Copies of the query come in insertion order, as the exact search tells them.
+    exact = distances == 0
+    assert np.array_equal(found.rows[exact], order[exact])
+    # The first two thirds of all copies go; the rest come up, and new ones beside them.
+    copies = np.flatnonzero((codes == codes[0]).all(axis=1))
+    gone = copies[: 2 * len(copies) // 3]
+    assert index.delete(names(gone)) == len(gone)
+    index.add(["late"], codes[:1], ORIGIN)
+    left = names(copies[len(gone) :])
+    assert index.search(codes[:1], ORIGIN, k=len(copies)).ids(0)[: len(left) + 1] == [*left, "late"]
+    assert index.search(codes[:1], ORIGIN, k=2).ids(0) == [*left, "late"][:2]
+    index.save()
+    assert index.search(codes[:1], ORIGIN, k=2).ids(0) == [*left, "late"][:2]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=60), st.integers(1, 3))
+@settings(max_examples=200, deadline=None)
+def test_groups_hold_the_rows_of_each_code(values: list[int], width: int) -> None:
+    codes = np.array(values, dtype=np.uint8)[:, None].repeat(width, axis=1)
+    groups = Groups.of(codes)
+    want: dict[int, list[int]] = {}
+    for row, value in enumerate(values):
+        want.setdefault(value, []).append(row)
+    starts = groups.starts
+    got = [groups.rows[a:b].tolist() for a, b in pairwise(starts)]
+    assert got == list(want.values())
 
 
 def test_single_and_batched_queries_agree(tmp_path: Path, clustered: Make) -> None:
@@ -300,6 +355,63 @@ def test_a_bad_addition_changes_nothing(
     with pytest.raises(CodeIndexError, match=message):
         index.add(ids, np.zeros((codes, 1), dtype=np.uint8), ORIGIN, **extra)
     assert len(index) == 2
+
+
+def test_texts_that_are_no_unicode_and_values_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    index = CodeIndex.create(tmp_path / "i", ORIGIN, 8)
+    code = np.zeros((1, 1), dtype=np.uint8)
+    with pytest.raises(CodeIndexError, match="not Unicode text"):
+        index.add(["\ud800"], code, ORIGIN)
+    with pytest.raises(CodeIndexError, match="not Unicode text"):
+        index.add(["a"], code, ORIGIN, metadata={"x": ["\ud800"]})
+    with pytest.raises(CodeIndexError, match="cannot be stored"):
+        index.add(["a"], code, ORIGIN, metadata={"x": [2**70]})
+    with pytest.raises(CodeIndexError, match="cannot be stored"):
+        index.add(["a", "b"], code[[0, 0]], ORIGIN, metadata={"x": [1, "one"]})
+    assert "\ud800" not in index
+    assert index.delete(["\ud800"] * 1001) == 0
+    long = "x" * 5000
+    with pytest.raises(CodeIndexError) as refused:
+        index.fetch(long)
+    assert long[:100] not in str(refused.value)
+
+
+def test_dictionaries_of_several_batches_are_stored_as_their_values(tmp_path: Path) -> None:
+    batches = [
+        Batch(
+            [f"r{n}"],
+            np.zeros((1, 1), np.uint8),
+            pa.table({"x": pa.array([f"v{n}"]).dictionary_encode()}),
+        )
+        for n in range(3)
+    ]
+    index = CodeIndex.build(tmp_path / "i", batches, ORIGIN, 8)
+    assert [row.metadata["x"] for row in index.sample(3)] == ["v0", "v1", "v2"]
+
+
+@pytest.mark.skipif(not os.environ.get("RUN_SLOW"), reason="2 minutes and 9 GB; set RUN_SLOW=1")
+def test_ids_of_more_than_2_gb(tmp_path: Path) -> None:
+    rows = 115_000
+
+    def ids(first: int, end: int) -> list[str]:
+        return [f"{row * 7919 % rows:09d}".ljust(20_000, "x") for row in range(first, end)]
+
+    batches = (
+        Batch(ids(first, first + 5000), np.full((5000, 1), first % 251, np.uint8))
+        for first in range(0, rows, 5000)
+    )
+    index = CodeIndex.build(tmp_path / "i", batches, ORIGIN, 8)
+    gone = [name for row in range(0, rows, 50) for name in ids(row, row + 1)]
+    assert index.delete(gone) == len(gone)
+    index.add(["late"], np.zeros((1, 1), np.uint8), ORIGIN)
+    index.save()
+    index = CodeIndex.open(tmp_path / "i")
+    assert len(index) == rows - len(gone) + 1
+    for row in (1, 49, 51, rows - 1):
+        [name] = ids(row, row + 1)
+        assert index.fetch(name).code.tolist() == [row // 5000 * 5000 % 251]
+    assert "late" in index
+    assert gone[7] not in index
 
 
 def test_embeddings_are_checked_at_the_border(tmp_path: Path) -> None:

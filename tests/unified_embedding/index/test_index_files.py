@@ -12,6 +12,7 @@ pytest.importorskip("faiss", reason="the extra `search` is not installed")
 
 from unified_embedding.errors import CodeIndexError
 from unified_embedding.index import Batch, CodeIndex, Header, Origin, Settings
+from unified_embedding.index.checksums import File
 
 
 def batch(count: int = 50, width: int = 4) -> Batch:
@@ -54,10 +55,14 @@ def test_a_header_of_another_format_is_refused(tmp_path: Path, origin: Origin) -
     CodeIndex.build(tmp_path / "i", [batch()], origin, 32)
     path = tmp_path / "i" / "header.json"
     raw = json.loads(path.read_text())
-    path.write_text(json.dumps({**raw, "format": 2}))
-    with pytest.raises(CodeIndexError, match="format 2; this library reads 1"):
+    path.write_text(json.dumps({**raw, "format": 3}))
+    with pytest.raises(CodeIndexError, match="format 3; this library reads 1 and 2"):
         CodeIndex.open(tmp_path / "i")
-    path.write_text(json.dumps({**raw, "dim": 30}))
+    path.write_text(json.dumps({**raw, "dim": 40}))
+    with pytest.raises(CodeIndexError, match=r"header\.json is damaged"):
+        CodeIndex.open(tmp_path / "i")
+    old = {name: raw[name] for name in raw if name not in ("sha256", "files", "roots")}
+    path.write_text(json.dumps({**old, "format": 1, "dim": 30}))
     with pytest.raises(CodeIndexError, match=r"damaged.*30"):
         CodeIndex.open(tmp_path / "i")
     path.write_text("{")
@@ -66,7 +71,8 @@ def test_a_header_of_another_format_is_refused(tmp_path: Path, origin: Origin) -
 
 
 def test_header_reads_what_it_wrote(tmp_path: Path, origin: Origin) -> None:
-    header = Header(origin, 1280, Settings(kind="ivf", lists=7), True, 12, 3)
+    files = {"codes.u8": File(1920, "ab" * 32)}
+    header = Header(origin, 1280, Settings(kind="ivf", lists=7), True, 12, 3, ("/p",), files)
     header.write(tmp_path)
     assert Header.read(tmp_path) == header
     assert Origin.parse(str(origin)) == origin
@@ -80,6 +86,7 @@ def test_an_interrupted_save_leaves_the_old_index(tmp_path: Path, origin: Origin
     # What a killed process leaves: files of a generation that no header names.
     (folder / "000002-codes.u8").write_bytes(b"half")
     (folder / "000002-accelerator.faiss").write_bytes(b"half")
+    (folder / ".header.json.4711").write_bytes(b"half")
     assert len(CodeIndex.open(folder)) == 50
 
     def fail(step: str, _: int) -> None:

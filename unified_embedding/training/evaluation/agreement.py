@@ -32,6 +32,7 @@ class Agreement:
             of 1, difference in queries).
         moved: comparison -> the paired difference of each of `FIGURES`, in their order; None
             where the task was not searched.
+        figures: `FIGURES` when it was measured.
     """
 
     test_set: str
@@ -42,6 +43,7 @@ class Agreement:
     same_first: dict[str, float]
     worst: dict[str, tuple[str, str, float, float]]
     moved: dict[str, list[Interval | None]]
+    figures: tuple[tuple[str, str], ...] = FIGURES
 
     def save(self, folder: Path) -> None:
         """Write `folder/ENGINE.json`, whole or not at all."""
@@ -73,7 +75,8 @@ def load_agreements(folder: Path, test_set: str, versions: Sequence[str]) -> lis
     found = []
     for path in sorted(folder.glob("*.json")):
         raw = json.loads(path.read_text())
-        if "moved" not in raw:
+        raw["figures"] = tuple(tuple(figure) for figure in raw.get("figures", ()))
+        if raw["figures"] != FIGURES:
             continue  # Of an earlier release: compare again.
         raw["worst"] = {kind: tuple(value) for kind, value in raw["worst"].items()}
         raw["moved"] = {

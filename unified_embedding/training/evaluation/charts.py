@@ -28,11 +28,13 @@ from unified_embedding.training.evaluation.tasks import (
     BROWSE_UNSEEN,
     CAMERA_CATEGORY,
     CAMERA_EXACT,
+    CAMERA_UNSEEN,
     MAIN,
     SHOP_EXACT,
 )
 
 OVERVIEW: Final = (
+    (CAMERA_UNSEEN, "P@20"),
     (CAMERA_CATEGORY, "P@20"),
     (CAMERA_EXACT, "R@1"),
     (SHOP_EXACT, "R@1"),
@@ -75,21 +77,17 @@ def overview(results: Results) -> Image.Image:
 
 
 def by_dimension(findings: Findings) -> Image.Image:
-    """Float and code against the width of the embedding, with and without LayerNorm."""
+    """Float and code against the width of the embedding."""
     panels = []
-    dims = sorted({dim for dim, _ in findings.learnt})
+    dims = sorted(findings.learnt)
     for name, metric in MAIN.values():
-        if Cell(name, metric, "float") not in findings.learnt[findings.dim, True].samples:
+        if Cell(name, metric, "float") not in findings.learnt[findings.dim].samples:
             continue
         lines = []
-        for norm, color in ((True, BLUE), (False, ORANGE)):
-            for kind, dashed in _DASHED.items():
-                text = f"{kind}, {'LayerNorm' if norm else 'no LayerNorm'}"
-                points = [
-                    findings.learnt[dim, norm].samples[Cell(name, metric, kind)].interval()
-                    for dim in dims
-                ]
-                lines.append(_Line(text, color, dashed, points))
+        for kind, dashed in _DASHED.items():
+            cell = Cell(name, metric, kind)
+            points = [findings.learnt[dim].samples[cell].interval() for dim in dims]
+            lines.append(_Line(kind, BLUE if kind == "float" else GREEN, dashed, points))
         panels.append(_Panel(f"{name} {metric}", [str(dim) for dim in dims], lines))
     return _line_chart(
         "Float against code by dimension, percent",

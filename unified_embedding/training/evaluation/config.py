@@ -7,6 +7,7 @@ import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unified_embedding.errors import DataError
+from unified_embedding.training.evaluation.rotations import ROTATIONS
 from unified_embedding.training.evaluation.tasks import MAIN
 
 Kind = Literal["zero-shot", "specialist", "unified"]
@@ -82,6 +83,34 @@ class Elsewhere(_Section):
     metric: str
 
 
+class Rotations(_Section):
+    """Codes under random fixed maps, because one draw decides nothing.
+
+    Attributes:
+        rows: names of rows whose embedder has a fixed map, whose rotation is drawn anew.
+        bits: widths of the codes.
+        count: maps, seeds 0 to count - 1; at least `rotations.ROTATIONS`.
+    """
+
+    rows: list[str]
+    bits: list[Annotated[int, Field(ge=8, multiple_of=8)]] = [1280, 2048]
+    count: Annotated[int, Field(ge=ROTATIONS)] = ROTATIONS
+
+
+class Margins(_Section):
+    """How much a figure may lose and still count as kept, in points; fixed before the runs.
+
+    Attributes:
+        code: code minus float, mean over rotations, at the widest code.
+        asymmetric: float query against stored codes, minus float, likewise.
+        sampled: C4: the subsampled softmax against the full one (non-inferiority).
+    """
+
+    code: Annotated[float, Field(gt=0)] = 1.5
+    asymmetric: Annotated[float, Field(gt=0)] = 0.7
+    sampled: Annotated[float, Field(gt=0)] = 3.0
+
+
 class EvaluationConfig(_Section):
     """One evaluation.
 
@@ -91,6 +120,8 @@ class EvaluationConfig(_Section):
         rows: the embedders, in the order of the table.
         elsewhere: further test sets, of domains that no row was trained on.
         last_layers: left out when None.
+        rotations: left out when None.
+        margins: what counts as no loss.
         training_seeds: how many seeds each trained row stands for; stated on the page.
     """
 
@@ -99,6 +130,8 @@ class EvaluationConfig(_Section):
     rows: list[Row]
     elsewhere: list[Elsewhere] = []
     last_layers: LastLayers | None = None
+    rotations: Rotations | None = None
+    margins: Margins = Margins()
     training_seeds: Annotated[int, Field(ge=1)] = 1
 
     @model_validator(mode="after")
@@ -110,6 +143,9 @@ class EvaluationConfig(_Section):
         for row in self.rows:
             if row.baseline is not None and row.baseline not in zero_shot:
                 raise ValueError(f"row {row.name!r}: baseline {row.baseline!r} is no zero-shot row")
+        strange = set(self.rotations.rows) - set(names) if self.rotations is not None else set()
+        if strange:
+            raise ValueError(f"rotations: no row is called {sorted(strange)}")
         if sum(row.compared for row in self.rows) > 1:
             raise ValueError("at most one row is compared with the specialists")
         if any(row.compared and row.kind != "unified" for row in self.rows):

@@ -3,7 +3,7 @@
 | source | what runs |
 |---|---|
 | trunk:NAME@SIZE | an untrained-on-our-data timm trunk with LayerNorm, on onnxruntime |
-| RUN/best.pt | a training run's embedder, exported as it would be served, on onnxruntime |
+| RUN/last.pt | a training run's embedder, exported as it would be served, on onnxruntime |
 | FOLDER with embedder.onnx | a released embedder, on onnxruntime |
 | FOLDER with config.pbtxt | the engine that `make engine` installed, on OpenVINO |
 | server:HOST:PORT | the running tritonserver, through the client |
@@ -176,15 +176,18 @@ def _trunk(name: str, threads: int, layer_norm: bool) -> LocalEmbedder:
 
 
 def _checkpoint(path: Path, threads: int, layer_norm: bool) -> LocalEmbedder:
-    from unified_embedding.training.checkpoint import load_embedder
+    from unified_embedding.training.checkpoint import images_seen, load_embedder
 
     model, recipe, summary = load_embedder(path)
-    facts = {
+    facts: dict[str, Any] = {
         "trained": True,
         "steps": summary["steps"],
-        "images_seen": summary["steps"] * summary["batch"],
         "tasks": summary["tasks"],
+        "layer_norm": recipe.layer_norm,
     }
+    if (images := images_seen(summary)) is not None:
+        earlier = sum(run.get("images", 0) for run in summary.get("earlier", []))
+        facts["images_seen"] = images + earlier
     return _torch(model, recipe.preprocessing, threads, layer_norm and recipe.layer_norm, facts)
 
 

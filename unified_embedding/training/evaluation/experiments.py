@@ -1,6 +1,6 @@
-"""What dimension, LayerNorm and the number of sampled classes do, on features of a fixed trunk."""
+"""What dimension and the number of sampled classes do, on features of a trunk that stands still."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -21,9 +21,9 @@ from unified_embedding.training.evaluation.last_layer import (
     remembered,
 )
 from unified_embedding.training.evaluation.measure import Cell, Measurement, Samples, measure
+from unified_embedding.training.evaluation.rotations import ROTATIONS, rotated_vectors
 from unified_embedding.training.evaluation.tasks import CAMERA_EXACT, MAIN, Task
 from unified_embedding.training.examples import Examples
-from unified_embedding.training.model import random_rotation
 
 PLAIN: Final = "LayerNorm"
 NO_NORM: Final = "no LayerNorm"
@@ -61,8 +61,9 @@ class Findings:
 
     Attributes:
         dim: full dimension D.
-        raw: the trunk with no trained layer, by treatment: `PLAIN`, `NO_NORM`, `MAPPED`.
-        learnt: (dimension, with LayerNorm) -> a trained map.
+        raw: the trunk with no trained layer, by treatment (`PLAIN`, `NO_NORM`, `MAPPED`): one
+            measurement, or one per rotation.
+        learnt: dimension -> a trained map, with LayerNorm behind it.
         sampled: percent of classes -> one measurement per seed.
         classes: label column -> number of classes.
         pictures: training pictures.
@@ -70,8 +71,8 @@ class Findings:
     """
 
     dim: int
-    raw: Mapping[str, Measurement]
-    learnt: Mapping[tuple[int, bool], Measurement]
+    raw: Mapping[str, Sequence[Measurement]]
+    learnt: Mapping[int, Measurement]
     sampled: Mapping[int, Sequence[Measurement]]
     classes: Mapping[str, int]
     pictures: int
@@ -113,14 +114,15 @@ def run(
                 ),
             )
             progress.update(bar, completed=(number + 1) * settings.steps)
-            vectors = embed(features.held_out, weights, setting.layer_norm)
+            vectors = embed(features.held_out, weights)
             found[setting] = measure(pictures, vectors, chosen)
     return Findings(
         dim=features.dim,
-        raw={name: measure(pictures, vectors, chosen) for name, vectors in _untrained(features)},
-        learnt={
-            (s.dim, s.layer_norm): found[s] for s in _dimension_settings(features.dim, settings)
+        raw={
+            name: [measure(pictures, one, chosen) for one in vectors]
+            for name, vectors in _untrained(features).items()
         },
+        learnt={s.dim: found[s] for s in _dimension_settings(features.dim, settings)},
         sampled={
             share: [found[s] for s in _share_settings(features.dim, settings) if s.share == share]
             for share in settings.shares
@@ -143,30 +145,34 @@ def features_id(embedder: str, sha256: Sequence[str], examples: Examples) -> str
     return digest([embedder, list(sha256), examples.fingerprint()])
 
 
-def _untrained(features: TrunkFeatures) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    yield PLAIN, normalised(features.held_out)
-    yield NO_NORM, features.held_out
-    centred = features.held_out - features.training.mean(axis=0)
-    yield MAPPED, normalised(centred @ random_rotation(features.dim, 0))
+def _untrained(features: TrunkFeatures) -> dict[str, list[NDArray[np.float32]]]:
+    mean = features.training.mean(axis=0)
+    return {
+        PLAIN: [normalised(features.held_out)],
+        NO_NORM: [features.held_out],
+        MAPPED: [
+            rotated_vectors(features.held_out, features.dim, seed, mean)
+            for seed in range(ROTATIONS)
+        ],
+    }
 
 
 def _dimension_settings(full: int, settings: LastLayers) -> list[Setting]:
     dims = [*(dim for dim in settings.dims if dim < full), full]
-    return [_setting(dim, norm, 100, 0, settings) for dim in dims for norm in (True, False)]
+    return [_setting(dim, 100, 0, settings) for dim in dims]
 
 
 def _share_settings(full: int, settings: LastLayers) -> list[Setting]:
     return [
-        _setting(full, True, share, seed, settings)
+        _setting(full, share, seed, settings)
         for share in settings.shares
         for seed in range(settings.seeds)
     ]
 
 
-def _setting(dim: int, layer_norm: bool, share: int, seed: int, settings: LastLayers) -> Setting:
+def _setting(dim: int, share: int, seed: int, settings: LastLayers) -> Setting:
     return Setting(
         dim,
-        layer_norm,
         share,
         seed,
         settings.steps,

@@ -17,10 +17,15 @@ def frozen_file(manifest: Path) -> Path:
     return manifest.with_name(f"{manifest.stem}.frozen.csv")
 
 
-def freeze(pictures: HeldOut, path: Path) -> None:
-    """Write the frozen test set, replacing another one; whole or not at all."""
+def seen_file(path: Path) -> Path:
+    """Beside a frozen test set: which of its pictures show what training saw."""
+    return path.with_name(f"{path.stem}-seen.csv")
+
+
+def freeze(table: str, path: Path) -> None:
+    """Write a frozen table, replacing another one; whole or not at all."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(pictures.table())
+    beside.write_text(table)
     os.replace(beside, path)
 
 
@@ -38,7 +43,6 @@ def check(pictures: HeldOut, path: Path, published: str | None = None) -> bool:
     Raises:
         DataError: a picture or label was added, removed or changed; the message names some.
     """
-    now = pictures.table()
     if published and published != pictures.digest():
         raise DataError(
             f"the test set has digest {pictures.digest()}, but the published figures were "
@@ -47,8 +51,15 @@ def check(pictures: HeldOut, path: Path, published: str | None = None) -> bool:
             "pass --frozen any to measure on these pictures, which cannot be compared with the "
             "published figures"
         )
+    new = _hold(pictures.table(), path)
+    _hold(pictures.seen_table(), seen_file(path))
+    return new
+
+
+def _hold(now: str, path: Path) -> bool:
+    """Compare with the frozen table; True when this call wrote it."""
     if not path.exists():
-        freeze(pictures, path)
+        freeze(now, path)
         return True
     before = path.read_text()
     if now != before:

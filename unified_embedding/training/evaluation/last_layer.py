@@ -39,7 +39,6 @@ class Setting:
 
     Attributes:
         dim: width d of the embedding.
-        layer_norm: normalise behind the map, as the embedder does.
         share: percent of the classes that the softmax of `SAMPLED` compares; 100 is the full one.
         seed: of the map, the proxies, the order of pictures and the sampled classes.
         steps: of SGD, rates falling to zero along a cosine.
@@ -49,7 +48,6 @@ class Setting:
     """
 
     dim: int
-    layer_norm: bool
     share: int
     seed: int
     steps: int
@@ -58,12 +56,9 @@ class Setting:
     proxy_rate: float
 
 
-def embed(
-    features: NDArray[np.float32], weights: NDArray[np.float32], layer_norm: bool
-) -> NDArray[np.float32]:
-    """Embeddings float32 [N, d] of features [N, D] by a map [D, d]."""
-    mapped = features @ weights
-    return normalised(mapped) if layer_norm else mapped
+def embed(features: NDArray[np.float32], weights: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Embeddings float32 [N, d] of features [N, D] by a map [D, d] and LayerNorm."""
+    return normalised(features @ weights)
 
 
 def normalised(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -155,9 +150,7 @@ def _step(
 ) -> None:
     for head in heads:
         head.begin(labels[head.column][batch], step)
-    embedding = inputs @ weights
-    if setting.layer_norm:
-        embedding = functional.layer_norm(embedding, (setting.dim,), eps=LAYER_NORM_EPS)
+    embedding = functional.layer_norm(inputs @ weights, (setting.dim,), eps=LAYER_NORM_EPS)
     losses: list[Any] = [head.loss(embedding, labels[head.column][batch]) for head in heads]
     torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 

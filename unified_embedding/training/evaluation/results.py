@@ -1,6 +1,6 @@
 """Everything that one evaluation found, in one value that the page and the pictures read."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -8,6 +8,7 @@ from unified_embedding.retrieval import Comparison, Interval
 from unified_embedding.training.evaluation.config import Elsewhere, EvaluationConfig, Row
 from unified_embedding.training.evaluation.experiments import Findings
 from unified_embedding.training.evaluation.measure import Cell, Measurement, paired
+from unified_embedding.training.evaluation.rotations import Rotated
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +43,7 @@ class RowResult:
         facts: see `Embedder`.
         speed: pictures per second, decoding included, or None.
         elsewhere: name of a further test set -> scores there.
+        rotated: codes under random fixed maps, one per width.
     """
 
     row: Row
@@ -50,6 +52,7 @@ class RowResult:
     facts: Mapping[str, Any] | None = None
     speed: float | None = None
     elsewhere: Mapping[str, Measurement] = field(default_factory=dict)
+    rotated: Sequence[Rotated] = ()
 
     def interval(self, cell: Cell) -> Interval | None:
         """Mean and interval of one figure; None when there is none."""
@@ -125,6 +128,7 @@ def as_json(results: Results) -> dict[str, Any]:
                 "facts": dict(result.facts or {}),
                 "run": result.measurement is not None,
                 "figures": _figures(result.measurement),
+                "rotations": [_rotations(one) for one in result.rotated],
                 "elsewhere": {name: _figures(one) for name, one in result.elsewhere.items()},
             }
             for result in results.rows
@@ -139,3 +143,13 @@ def _figures(measurement: Measurement | None) -> list[dict[str, Any]]:
         {**cell._asdict(), **asdict(samples.interval()), "queries": len(samples.values)}
         for cell, samples in measurement.samples.items()
     ]
+
+
+def _rotations(found: Rotated) -> dict[str, Any]:
+    figures = []
+    for cell, each in found.losses.items():
+        interval = found.mean(cell)
+        assert interval is not None
+        named = {**cell._asdict(), **asdict(interval), "sd": found.spread(cell), "maps": len(each)}
+        figures.append(named)
+    return {"bits": found.bits, "minus_float": figures}

@@ -13,7 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from unified_embedding.errors import DataError
-from unified_embedding.training.evaluation import costs, experiments, frozen
+from unified_embedding.training.evaluation import costs, experiments, frozen, rotations
 from unified_embedding.training.evaluation.agreement import Agreement, agreement
 from unified_embedding.training.evaluation.config import EvaluationConfig, LastLayers, Row
 from unified_embedding.training.evaluation.embedders import (
@@ -90,10 +90,17 @@ def evaluate(bench: Bench, fresh: bool = False) -> Results:
     if fresh:
         _forget(bench)
     places = _open_places(bench)
-    rows = [_with_places(measure_row(bench, row), places) for row in bench.config.rows]
+    rows = [
+        _with_places(_with_rotations(bench, measure_row(bench, row)), places)
+        for row in bench.config.rows
+    ]
     findings = None
-    if bench.config.last_layers is not None and is_there(bench.config.last_layers.source):
-        findings = _experiments(bench, bench.config.last_layers)
+    settings = bench.config.last_layers
+    if settings is not None and is_there(settings.source):
+        if any(row["split"] == "train" for row in bench.rows):
+            findings = _experiments(bench, settings)
+        else:
+            bench.console.print("last layers: not run, the manifest has no training rows")
     return Results(
         config=bench.config,
         test_set=searched(bench),
@@ -172,6 +179,30 @@ def _with_places(result: RowResult, places: dict[str, Bench]) -> RowResult:
         return result
     found = {name: measure_row(place, result.row).measurement for name, place in places.items()}
     return replace(result, elsewhere={name: one for name, one in found.items() if one is not None})
+
+
+def _with_rotations(bench: Bench, result: RowResult) -> RowResult:
+    wanted = bench.config.rotations
+    if result.measurement is None or wanted is None or result.row.name not in wanted.rows:
+        return result
+    embedder = bench.open(result.row.source)
+    vectors = bench.features.vectors(
+        embedder, bench.pictures.sha256, bench.pictures.read, f"{result.row.name}: embedding"
+    )
+    found = []
+    for bits in wanted.bits:
+        key = [bench.pictures.digest(), bench.pictures.seen_table(), embedder.id]
+        with bench.console.status(f"{result.row.name}: {wanted.count} maps to {bits} bits"):
+            found.append(
+                rotations.remembered_rotation(
+                    bench.cache / "rotations",
+                    [*key, bits, wanted.count],
+                    lambda bits=bits: rotations.rotate(  # type: ignore[misc]
+                        bench.pictures, vectors, bench.tasks, bits, rotations=wanted.count
+                    ),
+                )
+            )
+    return replace(result, rotated=tuple(found))
 
 
 def searched(bench: Bench) -> Searched:

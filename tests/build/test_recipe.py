@@ -1,0 +1,161 @@
+"""A change of what an engine or its gates depend on builds it again; nothing else does."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("onnx", reason="the extra `build` is not installed")
+pytest.importorskip("openvino", reason="the extra `build` is not installed")
+
+import recipe
+
+MODEL = "models/unified-embedder-lite0"
+
+# Compiles, checks and installs an engine, then tells which files of the checkout were run.
+BUILD = """
+import json, os, sys
+sys.path.insert(0, "build")
+import engine
+from pathlib import Path
+from targets import choose
+from plan_options import PlanOptions
+from unified_embedding.gallery import Gallery
+
+root = Path.cwd()
+repository = Path(sys.argv[1])
+repository.mkdir()
+target = choose("openvino", "fp32", PlanOptions(), repository)
+engine.build(Path(sys.argv[2]), target, repository, Gallery.load(root / "demo"))
+files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
+print(json.dumps([file for file in files if file and file.startswith(f"{root}{os.sep}")]))
+"""
+
+
+@pytest.fixture(scope="module")
+def tree(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkout's own code, which a test may change; models and pictures by link."""
+    folder = tmp_path_factory.mktemp("recipe") / "checkout"
+    folder.mkdir()
+    unwanted = shutil.ignore_patterns("__pycache__", "out", "tuning.json")
+    for name in ("build", "unified_embedding"):
+        shutil.copytree(root / name, folder / name, ignore=unwanted)
+    for name in ("models", "demo", "docs"):
+        (folder / name).symlink_to(root / name)
+    return folder
+
+
+def run(tree: Path, *arguments: object) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        cwd=tree,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(tree), "COLUMNS": "200"},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_recipe_is_what_a_build_runs(tree: Path, tmp_path: Path) -> None:
+    told = run(tree, "-c", BUILD, tmp_path / "repository", MODEL)
+    ran = {str(Path(file).relative_to(tree)) for file in json.loads(told.splitlines()[-1])}
+    named = set(
+        recipe.code(["engine", "openvino_target"], tree / "build", tree / "unified_embedding")
+    )
+    assert {"build/engine.py", "unified_embedding/openvino_engine.py"} <= ran
+    assert ran <= named
+    # What was named and not run: imports inside functions, and files that are copied.
+    assert "build/openvino_model.py" in named - ran
+    for other in ("tensorrt_target", "engines_table", "tune_report", "gpu_check", "server_gate"):
+        assert f"build/{other}.py" not in named
+    # No client, index or training code decides an engine.
+    assert not [name for name in named if name.startswith("unified_embedding/client")]
+
+
+def test_an_engine_is_built_again_when_and_only_when_its_code_changed(
+    tree: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    options = ["--model", MODEL, "--precision", "fp32", "--repository", repository]
+    assert "installed engine" in run(tree, "build/engine.py", *options)
+    for report in (
+        "build/engines_table.py",
+        "build/tune_report.py",
+        "unified_embedding/client/_aio.py",
+    ):
+        with (tree / report).open("a") as file:
+            file.write("\n# Changed.\n")
+    assert "up to date" in run(tree, "build/engine.py", *options)
+    with (tree / "unified_embedding/openvino_engine.py").open("a") as file:
+        file.write("\n# Changed.\n")
+    assert "installed engine" in run(tree, "build/engine.py", *options)
+    assert "up to date" in run(tree, "build/engine.py", *options)
+
+
+@pytest.mark.parametrize("target", ["openvino_target", "tensorrt_target", "tensorrt_rtx_target"])
+def test_each_file_of_the_recipe_counts_and_no_other(tree: Path, target: str) -> None:
+    def found() -> dict[str, str]:
+        return recipe.code(["engine", target], tree / "build", tree / "unified_embedding")
+
+    before = found()
+    expected = {"build/gates.py", "build/consistency.py", f"build/{target}.py",
+                "unified_embedding/codes.py", "unified_embedding/spec.py"}  # fmt: skip
+    assert expected <= set(before)
+    assert any(name.startswith("unified_embedding/image") for name in before)
+    for name in before:
+        with changed(tree / name):
+            assert found() != before, name
+    with contextlib.ExitStack() as stack:
+        for folder in ("build", "unified_embedding"):
+            for path in (tree / folder).rglob("*.py"):
+                if path.relative_to(tree).as_posix() not in before:
+                    stack.enter_context(changed(path))
+        assert found() == before
+
+
+@contextlib.contextmanager
+def changed(path: Path) -> Iterator[None]:
+    text = path.read_bytes()
+    path.write_bytes(text + b"\n# Changed.\n")
+    yield
+    path.write_bytes(text)
+
+
+def test_every_way_to_import_is_followed(tmp_path: Path) -> None:
+    build, library = tmp_path / "build", tmp_path / "unified_embedding"
+    files = {
+        build / "start.py": "import a, numpy\nfrom unified_embedding import rule, NAME\n"
+                            "def later():\n    from unified_embedding.deep.inner import thing\n"
+                            "COPY = 'model.py'\n",
+        build / "a.py": "import start\n",
+        build / "model.py": "import unused\n",
+        build / "unused.py": "",
+        build / "engine.py": "import a\ndef gate():\n    import unused\n",
+        library / "__init__.py": "NAME = 1\n",
+        library / "rule.py": "",
+        library / "deep" / "__init__.py": "",
+        library / "deep" / "inner.py": "from .near import x\nfrom .. import far\nfrom . import by",
+        library / "deep" / "near.py": "",
+        library / "deep" / "by.py": "",
+        library / "far.py": "",
+        library / "alone.py": "",
+    }  # fmt: skip
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    inner = {"__init__.py", "rule.py", "far.py", "deep/__init__.py", "deep/inner.py",
+             "deep/near.py", "deep/by.py"}  # fmt: skip
+    wanted = {f"unified_embedding/{name}" for name in inner}
+    wanted |= {"build/start.py", "build/a.py", "build/model.py"}
+    assert set(recipe.code(["start"], build, library)) == wanted
+    # The build's own choices are named by its caller.
+    assert set(recipe.code(["engine"], build, library)) == wanted | {"build/engine.py"}

@@ -1,0 +1,1 @@
+"""Running the embedded server: supervision, what dead servers left, ends in order."""

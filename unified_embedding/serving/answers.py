@@ -1,0 +1,143 @@
+"""What Triton is told about each request: its tensors, or its own error.
+
+Every model answers through here, so that whatever happens to one request stays with it. An
+exception that leaves a model's `execute` would fail all requests of its batch, with the traceback
+as the callers' message.
+
+| raised | the caller gets |
+|---|---|
+| ImageError, CodeError, Malformed | INVALID_ARGUMENT and the error's sentence |
+| Late, Busy | CANCELLED and the error's sentence |
+| anything else | INTERNAL and a mark, under which the traceback stands in the server's log |
+
+Importable inside Triton's Python backend only.
+"""
+
+import json
+import secrets
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
+
+import triton_python_backend_utils as pb_utils
+
+from unified_embedding.deadline import Late, Malformed
+from unified_embedding.errors import CodeError, ImageError
+from unified_embedding.serving.workload import Busy
+
+Parameters = Mapping[str, object]
+Tensors = Sequence[Any]
+Prepared = TypeVar("Prepared")
+
+# gRPC drops an answer whose message exceeds what it sends as metadata.
+_LONGEST: Final = 1000
+
+
+@dataclass(frozen=True)
+class Later:
+    """What a request's work is when another thread does the rest of it.
+
+    Attributes:
+        hand_over: gives that thread what it is to do.
+        work: the rest, which returns the tensors.
+    """
+
+    hand_over: Callable[[Callable[[], None]], None]
+    work: Callable[[], Tensors]
+
+
+def each(requests: Sequence[Any], work: Callable[[Any, Parameters], Tensors | Later]) -> list[Any]:
+    """Answer every request with the tensors that `work(request, parameters)` returns.
+
+    One whose work is done later is answered then, and has None here.
+    """
+    return [_each(request, work) for request in requests]
+
+
+def together(
+    requests: Sequence[Any],
+    prepare: Callable[[Any, Parameters], Prepared],
+    run: Callable[[list[Prepared]], Sequence[Tensors]],
+) -> list[Any]:
+    """Answer requests that are computed as one batch.
+
+    Args:
+        requests: as Triton hands them to `execute`.
+        prepare: what of a request and its parameters goes into the batch.
+        run: the tensors of each prepared request, in order. When it fails, each is tried once
+            more, alone: the one that made it fail is the only one to.
+    """
+    answers: list[Any] = [None] * len(requests)
+    prepared: dict[int, Prepared] = {}
+    for place, request in enumerate(requests):
+        try:
+            prepared[place] = prepare(request, _parameters(request))
+        except Exception as error:
+            answers[place] = _refusal(error)
+    for place, answer in _run(prepared, run).items():
+        answers[place] = answer
+    return answers
+
+
+def _each(request: Any, work: Callable[[Any, Parameters], Tensors | Later]) -> Any:
+    try:
+        found = work(request, _parameters(request))
+        if not isinstance(found, Later):
+            return pb_utils.InferenceResponse(list(found))
+        found.hand_over(partial(_send, request, found.work))
+    except Exception as error:
+        return _refusal(error)
+    return None
+
+
+def _send(request: Any, work: Callable[[], Tensors]) -> None:
+    try:
+        answer = pb_utils.InferenceResponse(list(work()))
+    except Exception as error:
+        answer = _refusal(error)
+    final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+    request.get_response_sender().send(answer, flags=final)
+
+
+def _run(
+    prepared: dict[int, Prepared], run: Callable[[list[Prepared]], Sequence[Tensors]]
+) -> dict[int, Any]:
+    if not prepared:
+        return {}
+    try:
+        found = run(list(prepared.values()))
+        return {
+            place: pb_utils.InferenceResponse(list(tensors))
+            for place, tensors in zip(prepared, found, strict=True)
+        }
+    except Exception as error:
+        if len(prepared) == 1:
+            return {place: _refusal(error) for place in prepared}
+    return {place: _run({place: one}, run)[place] for place, one in prepared.items()}
+
+
+def _parameters(request: Any) -> Parameters:
+    try:
+        text = request.parameters()
+        found = json.loads(text) if text else {}
+    except ValueError as error:  # HTTP carries bytes that are not UTF-8 up to here.
+        raise Malformed(f"a request parameter is not text in UTF-8 ({error})") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _refusal(error: Exception) -> Any:
+    message = str(error)
+    if isinstance(error, ImageError | CodeError | Malformed):
+        code = pb_utils.TritonError.INVALID_ARG
+    elif isinstance(error, Late | Busy):
+        code = pb_utils.TritonError.CANCELLED
+    else:
+        code, mark = pb_utils.TritonError.INTERNAL, secrets.token_hex(4)
+        message = f"the server failed on this request; the reason is in its log, under {mark}"
+        report = "".join(traceback.format_exception(error))
+        pb_utils.Logger.log_error(f"{mark}: {report}")
+    # Triton takes text that is valid UTF-8 only.
+    message = message[:_LONGEST].encode("utf-8", "backslashreplace").decode()
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

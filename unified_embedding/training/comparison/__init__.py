@@ -1,0 +1,1 @@
+"""The trainings that the paper's claims compare: planned, run, resumed, judged."""
