@@ -34,6 +34,7 @@ _NUMBERS: Final = (
 )  # fmt: skip
 _LONG_TAGS: Final = {_WIDTH, _HEIGHT, _STRIPS, _ROWS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT,
                      _TILES, _TILE_BYTES, 292, 293}  # fmt: skip
+_BLOCK_LISTS: Final = {_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES}
 _INTEGERS: Final = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 _BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8}
 
@@ -101,21 +102,21 @@ class _Directory:
         except (struct.error, OverflowError):
             raise corrupt("TIFF", "it ends within its directory") from None
 
-    def numbers(self, tag: int) -> Numbers | None:
-        """The whole numbers of a tag. Raises ImageError."""
+    def numbers(self, tag: int, most: int = 1024) -> Numbers | None:
+        """The first `most` whole numbers of a tag. Raises ImageError."""
         if tag not in self._entries:
             return None
         kind, count, place = self._entries[tag]
         if kind not in _INTEGERS or count < 1 or place + _BYTES[kind] * count > len(self.data):
             raise corrupt("TIFF", f"tag {tag}")
-        return np.frombuffer(self.data, self.order + _INTEGERS[kind], count, place).astype(
-            np.uint64
-        )
+        count = min(count, most)
+        found = np.frombuffer(self.data, self.order + _INTEGERS[kind], count, place)
+        return found.astype(np.uint64)
 
     def raw(self, tag: int) -> bytes:
         """The bytes of a tag of type BYTE or UNDEFINED, empty where there are none."""
         kind, count, place = self._entries.get(tag, (0, 0, 0))
-        return self.data[place : place + count] if kind in (1, 7) else b""
+        return self.data[place : place + count] if kind in (1, 7) and count < 1 << 20 else b""
 
     def orientation(self) -> int:
         """1 to 8, 1 where the tag is missing or damaged."""
@@ -133,13 +134,19 @@ class _Directory:
 def parse(data: bytes) -> Container:
     """Read a TIFF's first directory. Raises ImageError."""
     directory = _Directory(data)
-    tags = {tag: values for tag in _NUMBERS if (values := directory.numbers(tag)) is not None}
-    if _WIDTH not in tags or _HEIGHT not in tags:
+    sides = directory.numbers(_WIDTH), directory.numbers(_HEIGHT)
+    if sides[0] is None or sides[1] is None:
         raise corrupt("TIFF", "it states no size")
-    width, height = int(tags[_WIDTH][0]), int(tags[_HEIGHT][0])
+    width, height = int(sides[0][0]), int(sides[1][0])
     if min(width, height) < 1 or max(width, height) > 1 << 24:
         raise ImageError(f"the image has {width} x {height} pixels")
-    layout = _layout(tags)
+    tags: dict[int, Numbers] = {}
+    for tag in _NUMBERS:
+        most = 8 * _most_blocks(width, height) if tag in _BLOCK_LISTS else 1024
+        values = directory.numbers(tag, most)
+        if values is not None:
+            tags[tag] = values
+    layout = _Layout(tags)
     _check_blocks(tags, layout, width, height, data)
     finish: Finish | None = None
     order = directory.order
@@ -214,8 +221,9 @@ class _Layout:
             raise unread("TIFF", f"reversed bits ({said})")
 
 
-def _layout(tags: dict[int, Numbers]) -> _Layout:
-    return _Layout(tags)
+def _most_blocks(width: int, height: int) -> int:
+    """Strips or tiles of a picture: each costs some Python and a start of the decoder."""
+    return 5_000 + min(width * height, 1 << 28) // 512
 
 
 def _check_blocks(
@@ -241,7 +249,7 @@ def _check_blocks(
             f"the TIFF image has blocks of {across} x {down} = {across * down:,} pixels, "
             f"{count:,} of them, for a picture of {width} x {height}"
         )
-    if count > 1_000 + width * height // 256:
+    if count > _most_blocks(width, height):
         raise ImageError(
             f"the TIFF image is cut into {count:,} blocks for {width} x {height} pixels"
         )
