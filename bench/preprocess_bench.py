@@ -16,10 +16,11 @@ from typing import Annotated, Final
 import numpy as np
 import typer
 from rich.console import Console
+from rich.progress import track
 from served import REPOSITORY, pictures
 
 from unified_embedding.errors import ServerError
-from unified_embedding.local_server import LocalServer, start
+from unified_embedding.local_server import LocalServer, end_in_order, start
 from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.processes import ProcessTree
@@ -38,6 +39,7 @@ def main(
     seconds: Annotated[float, typer.Option(help="Of one measurement.")] = 2.0,
 ) -> None:
     """Print images/s and CPU time against `BATCHING`, with 95 % intervals over the rounds."""
+    end_in_order()
     images = pictures()
     rates: dict[tuple[str, int], list[float]] = {}
     costs: dict[tuple[str, int], list[float]] = {}
@@ -50,7 +52,7 @@ def main(
             stack.callback(_end, server, tree)
             tree.pause()
             servers[name] = server, tree
-        for number in range(rounds):
+        for number in track(range(rounds), "rounds", console=console):
             turns = list(servers.items())
             for name, (server, tree) in turns if number % 2 == 0 else reversed(turns):
                 tree.resume()
