@@ -102,6 +102,9 @@ train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value
 evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
 	@$(PY) -m unified_embedding.training.evaluate
 
+compare: .venv/.stamp-all ## train and compare specialists and unified over seeds (hours; resumes) -> docs/comparison.md
+	@$(PY) -m unified_embedding.training.compare
+
 test: .venv/.stamp-all ## every test that this machine can run; ARGS=--ci fails what it cannot
 	@$(PY) -m pytest $(ARGS)
 
@@ -123,4 +126,4 @@ gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, t
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env train-env engine demo data train evaluate page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean
+.PHONY: help env train-env engine demo data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean

@@ -77,7 +77,7 @@ def main() -> None:
 
 def _nearest(queries: NDArray[np.uint8], codes: NDArray[np.uint8]) -> NDArray[np.intp]:
     bits = [np.unpackbits(side, axis=1).astype(np.float32) * 2 - 1 for side in (queries, codes)]
-    return np.argmax(bits[0] @ bits[1].T, axis=1)
+    return np.asarray(np.argmax(bits[0] @ bits[1].T, axis=1))
 
 
 def _in_space(image: Image.Image, primaries: NDArray[np.float64], gamma: float) -> Image.Image:

@@ -4,10 +4,9 @@ set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 "$python" -m mypy unified_embedding
-for room in bench build clients loadtest; do
+for room in bench build clients fuzz loadtest; do
     MYPYPATH="$room" "$python" -m mypy --explicit-package-bases "$room"/*.py
 done
-MYPYPATH=fuzz:clients "$python" -m mypy --explicit-package-bases fuzz/*.py
 for step in model_repository/*/1/model.py; do
     "$python" -m mypy "$step"
 done

@@ -1,11 +1,15 @@
 """A contact sheet: queries at the left, their best answers beside them, right ones framed."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from unified_embedding.errors import ImageError
+from unified_embedding.image import decode
 
 CELL: Final = 132
 GAP: Final = 10
@@ -74,10 +78,11 @@ def _cell(
 ) -> None:
     x, y = at
     pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), fill=(255, 255, 255), outline=EDGE)
-    with Image.open(picture) as opened:
-        image = ImageOps.contain(opened.convert("RGBA"), (CELL - 8, CELL - 8))
-    place = (x + (CELL - image.width) // 2, y + (CELL - image.height) // 2)
-    sheet.paste(image, place, image)
+    # A picture that cannot be read any more leaves its cell empty.
+    with contextlib.suppress(ImageError, OSError):
+        opened = decode(picture.read_bytes(), side=("longer", CELL))
+        image = ImageOps.contain(opened, (CELL - 8, CELL - 8))
+        sheet.paste(image, (x + (CELL - image.width) // 2, y + (CELL - image.height) // 2))
     if framed:
         pen.rectangle((x, y, x + CELL - 1, y + CELL - 1), outline=RIGHT, width=4)
     pen.text((x + 2, y + CELL + 3), _fitted(pen, caption), RIGHT if framed else FAINT, _font(12))

@@ -64,13 +64,10 @@ class _Member:
 
 @dataclass(frozen=True)
 class _Request:
-    """Pictures that travel together, by their rows, and the deaths they were in flight at.
-
-    A death is the server's address and which of its processes it was.
-    """
+    """Pictures that travel together, by their rows; suspects were in flight at a death."""
 
     rows: Sequence[int]
-    deaths: frozenset[tuple[str, int]] = frozenset()
+    suspect: bool = False
 
 
 class Fleet:
@@ -141,7 +138,7 @@ class Fleet:
             member = self._take()
             try:
                 answer = self._ask(member, request, images, outputs)
-                problem = salvage.judge(request, member.client.url, answer)
+                problem = salvage.judge(request, answer)
                 if answer.rows:
                     end = self._now() + self._patience
             except PASSING as error:
@@ -168,10 +165,9 @@ class Fleet:
         images: Sequence[bytes],
         outputs: Collection[str],
     ) -> EmbeddedEach:
-        suspect = bool(request.deaths)
-        with self._places.take(Deadline(_FOR_EVER), alone=suspect):
+        with self._places.take(Deadline(_FOR_EVER), alone=request.suspect):
             # Only a process that is there can die over a suspect for a second time.
-            if suspect and not member.client.is_ready():
+            if request.suspect and not member.client.is_ready():
                 raise ServerUnavailable(f"{member.client.url} is not ready")
             return member.client.embed_each([images[row] for row in request.rows], outputs=outputs)
 
@@ -198,7 +194,7 @@ class _Salvage:
         self._answers: list[tuple[list[int], Embedded]] = []
         self._errors: dict[int, ClientError] = {}
 
-    def judge(self, request: _Request, url: str, answer: EmbeddedEach) -> ClientError | None:
+    def judge(self, request: _Request, answer: EmbeddedEach) -> ClientError | None:
         """Sort a server's answer; return why part of it has to be sent again, if it has.
 
         Raises:
@@ -219,17 +215,16 @@ class _Salvage:
             if not isinstance(error, ServerDied):
                 again.append(row)
                 continue
-            deaths = request.deaths | {(url, error.life)}
-            if len(deaths) < 2:
-                self.pending.append(_Request([row], deaths))
-            else:
+            if request.suspect and error.was_well:
                 self._errors[row] = RequestAborted(
                     f"image {row}: a server died twice while it had this picture, which is not "
                     f"sent again ({error})",
                     (row,),
                 )
+            else:
+                self.pending.append(_Request([row], suspect=True))
         if again:
-            self.pending.insert(0, _Request(again, request.deaths))
+            self.pending.insert(0, _Request(again, request.suspect))
         return problem
 
     def result(self) -> EmbeddedEach:

@@ -7,21 +7,23 @@
     GET  /api/picture?id=...  a row's picture, small
     GET  /api/examples        rows to begin with
 
-Errors are JSON {"error": sentence} with a fitting status.
+Errors are JSON {"error": sentence} with a fitting status. None names a folder or repeats more
+than 80 characters of what was sent.
 """
 
 import contextlib
 import io
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import anyio
 import anyio.to_thread
 import numpy as np
-from _searching import facts, measure_engine, origin_of, picture_file, title
+from _searching import measure_engine, origin_of, title
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,18 +35,21 @@ from unified_embedding import Box
 from unified_embedding.client import AsyncEmbedderClient, EmbedderClient, Retry, StageStatistics
 from unified_embedding.errors import (
     ClientError,
-    CodeIndexError,
     DeadlineExceeded,
     ImageError,
     IndexMismatch,
+    Overloaded,
+    RequestAborted,
     RequestRejected,
     ServerUnavailable,
+    shown,
 )
 from unified_embedding.image import DEFAULT_LIMITS, decode, parse_crops
-from unified_embedding.index import CodeIndex, Hit, Matches, Origin
+from unified_embedding.index import CodeIndex, Hit, Matches, Origin, Stored, facts
+from unified_embedding.search.guard import Guard
+from unified_embedding.search.pictures import Pictures
 
 ASSETS: Final = Path(__file__).resolve().parent / "page_assets"
-TYPES: Final = ("image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff")
 MAX_K: Final = 100
 TIMEOUT: Final = 15.0
 THUMBNAIL: Final = 320
@@ -52,19 +57,50 @@ THUMBNAILS_KEPT: Final = 1000
 EXAMPLES: Final = 8
 # Reading every stored embedding of more rows than this would take longer than anybody waits.
 FLOAT_ROWS: Final = 200_000
+FACTS: Final = ("category", "creator", "license")
 SECURITY: Final = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
 }
 
 Json = dict[str, Any]
 
 
-def make_app(index: CodeIndex, url: str) -> Starlette:
-    """The application over one index and one server."""
-    page = Page(index, url)
+@dataclass(frozen=True)
+class Patience:
+    """How long an upload may take.
+
+    Attributes:
+        stall: seconds without a byte of it.
+        whole: seconds for all of it.
+    """
+
+    stall: float = 10.0
+    whole: float = 120.0
+
+
+def make_app(
+    index: CodeIndex,
+    url: str,
+    pictures: Pictures,
+    host_names: Iterable[str] = (),
+    bound: str = "127.0.0.1",
+    patience: Patience = Patience(),
+) -> Guard:
+    """The application over one index and one server.
+
+    Args:
+        index: what is searched.
+        url: gRPC address of the server.
+        pictures: reads the pictures that may be shown.
+        host_names: names that it answers to, beside those of loopback.
+        bound: the address it listens at.
+        patience: how long an upload may take.
+    """
+    page = Page(index, url, pictures, patience)
     assets = {
         "/": ("index.html", "text/html"),
         "/app.js": ("app.js", "text/javascript"),
@@ -85,8 +121,9 @@ def make_app(index: CodeIndex, url: str) -> Starlette:
         yield
         await page.client.close()
 
-    handlers: dict[Any, Any] = {HTTPException: _problem, EmbeddingProblem: _problem}
-    return Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    handlers: dict[Any, Any] = {HTTPException: _problem, Exception: _fault}
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
+    return Guard(app, host_names, bound)
 
 
 class EmbeddingProblem(HTTPException):
@@ -96,9 +133,11 @@ class EmbeddingProblem(HTTPException):
 class Page:
     """Handlers of the API, sharing one index, one connection and the thumbnails."""
 
-    def __init__(self, index: CodeIndex, url: str) -> None:
+    def __init__(self, index: CodeIndex, url: str, pictures: Pictures, patience: Patience) -> None:
         self.index = index
         self.url = url
+        self.pictures = pictures
+        self.patience = patience
         # One quick attempt: a person waits, and a retry is one click away.
         self.client = AsyncEmbedderClient(url, timeout=TIMEOUT, retry=Retry(attempts=1))
         self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
@@ -124,8 +163,10 @@ class Page:
             "embeddings": header.embeddings,
         }
         if self.index.monitor is not None:
-            index["recall"] = vars(self.index.monitor.recall())
-        limits = {"bytes": DEFAULT_LIMITS.max_bytes, "types": TYPES}
+            recall = self.index.monitor.recall()
+            if recall.queries:
+                index["recall"] = vars(recall)
+        limits = {"bytes": DEFAULT_LIMITS.max_bytes}
         return _json({"server": server, "index": index, "limits": limits})
 
     async def search(self, request: Request) -> Response:
@@ -133,7 +174,7 @@ class Page:
         k, compare = _options(request)
         crop = _crop(request.query_params.get("crop", ""))
         began = time.perf_counter()
-        data = await _body(request)
+        data = await _body(request, self.patience)
         uploaded = time.perf_counter()
         try:
             before = await self.client.statistics(timeout=TIMEOUT)
@@ -141,15 +182,8 @@ class Page:
             answer = await self.client.embed([data], crops=crop)
             answered = time.perf_counter()
             after = await self.client.statistics(timeout=TIMEOUT)
-        except RequestRejected as error:
-            sentence = str(error).removeprefix("image 0: ").removeprefix("image 0: ")
-            raise EmbeddingProblem(422, f"This photo cannot be read: {sentence}.") from error
-        except (ServerUnavailable, DeadlineExceeded) as error:
-            raise EmbeddingProblem(
-                503, f"The embedding server at {self.url} is not answering. Try again in a moment."
-            ) from error
         except ClientError as error:
-            raise EmbeddingProblem(502, f"The embedding server failed: {error}") from error
+            raise _server_problem(error) from error
         if answer.code is None or answer.embedding is None:
             raise EmbeddingProblem(502, "The embedding server left out an output.")
         origin = Origin(answer.version, answer.engine)
@@ -162,10 +196,7 @@ class Page:
     async def like(self, request: Request) -> Response:
         """Search from a row of the index, without the server."""
         k, compare = _options(request)
-        try:
-            row = self.index.fetch(request.query_params.get("id", ""))
-        except CodeIndexError as error:
-            raise EmbeddingProblem(404, f"{error}.") from error
+        row = self._row(request)
         embedding = None if row.embedding is None else row.embedding[None]
         origin = self.index.header.origin
         columns, searched = await self._columns(row.code[None], embedding, origin, k, compare)
@@ -175,17 +206,14 @@ class Page:
         return _json(answer)
 
     async def picture(self, request: Request) -> Response:
-        """A row's picture as a small WebP; 404 where its file cannot be read here."""
+        """A row's picture as a small WebP; 404 where there is none to show."""
         name = request.query_params.get("id", "")
         data = self._thumbnails.get(name)
         if data is None:
-            try:
-                path = picture_file(facts(self.index.fetch(name).metadata))
-                if path is None:
-                    raise EmbeddingProblem(404, "The picture's file is not on this machine.")
-                data = await anyio.to_thread.run_sync(_thumbnail, path)
-            except (CodeIndexError, ImageError, OSError) as error:
-                raise EmbeddingProblem(404, f"{error}.") from error
+            metadata = self._row(request).metadata
+            data = await anyio.to_thread.run_sync(self._thumbnail, metadata)
+            if data is None:
+                raise EmbeddingProblem(404, "This picture is not on this machine, or not shown.")
             self._thumbnails[name] = data
             if len(self._thumbnails) > THUMBNAILS_KEPT:
                 self._thumbnails.popitem(last=False)
@@ -198,6 +226,25 @@ class Page:
         return _json(
             {"examples": [{"id": r.id, "title": title(r.id, facts(r.metadata))} for r in rows]}
         )
+
+    def _row(self, request: Request) -> Stored:
+        name = request.query_params.get("id", "")
+        if name not in self.index:
+            raise EmbeddingProblem(404, f"No picture here is called {shown(name)}.")
+        return self.index.fetch(name)
+
+    def _thumbnail(self, metadata: Json) -> bytes | None:
+        data = self.pictures.read(metadata)
+        if data is None:
+            return None
+        try:
+            image = decode(data, side=("longer", THUMBNAIL))
+        except ImageError:
+            return None
+        image.thumbnail((THUMBNAIL, THUMBNAIL))
+        file = io.BytesIO()
+        image.save(file, "WEBP", quality=82)
+        return file.getvalue()
 
     async def _columns(
         self,
@@ -214,7 +261,7 @@ class Page:
             matches = self.index.search(code, origin, k=k)
             hits = matches.hits(0)
             took = 1e3 * (time.perf_counter() - began)
-            columns = [_column("code", matches, hits)]
+            columns = [self._column("code", matches, hits)]
             if compare:
                 columns = [self._float(embedding, origin, k), *columns]
                 columns.append(self._reranked(code, embedding, origin, k))
@@ -239,7 +286,7 @@ class Page:
                 "missing": f"Comparing {len(self.index):,} embeddings would take too long.",
             }
         matches = self.index.search_embeddings(embedding, origin, k=k)
-        return _column("float", matches, matches.hits(0))
+        return self._column("float", matches, matches.hits(0))
 
     def _reranked(
         self, code: NDArray[np.uint8], embedding: NDArray[np.float32] | None, origin: Origin, k: int
@@ -250,7 +297,25 @@ class Page:
                 "missing": "Re-ranking needs the query's embedding, and this index stores none.",
             }
         matches = self.index.search(code, origin, k=k, embedding=embedding, rerank="asymmetric")
-        return _column("reranked", matches, matches.hits(0))
+        return self._column("reranked", matches, matches.hits(0))
+
+    def _column(self, order: str, matches: Matches, hits: list[Hit]) -> Json:
+        codes = matches.snapshot.codes(matches.rows[0][matches.rows[0] >= 0])
+        listed = []
+        for hit, code in zip(hits, codes, strict=True):
+            said = facts(hit.metadata)
+            listed.append(
+                {
+                    "id": hit.id,
+                    "title": title(hit.id, said),
+                    "distance": hit.distance,
+                    "score": hit.score,
+                    "code": code.tobytes().hex(),
+                    "picture": self.pictures.path(hit.metadata) is not None,
+                    "facts": {name: said[name] for name in FACTS if name in said},
+                }
+            )
+        return {"order": order, "hits": listed}
 
     async def _engine_note(self, origin: Origin) -> str:
         """What to tell when the server runs another engine than the index was made with."""
@@ -272,7 +337,7 @@ class Page:
         with EmbedderClient(self.url, timeout=TIMEOUT, retry=Retry(attempts=1)) as client:
             info = client.info()
             if origin_of(info).version == self.index.header.origin.version:
-                measure_engine(self.index, client, info)
+                measure_engine(self.index, client, info, self.pictures)
 
 
 def _asset(name: str, kind: str) -> Any:
@@ -285,30 +350,67 @@ def _asset(name: str, kind: str) -> Any:
     return serve
 
 
-async def _body(request: Request) -> bytes:
-    """The photo, refused as early as its size or type is known."""
+async def _body(request: Request, patience: Patience) -> bytes:
+    """The photo, refused as early as its size is known, or when it stops arriving.
+
+    What it is shows in its bytes, not in its label: browsers call a JPEG image/jpg, image/pjpeg
+    or nothing at all.
+    """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind not in TYPES:
-        named = kind or "a file of unknown type"
-        raise EmbeddingProblem(
-            415, f"This is {named}. Use a JPEG, PNG, WebP, GIF, BMP or TIFF photo."
-        )
+    if kind == "multipart/form-data":
+        raise EmbeddingProblem(415, "Send the photo itself as the body, not a form around it.")
     limit = DEFAULT_LIMITS.max_bytes
-    stated = request.headers.get("content-length", "0")
-    if stated.isdigit() and int(stated) > limit:
-        raise EmbeddingProblem(413, _too_large(int(stated)))
+    stated = _number(request.headers.get("content-length", "0"))
+    if stated is not None and stated > limit:
+        raise EmbeddingProblem(413, _too_large(stated))
     parts, size = [], 0
+    stream = request.stream()
     try:
-        async for part in request.stream():
-            size += len(part)
-            if size > limit:
-                raise EmbeddingProblem(413, _too_large(size))
-            parts.append(part)
+        with anyio.fail_after(patience.whole):
+            while True:
+                with anyio.fail_after(patience.stall):
+                    part = await anext(stream, None)
+                if part is None:
+                    break
+                size += len(part)
+                if size > limit:
+                    raise EmbeddingProblem(413, _too_large(size), {"Connection": "close"})
+                parts.append(part)
     except ClientDisconnect:
         raise EmbeddingProblem(400, "The upload was cut off.") from None
+    except TimeoutError:
+        raise EmbeddingProblem(
+            408, "The photo took too long to arrive. Try again.", {"Connection": "close"}
+        ) from None
     if not size:
         raise EmbeddingProblem(422, "This file is empty.")
     return b"".join(parts)
+
+
+def _server_problem(error: ClientError) -> EmbeddingProblem:
+    """What to tell when the embedding server did not answer."""
+    again = {"Retry-After": "2"}
+    match error:
+        case RequestRejected():
+            sentence = str(error).removeprefix("image 0: ").removeprefix("image 0: ")
+            return EmbeddingProblem(422, f"This photo cannot be read: {sentence}.")
+        case Overloaded():
+            sentence = "The embedding server has too much work at the moment. Try again soon."
+            return EmbeddingProblem(503, sentence, again)
+        case ServerUnavailable():
+            sentence = "The embedding server is not answering. Try again in a moment."
+            return EmbeddingProblem(503, sentence, again)
+        case DeadlineExceeded():
+            sentence = f"The embedding server did not answer within {TIMEOUT:.0f} s. Try again."
+            return EmbeddingProblem(504, sentence, again)
+        case RequestAborted():
+            return EmbeddingProblem(
+                502,
+                "The embedding server ended twice while it worked on this photo, which is not "
+                "sent again. Use another one.",
+            )
+        case _:
+            return EmbeddingProblem(502, f"The embedding server failed: {error}")
 
 
 def _too_large(size: int) -> str:
@@ -316,11 +418,17 @@ def _too_large(size: int) -> str:
     return f"This photo has {size / 1e6:.1f} MB; the limit is {limit / 1e6:.0f} MB."
 
 
+def _number(text: str) -> int | None:
+    """A whole number in ASCII digits, else None: `isdigit` also takes a superscript two."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
+
+
 def _options(request: Request) -> tuple[int, bool]:
     text = request.query_params.get("k", "12")
-    if not text.isdigit() or not 1 <= int(text) <= MAX_K:
-        raise EmbeddingProblem(400, f"k must be a number from 1 to {MAX_K}, not {text!r}.")
-    return int(text), request.query_params.get("compare", "") == "1"
+    k = _number(text)
+    if k is None or not 1 <= k <= MAX_K:
+        raise EmbeddingProblem(400, f"k must be a number from 1 to {MAX_K}, not {shown(text)}.")
+    return k, request.query_params.get("compare", "") == "1"
 
 
 def _crop(text: str) -> Box | None:
@@ -352,27 +460,6 @@ def _mean_ms(
     return stage.total_ns / stage.requests / 1e6 if stage.requests else 0.0
 
 
-def _column(order: str, matches: Matches, hits: list[Hit]) -> Json:
-    codes = matches.snapshot.codes(matches.rows[0][matches.rows[0] >= 0])
-    shown = []
-    for hit, code in zip(hits, codes, strict=True):
-        said = facts(hit.metadata)
-        shown.append(
-            {
-                "id": hit.id,
-                "title": title(hit.id, said),
-                "distance": hit.distance,
-                "score": hit.score,
-                "code": code.tobytes().hex(),
-                "picture": picture_file(said) is not None,
-                "facts": {
-                    name: said[name] for name in ("category", "creator", "license") if name in said
-                },
-            }
-        )
-    return {"order": order, "hits": shown}
-
-
 def _answer(
     code: NDArray[np.uint8], columns: list[Json], times: dict[str, float], note: str
 ) -> Json:
@@ -384,14 +471,6 @@ def _answer(
     }
 
 
-def _thumbnail(path: Path) -> bytes:
-    image = decode(path.read_bytes(), side=("longer", THUMBNAIL))
-    image.thumbnail((THUMBNAIL, THUMBNAIL))
-    file = io.BytesIO()
-    image.save(file, "WEBP", quality=82)
-    return file.getvalue()
-
-
 def _other_version(server: str, index: str) -> str:
     return (
         f"The server runs embedder {server}, but the index was made with {index}. Their codes "
@@ -399,11 +478,16 @@ def _other_version(server: str, index: str) -> str:
     )
 
 
-def _json(value: Json, status: int = 200) -> Response:
-    return JSONResponse(value, status, headers={**SECURITY, "Cache-Control": "no-store"})
+def _json(value: Json) -> Response:
+    return JSONResponse(value, headers={**SECURITY, "Cache-Control": "no-store"})
 
 
-async def _problem(request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    return _json({"error": error.detail}, error.status_code)
+async def _problem(request: Request, error: HTTPException) -> Response:
+    headers = {**SECURITY, "Cache-Control": "no-store", **(error.headers or {})}
+    return JSONResponse({"error": error.detail}, error.status_code, headers)
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again when this is sent, so that it stands in the log.
+    sentence = "The page failed at this request; what happened is in its log."
+    return JSONResponse({"error": sentence}, 500, SECURITY)

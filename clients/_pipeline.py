@@ -1,5 +1,6 @@
 """From files to vectors: reading, sending and collecting, a bounded number at a time."""
 
+import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +16,7 @@ from unified_embedding import Box
 from unified_embedding.client import EmbedderClient
 from unified_embedding.corpus.places import read_regular, reason
 from unified_embedding.errors import RequestAborted, RequestRejected, VersionMismatch
-from unified_embedding.image import DEFAULT_LIMITS
+from unified_embedding.image import Limits
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -46,12 +47,14 @@ def embed_files(
     Raises:
         VersionMismatch: the server no longer runs embedder `version`.
         ClientError: the server failed, so that nothing is known about the pictures.
+        ImageError: a limit in the environment is not a number.
     """
+    limits = Limits.from_settings(os.environ)
     names, images, skipped = [], [], []
     for file in files:
         try:
             str(file).encode()
-            images.append(read_regular(str(file), DEFAULT_LIMITS.max_bytes))
+            images.append(read_regular(str(file), limits.max_bytes))
             names.append(str(file))
         except UnicodeEncodeError:
             skipped.append((str(file), "its name is not UTF-8, so that it cannot be an id"))

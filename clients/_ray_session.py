@@ -159,7 +159,7 @@ def each_shard(
 
 def _require_a_node() -> None:
     if not any(node["Alive"] for node in ray.nodes()):  # type: ignore[no-untyped-call]
-        raise RayFailedError(f"Ray broke down (no machine is left); its logs: {_logs()}")
+        raise _told("broke down", "no machine is left")
 
 
 def leave(code: int) -> NoReturn:
@@ -197,7 +197,13 @@ def _failed(what: str, error: Exception) -> RayFailedError:
         raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception)\b.*: ", line)]
         lines = raised or ["killed, or out of memory"]
     reason = lines[-1] if lines else type(error).__name__
-    return RayFailedError(f"Ray {what} ({reason}); its logs: {_logs()}")
+    return _told(what, reason)
+
+
+def _told(what: str, reason: str) -> RayFailedError:
+    return RayFailedError(
+        f"Ray {what} ({reason}); the same command continues from here. Ray's logs: {_logs()}"
+    )
 
 
 def _logs() -> Path:

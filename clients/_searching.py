@@ -1,25 +1,16 @@
 """What the search programs share: metadata for people, and the comparison of engines."""
 
-import json
 from pathlib import Path
 from typing import Any, Final
-
-from _picture_files import SUFFIXES
 
 from unified_embedding.client import EmbedderClient, ServerInfo
 from unified_embedding.errors import CodeIndexError
 from unified_embedding.index import CodeIndex, Origin
+from unified_embedding.search.pictures import Pictures
 
 DEFAULT_INDEX: Final = Path("out/index")
 SAMPLE: Final = 16
 _NAMES: Final = ("name", "title", "product", "label")
-
-
-def facts(metadata: dict[str, Any]) -> dict[str, Any]:
-    """A hit's metadata with the JSON of the back-fill unfolded."""
-    flat = dict(metadata)
-    said = flat.pop("metadata", None)
-    return {**flat, **(json.loads(said) if said else {})}
 
 
 def title(name: str, said: dict[str, Any]) -> str:
@@ -30,13 +21,9 @@ def title(name: str, said: dict[str, Any]) -> str:
     return name.rpartition("/")[2]
 
 
-def picture_file(said: dict[str, Any]) -> Path | None:
-    """The hit's picture when it is a file on this machine, else None."""
-    source = said.get("source")
-    if not isinstance(source, str) or "://" in source or "::" in source:
-        return None
-    path = Path(source)
-    return path if path.suffix.lower() in SUFFIXES and path.is_file() else None
+def pictures_of(index: CodeIndex, roots: list[Path] | None) -> Pictures:
+    """Reads the pictures of an index below `roots`, or where its corpus was made from."""
+    return Pictures(roots or index.header.roots)
 
 
 def origin_of(server: ServerInfo) -> Origin:
@@ -44,7 +31,9 @@ def origin_of(server: ServerInfo) -> Origin:
     return Origin(server.version, server.engine)
 
 
-def measure_engine(index: CodeIndex, client: EmbedderClient, server: ServerInfo) -> float | None:
+def measure_engine(
+    index: CodeIndex, client: EmbedderClient, server: ServerInfo, pictures: Pictures
+) -> float | None:
     """Measure another engine of the same version on pictures of the index.
 
     Returns:
@@ -54,11 +43,11 @@ def measure_engine(index: CodeIndex, client: EmbedderClient, server: ServerInfo)
     origin = origin_of(server)
     if origin == index.header.origin or origin.version != index.header.origin.version:
         return None
-    rows = [(row.id, picture_file(facts(row.metadata))) for row in index.sample(SAMPLE)]
-    there = [(name, path) for name, path in rows if path is not None]
+    rows = [(row.id, pictures.read(row.metadata)) for row in index.sample(SAMPLE)]
+    there = [(name, data) for name, data in rows if data is not None]
     if not there:
         return None
-    answer = client.embed_each([path.read_bytes() for _, path in there], outputs=("code",))
+    answer = client.embed_each([data for _, data in there], outputs=("code",))
     names = [there[row][0] for row in answer.rows]
     if answer.embedded.code is None or not names:
         return None

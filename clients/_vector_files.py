@@ -6,14 +6,15 @@
 | .npz | float32 [N, D] | uint8 [N, D / 8] |
 | .jsonl | list of D numbers | hexadecimal string |
 
-Columns that were not asked for are absent. A file appears whole or not at all.
+Columns that were not asked for are absent. A file appears whole or not at all. An id that is no
+UTF-8, a file name of another encoding, is written as `corpus.text.printable` spells it.
 """
 
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+
+from unified_embedding.corpus.text import printable
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +55,12 @@ def write_rows(path: Path, blocks: Iterable[Rows]) -> None:
     rows in memory.
     """
     with whole_file(path) as temporary:
-        FORMATS[path.suffix](temporary, (block for block in blocks if len(block)))
+        FORMATS[path.suffix](temporary, (_spelt(block) for block in blocks if len(block)))
+
+
+def _spelt(rows: Rows) -> Rows:
+    ids = np.array([printable(name) for name in rows.ids.tolist()], dtype=np.str_)
+    return replace(rows, ids=ids)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 python clients/index.py build out/corpus --out out/index [--kind flat|ivf|hnsw]
 python clients/index.py info out/index
+python clients/index.py verify out/index
 python clients/index.py export out/index --to postgres|milvus --out out/export
 """
 
@@ -10,19 +11,21 @@ from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NoReturn
 
 import numpy as np
 import typer
 from _corpus import Corpus, CorpusError, Entry, choose
-from _searching import DEFAULT_INDEX, open_index
+from _searching import DEFAULT_INDEX, SAMPLE, open_index
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from unified_embedding.corpus.store import Store, StoreError
-from unified_embedding.errors import CodeIndexError
+from unified_embedding.errors import CodeIndexError, shown
 from unified_embedding.index import Batch, CodeIndex, Origin, Settings
 from unified_embedding.index.export import to_milvus, to_postgres
+from unified_embedding.search.pictures import Pictures, roots_of
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -67,11 +70,13 @@ def build(
                 source.header.dim,
                 settings=Settings(kind=kind.value, threads=threads),
                 embeddings=source.header.embeddings,
+                roots=roots_of(source.header.inputs),
                 progress=lambda step, rows: status.update(f"{step}, {rows:,} rows"),
             )
     except (CorpusError, StoreError, CodeIndexError, OSError) as error:
         fail("build", error)
     describe(index)
+    warn_of_unseen(index)
 
 
 @app.command()
@@ -83,6 +88,21 @@ def info(
         describe(open_index(index))
     except (CodeIndexError, OSError) as error:
         fail("info", error)
+
+
+@app.command()
+def verify(
+    index: Annotated[Path, typer.Argument(help="folder of the index")] = DEFAULT_INDEX,
+) -> None:
+    """Compare every file of an index with its checksum, about a second a gigabyte."""
+    try:
+        files = CodeIndex.open(index, check=True).header.files
+    except (CodeIndexError, OSError) as error:
+        fail("verify", error)
+    if not files:
+        fail("verify", CodeIndexError(f"{index} was saved without checksums; build it again"))
+    size = sum(file.size for file in files.values())
+    console.print(f"{len(files)} files, {size / 1e6:,.1f} MB: whole", markup=False)
 
 
 @app.command()
@@ -98,9 +118,9 @@ def export(
     except (CodeIndexError, OSError) as error:
         fail("export", error)
     for path in files:
-        console.print(path)
+        console.print(str(path), markup=False)
     if to is Target.postgres:
-        console.print(f"load them: cd {out} && psql -f schema.sql -f load.sql")
+        console.print(f"load them: cd {out} && psql -f schema.sql -f load.sql", markup=False)
 
 
 def batches(corpus: Corpus, entries: list[Entry]) -> Iterator[Batch]:
@@ -131,6 +151,19 @@ def most_used_engine(entries: list[Entry]) -> str:
     return counts.most_common(1)[0][0]
 
 
+def warn_of_unseen(index: CodeIndex) -> None:
+    """Say so when pictures that are here will not be shown, as when inputs were relative."""
+    pictures = Pictures(index.header.roots)
+    sources = [(row.metadata["source"], row.metadata) for row in index.sample(SAMPLE)]
+    unseen = [at for at, row in sources if Path(at).is_file() and pictures.path(row) is None]
+    if unseen:
+        errors.print(
+            f"warning: pictures such as {shown(unseen[0])} lie outside the corpus' inputs, as they "
+            "are named, seen from here; search.py and page.py show them with --root FOLDER",
+            style="yellow",
+        )
+
+
 def describe(index: CodeIndex) -> None:
     """Print an index's header."""
     header = index.header
@@ -144,12 +177,13 @@ def describe(index: CodeIndex) -> None:
         ("embeddings", "float16" if header.embeddings else "not stored"),
         ("embedder", f"version {header.origin.version}"),
         ("engine", header.origin.engine),
+        ("pictures", ", ".join(header.roots) or "nowhere on this machine"),
     ):
-        table.add_row(f"[bold]{name}[/bold]", value)
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
 
 
-def fail(what: str, error: Exception) -> None:
+def fail(what: str, error: Exception) -> NoReturn:
     """Print an error and end with exit code 2."""
     errors.print(f"index {what}: {error}", style="red")
     sys.exit(2)

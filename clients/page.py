@@ -2,6 +2,8 @@
 
 python clients/page.py --index out/index            # beside a running server
 python clients/page.py --demo                       # brings server, corpus and index along
+
+It answers to the names of loopback, to the address it listens at, and to each --host-name.
 """
 
 import contextlib
@@ -15,7 +17,7 @@ from typing import Annotated, Final
 import typer
 import uvicorn
 from _page_app import make_app
-from _searching import DEFAULT_INDEX, open_index
+from _searching import DEFAULT_INDEX, open_index, pictures_of
 from rich.console import Console
 
 from unified_embedding.client import DEFAULT_URL
@@ -36,6 +38,21 @@ def main(
     ] = DEFAULT_URL,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8080,
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name or address by which it is visited, say behind a proxy; repeat it",
+            show_default=False,
+        ),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="folder whose pictures may be shown; by default those that the corpus was made "
+            "from; repeat it",
+            show_default=False,
+        ),
+    ] = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="start a server and index the demo catalogue first")
     ] = False,
@@ -55,8 +72,12 @@ def main(
             opened = open_index(index)
             if opened.header.settings.kind != "flat":
                 opened.monitor = RecallMonitor()
+            pictures = pictures_of(opened, root)
+            shown = ", ".join(map(str, pictures.roots)) or "none; name their folders by --root"
+            console.print(f"pictures shown from: {shown}")
             console.print(f"{len(opened):,} pictures: http://{host}:{port} (Ctrl-C ends it)")
-            uvicorn.run(make_app(opened, url), host=host, port=port, log_level="warning")
+            page = make_app(opened, url, pictures, host_name or (), host)
+            uvicorn.run(page, host=host, port=port, log_level="warning")
     except (EmbeddingError, OSError) as error:
         console.print(f"page: {error}", style="red")
         sys.exit(2)

@@ -18,14 +18,7 @@ from typing import Annotated, Any, Final
 
 import _contact_sheet as contact_sheet
 import typer
-from _searching import (
-    DEFAULT_INDEX,
-    facts,
-    measure_engine,
-    open_index,
-    picture_file,
-    title,
-)
+from _searching import DEFAULT_INDEX, measure_engine, open_index, pictures_of, title
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -34,10 +27,11 @@ from unified_embedding import Box
 from unified_embedding.client import DEFAULT_URL, EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import decode, parse_crops
-from unified_embedding.index import CodeIndex, EngineWarning, Hit, Matches, Origin
+from unified_embedding.index import CodeIndex, EngineWarning, Hit, Matches, Origin, facts
 from unified_embedding.index.matches import Rerank
+from unified_embedding.search.pictures import Pictures
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False)
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -85,6 +79,14 @@ def main(
         bool, typer.Option("--exact", help="compare every code, whatever the kind of the index")
     ] = False,
     sheet: Annotated[Path | None, typer.Option(help="write a contact sheet, .png")] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="folder whose pictures are read; by default those that the corpus was made from; "
+            "repeat it",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     url: Annotated[
         str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
@@ -96,8 +98,9 @@ def main(
         box = parse_crops(crop, 1)[0] if crop else None
         data = image.read_bytes()
         opened = open_index(index)
+        pictures = pictures_of(opened, root)
         with EmbedderClient(url, timeout=timeout, retry=Retry(attempts=2)) as client:
-            found = search(opened, client, data, box, k, order, exact)
+            found = search(opened, client, data, box, k, order, exact, pictures)
     except (EmbeddingError, OSError) as error:
         errors.print(f"search: {error}", style="red")
         sys.exit(2)
@@ -106,7 +109,7 @@ def main(
     else:
         show(found, opened, order)
     if sheet is not None:
-        draw(found, opened, image, data, box, order, sheet)
+        draw(found, opened, pictures, image, data, box, order, sheet)
         console.print(f"contact sheet: {sheet}", soft_wrap=True)
 
 
@@ -118,15 +121,18 @@ def search(
     k: int,
     order: Order,
     exact: bool,
+    pictures: Pictures,
 ) -> Found:
     """Embed the picture on the server and search the index with the answer.
+
+    `pictures` reads pictures of the index, to compare engines where the server runs another.
 
     Raises:
         ClientError: the server did not answer, or refused the picture.
         CodeIndexError: the index is of another version, or lacks what `order` needs.
     """
     server = client.info()
-    measure_engine(index, client, server)
+    measure_engine(index, client, server, pictures)
     outputs = ("code",) if order is Order.code else ("code", "embedding")
     began = time.perf_counter()
     answer = client.embed([data], crops=crop, outputs=outputs)
@@ -189,6 +195,7 @@ def as_record(found: Found) -> dict[str, Any]:
 def draw(
     found: Found,
     index: CodeIndex,
+    pictures: Pictures,
     image: Path,
     data: bytes,
     crop: Box | None,
@@ -198,13 +205,17 @@ def draw(
     """Write the query and its hits as one picture; hits without a readable picture are left out."""
     shown = []
     for hit in found.hits:
-        said = facts(hit.metadata)
-        path = picture_file(said)
+        path = pictures.path(hit.metadata)
         if path is not None:
             measure = f"{hit.distance} bits" if hit.score is None else f"{hit.score:.3f}"
-            shown.append(contact_sheet.Hit(path, f"{measure}  {title(hit.id, said)}", False))
+            name = title(hit.id, facts(hit.metadata))
+            shown.append(contact_sheet.Hit(path, f"{measure}  {name}", False))
     if not shown:
-        errors.print("search: no hit's picture can be read here, so there is no sheet", style="red")
+        errors.print(
+            "search: no hit's picture can be read here, so there is no sheet; name their folders "
+            "by --root",
+            style="red",
+        )
         sys.exit(2)
     with tempfile.TemporaryDirectory() as folder:
         query = Path(folder) / "query.png"

@@ -23,7 +23,6 @@ OUT: Final = ROOT / "out" / "fuzz"
 REPOSITORY: Final = ROOT / "model_repository"
 _INSIDE: Final = 0.4
 
-sys.path.append(str(ROOT / "clients"))
 console = Console(width=120)
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_is_help=True)
 

@@ -23,7 +23,7 @@ import mutation
 import numpy as np
 
 from unified_embedding import deadline
-from unified_embedding.errors import CodeIndexError, EmbeddingError, ImageError
+from unified_embedding.errors import CodeIndexError, ImageError
 from unified_embedding.image import Box, Limits, Preprocessing, load_pixels, parse_crops
 
 SEEDS: Final = Path(__file__).parent / "seeds"
@@ -116,10 +116,12 @@ def _check_deadline(case: Case) -> str:
         with contextlib.suppress(ValueError, RecursionError):
             value = json.loads(value)
     try:
-        deadline.check({"deadline": value}, 0.0)
-    except (deadline.Late, deadline.Malformed) as error:
+        left = deadline.left({"deadline": value})
+    except deadline.Malformed as error:
         _readable(error)
         return "refused"
+    if not math.isfinite(left):
+        raise Breach(f"{left} s are left")
     return "answered"
 
 
@@ -196,8 +198,7 @@ def _make_csv(random: Random) -> Case:
 
 
 def _check_source(case: Case) -> str:
-    from _picture_files import InputError
-    from _sources import find, read
+    from unified_embedding.corpus.sources import InputError, Reader, Unreadable, find
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -206,14 +207,18 @@ def _check_source(case: Case) -> str:
         (folder / case.parameters["name"]).write_bytes(case.data)
         try:
             items = list(find([name]))
-        except (InputError, EmbeddingError) as error:
+        except InputError as error:
             _readable(error)
             return "refused"
-        for item, data in zip(items, read(items), strict=True):
+        with contextlib.closing(Reader()) as reader:
+            contents = reader.read(items)
+        for item, data in zip(items, contents, strict=True):
             item.id.encode()
-            json.loads(item.metadata, parse_constant=_not_json).keys()
             item.metadata.encode()
-            if not isinstance(data, bytes | Exception):
+            json.loads(item.metadata, parse_constant=_not_json).keys()
+            if isinstance(data, Unreadable):
+                _readable(ValueError(data.reason))
+            elif not isinstance(data, bytes):
                 raise Breach(f"read as {type(data).__name__}: {item.id[:80]}")
     return "answered"
 
@@ -264,10 +269,7 @@ def _check_index(case: Case) -> str:
         shutil.copytree(whole, folder)
         (folder / case.parameters["file"]).write_bytes(case.data)
         try:
-            index = CodeIndex.open(folder)
-            # As a reader that trusts nothing asks it to (docs/search.md).
-            if hasattr(index, "verify"):
-                index.verify()
+            index = CodeIndex.open(folder, check=True)
             found = index.search(codes[:8], index.header.origin, k=1)
             answers = [found.hits(row) for row in range(8)]
         except CodeIndexError as error:

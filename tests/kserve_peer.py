@@ -34,6 +34,11 @@ ENGINE = "test-fp32-0123456789ab"
 DIM = 16
 POISON = b"poison"
 Failure = tuple[grpc.StatusCode, str]
+DEAD_STUB: Failure = (
+    grpc.StatusCode.INTERNAL,
+    "Failed to process the request(s) for model instance 'preprocess_0_0', message: Stub process "
+    "'preprocess_0_0' is not healthy.",
+)
 
 
 def vector(image: bytes, crop: str = "") -> np.ndarray:
@@ -195,14 +200,18 @@ class Mortal:
 
 
 @contextmanager
-def mortal(folder: Path, work: float = 0.05) -> Iterator[Mortal]:
-    """A peer that takes `work` seconds a request and that a picture with POISON in it kills."""
+def mortal(folder: Path, linger: float = 0) -> Iterator[Mortal]:
+    """A peer that a picture with POISON in it kills.
+
+    With `linger` it goes on for so many seconds as Triton does whose Python model died: it calls
+    itself ready, and answers every other request that the model's process is not healthy.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     peer = Mortal(f"127.0.0.1:{port}", folder / "journal")
     peer.journal.touch()
-    command = [sys.executable, __file__, str(port), str(peer.journal), str(work)]
+    command = [sys.executable, __file__, str(port), str(peer.journal), str(linger)]
     up, ending = threading.Event(), threading.Event()
 
     def supervise() -> None:
@@ -227,15 +236,22 @@ def mortal(folder: Path, work: float = 0.05) -> Iterator[Mortal]:
             supervisor.join(0.1)
 
 
-def _serve_until_killed(port: int, journal: Path, work: float) -> None:
+def _serve_until_killed(port: int, journal: Path, linger: float) -> None:
     lock = threading.Lock()
+    ill = threading.Event()
 
-    def respond(number: int, request: Request) -> None:
+    def respond(number: int, request: Request) -> Failure | None:
         with lock, journal.open("a") as file:
             file.write(json.dumps([image.decode() for image in request.images]) + "\n")
-        time.sleep(work)
+        time.sleep(0.05)  # So that others are in flight when it dies.
         if any(POISON in image for image in request.images):
-            os.kill(os.getpid(), signal.SIGKILL)
+            ill.set()
+            killer = threading.Timer(linger, os.kill, (os.getpid(), signal.SIGKILL))
+            killer.start()
+            if not linger:
+                killer.join()
+            return DEAD_STUB
+        return DEAD_STUB if ill.is_set() and number % 2 else None
 
     with serving(Peer(respond=respond), port=port):
         print("ready", flush=True)

@@ -10,6 +10,10 @@ EmbeddingError
 ├── DataError            training data are missing, damaged or malformed
 ├── GalleryError         a gallery's manifest does not fit its folder (gallery.py)
 ├── PicturesError        no pictures for a measurement (measure/pictures.py)
+├── InputError           the arguments of a back-fill name no picture (corpus/sources/item.py)
+├── StoreError           a place for a corpus cannot be used (corpus/places.py)
+├── DamagedError         inside the sources: a file cannot be read (corpus/sources/tars.py)
+├── DamagedRows          inside them: rows of a Parquet file cannot (corpus/sources/column.py)
 ├── SetupError           Triton cannot be started here (tritonserver.py)
 ├── Late                 in the server: a request cannot be answered in time (deadline.py)
 ├── Busy                 in the server: too much work for a large request (serving/workload.py)
@@ -80,12 +84,13 @@ class ServerDied(ServerUnavailable):
     """The server's process, or one of its models', ended while it had the request.
 
     Attributes:
-        life: which of the server's processes it was, as the client that asked counts them.
+        was_well: the process was well, as far as the client knew, when the request was sent:
+            the request may be what ended it.
     """
 
-    def __init__(self, message: str, life: int) -> None:
+    def __init__(self, message: str, was_well: bool) -> None:
         super().__init__(message)
-        self.life = life
+        self.was_well = was_well
 
 
 class Overloaded(ClientError):

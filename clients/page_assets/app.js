@@ -100,7 +100,8 @@ $("alert-retry").addEventListener("click", () => {
 
 function take(file) {
   if (!file) return;
-  if (!file.type.startsWith("image/")) {
+  // Without a type the browser does not know it; the server looks into the file.
+  if (file.type && !file.type.startsWith("image/")) {
     complain(`${file.name || "This"} is not a photo. Use a JPEG, PNG, WebP, GIF, BMP or TIFF.`);
     return;
   }
@@ -275,7 +276,7 @@ async function search() {
       answer = await call(`/api/search?${query}`, {
         method: "POST",
         body: state.blob,
-        headers: { "Content-Type": state.blob.type },
+        headers: { "Content-Type": state.blob.type || "application/octet-stream" },
         signal: running.signal,
       });
     }

@@ -113,6 +113,37 @@ def test_mistakes_end_with_one_sentence(root: Path, pictures: Path, tmp_path: Pa
         assert "begun with other arguments" in told
 
 
+def test_damaged_shards_are_told_and_done_again_with_the_same_bytes(
+    root: Path, pictures: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (pictures / "notes.txt").write_text("no picture")
+    os.mkfifo(pictures / "z.jpg")
+    with serving(Peer()) as peer:
+        command = arguments(root, pictures, out, "--url", peer.url)
+        told = finish(command)
+        assert "passed over: 1 x files whose names are no picture's" in told
+        assert "3 pictures have no row" in told
+        whole = contents(out)
+        [pipe] = pq.read_table(out / VERSION / "quarantine.parquet").to_pylist()[2:]
+        assert pipe["reason"].startswith("cannot be read (it is not a regular file but a pipe")
+        shards = out / VERSION / "shards"
+        (shards / "00001.parquet").write_bytes(b"damaged")
+        (shards / "00003.parquet").unlink()
+        manifest = out / VERSION / "manifest"
+        (manifest / "00005.json").write_text("{")
+        (manifest / "notes.txt").write_text("stray")
+        (shards / f".00007.parquet.{2**22 + 1}.tmp").write_bytes(b"half")
+        asked = len(peer.requests)
+        told = finish(command)
+        assert "2 finished shards are damaged or missing and are done again: 1, 3" in told
+        assert "Traceback" not in told
+        # Two for the damaged, one for the garbled entry; pictures of four fit into a request.
+        assert len(peer.requests) - asked == 3
+        (manifest / "notes.txt").unlink()
+        assert contents(out) == whole
+
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,12 +1,16 @@
 """Shards, manifest and quarantine."""
 
+import hashlib
+import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from _corpus import MANIFEST, QUARANTINE, Corpus, CorpusError, Embedding, choose
 
-from unified_embedding.corpus.sources import Item
+from unified_embedding.corpus.sources import InputError, Item, PassedOver
 from unified_embedding.corpus.sources.item import FILE
 from unified_embedding.corpus.store import Store
 
@@ -92,3 +96,121 @@ def test_a_corpus_is_chosen_by_version(tmp_path: Path) -> None:
     (tmp_path / VERSION / "corpus.json").write_text("{")
     with pytest.raises(CorpusError, match="damaged"):
         choose(out, VERSION)
+
+
+def finish(corpus: Corpus) -> None:
+    for shard in range(corpus.header.shards):
+        rows = [(one, answer(3) if shard else "not an image") for one in corpus.items(shard)]
+        corpus.write_shard(shard, rows)
+
+
+@pytest.mark.parametrize("harm", ["flipped", "cut", "deleted"])
+@pytest.mark.parametrize("name", ["shards/00001.parquet", "bad/00000.parquet"])
+def test_a_damaged_shard_is_seen_and_can_be_done_again(
+    tmp_path: Path, name: str, harm: str
+) -> None:
+    corpus = begin(tmp_path / "a")
+    finish(corpus)
+    entries = corpus.complete()
+    assert corpus.damaged(entries) == []
+    path = tmp_path / "a" / name
+    data = bytearray(path.read_bytes())
+    if harm == "flipped":
+        data[len(data) // 2] ^= 1
+    path.write_bytes(data[:-7] if harm == "cut" else data)
+    if harm == "deleted":
+        path.unlink()
+    [damaged] = corpus.damaged(entries)
+    assert f"/{damaged.shard:05d}.parquet" in name
+    read = corpus.table if name.startswith("shards") else corpus.bad
+    with pytest.raises(CorpusError, match=rf"{name} is .*; run the back-fill again"):
+        read(damaged)
+    corpus.forget(damaged)
+    with pytest.raises(CorpusError, match="not complete"):
+        corpus.require_complete()
+    finish(corpus)
+    assert corpus.complete() == entries
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"shard": 1}', "\0", "[" * 100_000])
+def test_a_garbled_entry_is_a_shard_that_is_not_finished(tmp_path: Path, text: str) -> None:
+    corpus = begin(tmp_path / "a")
+    finish(corpus)
+    manifest = tmp_path / "a" / "manifest"
+    (manifest / "00001.json").write_text(text)
+    for stray in ("notes.txt", "1.json", "00000.json.bak", "00099.json", "abcde.json"):
+        (manifest / stray).write_text("what is this")
+    assert list(corpus.finished()) == [0, 2]
+    assert corpus.entry(1) is None
+    with pytest.raises(CorpusError, match="2 of 3 shards are finished"):
+        corpus.complete()
+
+
+def test_a_corpus_has_any_number_of_shards(tmp_path: Path) -> None:
+    items = (Item(f"{number}", FILE, f"/{number}") for number in range(100_001))
+    corpus = Corpus.begin(Store(str(tmp_path)), VERSION, 16, False, ["p"], items, 1)
+    assert corpus.header.shards == 100_001
+    written = (9_999, 10_000, 99_999, 100_000)
+    for shard in reversed(written):
+        [one] = corpus.items(shard)
+        assert one.id == str(shard)
+        corpus.write_shard(shard, [(one, answer(shard % 256))])
+    assert (tmp_path / "shards" / "100000.parquet").exists()
+    finished = corpus.finished()
+    # In the order of their numbers, not of their names.
+    assert tuple(finished) == written
+    assert corpus.damaged(finished.values()) == []
+    rows = [row for table in corpus.tables(finished.values()) for row in table["id"].to_pylist()]
+    assert rows == [str(shard) for shard in written]
+    with pytest.raises(CorpusError, match="4 of 100001 shards are finished"):
+        corpus.complete()
+
+
+def test_the_plan_is_read_by_rows_however_its_row_groups_lie(tmp_path: Path) -> None:
+    """Earlier releases wrote a row group for each shard, without the last two columns."""
+    corpus = begin(tmp_path / "a", images=5)
+    plan = pq.read_table(tmp_path / "a" / "plan.parquet").drop(["member", "problem"])
+    pq.write_table(plan, tmp_path / "a" / "plan.parquet", row_group_size=2)
+    (tmp_path / "a" / "passed_over.json").unlink()
+    for old in (Corpus.open(corpus.store), pickle.loads(pickle.dumps(corpus))):
+        assert [one for shard in (0, 2, 1) for one in old.items(shard)] == [
+            item(number) for number in (0, 1, 4, 2, 3)
+        ]
+        assert old.passed_over() == PassedOver()
+    (tmp_path / "a" / "plan.parquet").write_bytes(b"PAR1 no plan PAR1")
+    with pytest.raises(CorpusError, match=r"plan\.parquet is damaged"):
+        Corpus.open(corpus.store).items(0)
+
+
+def test_a_search_that_fails_leaves_no_corpus(tmp_path: Path) -> None:
+    def items() -> object:
+        yield item(0)
+        raise InputError("planted")
+
+    with pytest.raises(InputError, match="planted"):
+        Corpus.begin(Store(str(tmp_path / "a")), VERSION, 16, True, ["p"], items(), 1)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_what_was_passed_over_stands_in_the_corpus(tmp_path: Path) -> None:
+    passed = PassedOver()
+    for number in range(200):
+        passed.add("hidden", f"\udce9{number}")
+    passed.add("other", "x", 3)
+    store = Store(str(tmp_path))
+    corpus = Corpus.begin(store, VERSION, 16, True, ["p"], [item(0)], 1, passed)
+    kept = corpus.passed_over()
+    assert kept.counts == {"hidden": 200, "other": 3}
+    assert len(kept.names["hidden"]) == 100
+    assert kept.sentences() == ["200 x hidden (\\xe90, \\xe91, \\xe92, ...)", "3 x other (x)"]
+
+
+def test_digests_are_of_the_files(tmp_path: Path) -> None:
+    corpus = begin(tmp_path / "a")
+    finish(corpus)
+    for entry in corpus.complete():
+        for folder, digest in (("shards", entry.shard_sha256), ("bad", entry.bad_sha256)):
+            path = tmp_path / "a" / folder / f"{entry.shard:05d}.parquet"
+            told = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+            assert digest == told
+    assert pa.types.is_string(pq.read_schema(tmp_path / "a" / QUARANTINE).field("reason").type)

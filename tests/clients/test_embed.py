@@ -21,7 +21,7 @@ pytest.importorskip("typer", reason="the extra `client` is not installed")
 import embed
 import pyarrow.parquet as pq
 from _journal import PART_SIZE
-from kserve_peer import ENGINE, VERSION, Peer, serving, vectors
+from kserve_peer import ENGINE, POISON, VERSION, Mortal, Peer, mortal, serving, vectors
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(peer: Peer, *inputs: str, out: str = "e.npz", **options: Any) -> int:
+def run(peer: Peer | Mortal, *inputs: str, out: str = "e.npz", **options: Any) -> int:
     """Run the program in this process; its exit code."""
     with pytest.raises(SystemExit) as end:
         embed.main(list(inputs), Path(out), url=peer.url, **options)
@@ -141,6 +141,37 @@ def test_bad_files_are_reported_and_skipped(peer: Peer, capsys: pytest.CaptureFi
     assert "skipped photos/00005.jpg: cannot be read (No such file or directory)\n" in said
     assert "35 rows" in said
     assert "5 skipped" in said
+
+
+def test_a_file_over_the_limit_is_refused_before_it_is_read(
+    peer: Peer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = pictures("photos", 3)
+    with files[1].open("r+b") as file:
+        file.truncate(10**12)  # A hole: no memory and no time would be enough to read it.
+    os.mkfifo("photos/pipe.jpg")
+    assert run(peer, "photos/00000.jpg", "photos/00001.jpg", "photos/pipe.jpg") == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "1,000,000,000,000 bytes; the limit is 64,000,000" in told
+    assert "UNIFIED_EMBEDDING_MAX_IMAGE_BYTES" in told
+    assert "it is not a regular file" in told
+    assert list(read("e.npz")["id"]) == ["photos/00000.jpg"]
+    monkeypatch.setenv("UNIFIED_EMBEDDING_MAX_IMAGE_BYTES", "5")
+    assert run(peer, "photos/00000.jpg", out="small.npz") == 2
+    assert "the limit is 5" in capsys.readouterr().err
+
+
+def test_a_picture_over_which_the_server_dies_is_skipped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = pictures("photos", 6)
+    files[4].write_bytes(POISON)
+    with mortal(tmp_path) as doomed:
+        assert run(doomed, "photos", timeout=300) == 1
+    told = " ".join(capsys.readouterr().err.split())
+    assert "skipped photos/00004.jpg: the server died twice while it had this picture" in told
+    assert list(read("e.npz")["id"]) == [str(file) for file in files if file != files[4]]
+    assert doomed.deaths == 2
 
 
 def test_a_name_that_is_not_utf8_is_skipped(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,7 @@ import grpc
 import pytest
 from _fleet import PAUSE, Fleet, Pace
 from kserve_peer import (
+    DEAD_STUB,
     VERSION,
     Peer,
     Request,
@@ -146,15 +147,16 @@ def fleet_of(clock: Clock, *urls: str, patience: float) -> Fleet:
     return Fleet(urls, patience=patience, now=clock.now, sleep=clock.sleep)
 
 
+@pytest.mark.parametrize("linger", [0, 0.5], ids=["dies", "lingers"])
 @pytest.mark.parametrize("servers", [1, 2])
-def test_poison_pictures_cost_themselves(tmp_path: Path, servers: int) -> None:
+def test_poison_pictures_cost_themselves(tmp_path: Path, servers: int, linger: float) -> None:
     lists = [[f"{caller} {row}".encode() for row in range(4)] for caller in range(8)]
     lists[2][1], lists[2][2], lists[5][3] = b"poison a", b"poison b", b"poison c"
     with ExitStack() as stack:
         peers = []
         for number in range(servers):
             (tmp_path / str(number)).mkdir()
-            peers.append(stack.enter_context(mortal(tmp_path / str(number))))
+            peers.append(stack.enter_context(mortal(tmp_path / str(number), linger)))
         fleet = stack.enter_context(closing(Fleet([peer.url for peer in peers], patience=300)))
         with ThreadPoolExecutor(4) as callers:
             answers = list(callers.map(lambda images: fleet.embed_each(images, ("code",)), lists))
@@ -169,14 +171,15 @@ def test_poison_pictures_cost_themselves(tmp_path: Path, servers: int) -> None:
         assert {type(error) for error in answer.errors.values()} <= {RequestAborted}
         assert answer.embedded.code is not None
         assert answer.embedded.code.tolist() == codes([images[r] for r in answer.rows]).tolist()
-    assert max(received.values()) <= 2
     assert deaths <= 6
+    # One that is sent to an ill server with others ends it no sooner, and is not blamed for it.
+    assert linger or max(received.values()) <= 2
 
 
-def test_a_dead_model_process_blames_no_picture() -> None:
+def test_a_dead_model_process_blames_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Triton answers so again and again until somebody starts the server anew."""
-    dead = (grpc.StatusCode.INTERNAL, "Stub process 'preprocess_0_0' is not healthy.")
-    peer = Peer(respond=lambda number, request: dead if number <= 9 else None)
+    monkeypatch.setattr("unified_embedding.client._retry.ILL_S", 0)
+    peer = Peer(respond=lambda number, request: DEAD_STUB if number <= 9 else None)
     with serving(peer), closing(fleet_of(Clock(), peer.url, patience=300)) as fleet:
         answer = fleet.embed_each([b"a", b"b"], ("code",))
     assert (answer.rows, dict(answer.errors)) == ((0, 1), {})

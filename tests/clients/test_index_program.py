@@ -67,8 +67,44 @@ def test_an_index_holds_the_corpus_row_by_row(
         assert stored.metadata == {"source": row["source"], "metadata": row["metadata"]}
     told = run(root, "info", out)
     assert told.returncode == 0
-    for part in ("9", kind, VERSION, "engine-a", "float16"):
+    for part in ("9", kind, VERSION, "engine-a", "float16", str(Path("p").resolve())):
         assert part in told.stdout
+    assert index.header.roots == (str(Path("p").resolve()),)
+
+
+def test_a_build_says_when_pictures_will_not_be_shown(root: Path, tmp_path: Path) -> None:
+    """The input was named relative to another folder than the index is built in."""
+    picture = tmp_path / "photos" / "one.jpg"
+    picture.parent.mkdir()
+    picture.touch()
+    store = Store(str(tmp_path / "corpus")).within(VERSION)
+    item = Item("photos/one.jpg", FILE, str(picture))
+    corpus = Corpus.begin(store, VERSION, 16, False, ["photos"], [item], shard_size=4)
+    vector = Embedding(np.zeros(2, np.uint8), None, VERSION, "engine-a")
+    corpus.write_shard(0, [(item, vector)])
+    corpus.complete()
+    arguments = ["build", str(tmp_path / "corpus"), "--out", str(tmp_path / "index")]
+    built = run(root, *arguments)
+    assert built.returncode == 0, built.stderr
+    assert "one.jpg" in built.stderr
+    assert "--root" in built.stderr
+    program = [sys.executable, str(root / "clients" / "index.py"), *arguments]
+    built = subprocess.run(program, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert not built.stderr
+
+
+def test_verify_names_a_damaged_file(root: Path, tmp_path: Path, corpus: Corpus) -> None:
+    corpus.complete()
+    out = tmp_path / "index"
+    assert run(root, "build", str(tmp_path / "corpus"), "--out", str(out)).returncode == 0
+    done = run(root, "verify", str(out))
+    assert (done.returncode, "4 files" in done.stdout) == (0, True)
+    path = out / "000001-embeddings.f16"
+    path.write_bytes(path.read_bytes()[::-1])
+    done = run(root, "verify", str(out))
+    assert done.returncode == 2
+    assert "000001-embeddings.f16 is damaged" in done.stderr
+    assert "build the index again" in done.stderr
 
 
 def test_export_writes_what_the_other_side_loads(

@@ -1,6 +1,9 @@
 """Files of vectors appear whole or not at all."""
 
+import json
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="the extra `client` is not installed")
 
+import pyarrow.parquet as pq
 from _vector_files import FORMATS, Rows, write_rows
 
 
@@ -38,3 +42,16 @@ def test_blocks_without_rows_are_passed_over(tmp_path: Path, suffix: str) -> Non
     write_rows(one, [rows(0), rows(3), rows(0)])
     write_rows(other, [rows(3)])
     assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_a_name_that_is_no_utf8_is_spelt_out(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"e{suffix}"
+    write_rows(path, [replace(rows(1), ids=np.array([os.fsdecode(b"caf\xe9.jpg")]))])
+    if suffix == ".parquet":
+        ids = pq.read_table(path).column("id").to_pylist()
+    elif suffix == ".npz":
+        ids = np.load(path)["id"].tolist()
+    else:
+        ids = [json.loads(line)["id"] for line in path.read_text("utf-8").splitlines()]
+    assert ids == ["caf\\xe9.jpg"]

@@ -1,5 +1,6 @@
 """The programs that measure, against the real server: short, and no figure is judged."""
 
+import contextlib
 import json
 import shutil
 from dataclasses import replace
@@ -41,7 +42,7 @@ def test_bench_measures_every_system(root: Path, repository: Path, tmp_path: Pat
         pytest.skip("the extra `peers` is not installed")
     short = ["--embedders", "lite0", "--seconds", "0.2", "--rounds", "1", "--no-poisson"]
     place = ["--repository", str(repository), "--out", str(tmp_path)]
-    said = run(root, "bench/serving_bench.py", *short, *place)
+    said = run(root, "bench/serving_bench.py", *short, *place, MARKED=str(tmp_path))
     (result,) = json.loads((tmp_path / "bench.json").read_text())["results"]
     systems = {name.split(" | ")[0] for name in result["cells"]}
     assert systems == {
@@ -57,13 +58,18 @@ def test_bench_measures_every_system(root: Path, repository: Path, tmp_path: Pat
     assert {"tritonserver", "preprocess", "embedder", "binarizer"} <= set(parts)
     assert "server CPU-ms / roofline, 32 callers" in said
     # Nothing is left behind, paused or not.
-    assert not [line for line in processes() if str(tmp_path) in line or "peer_" in line]
+    assert started_here(f"MARKED={tmp_path}") == []
 
 
-def processes() -> list[str]:
-    import psutil
-
-    return [" ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])]
+def started_here(mark: str) -> list[str]:
+    """Command lines of the processes whose environment holds `mark`, orphans too."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        # A process may end meanwhile, and another user's cannot be read.
+        with contextlib.suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+    return found
 
 
 def test_tune_keeps_or_installs_and_says_which(
@@ -116,7 +122,9 @@ def test_soak_and_load_report_on_a_running_server(root: Path, server: Any, tmp_p
     run(root, "bench/soak.py", "--seconds", "2", "--out", str(soak), HOST=server.grpc_url)
     stretches = json.loads((soak / "soak.json").read_text())["stretches"]
     assert len(stretches) == 60
-    assert all(one["cpu_ms"] > 0 and one["memory_mb"] > 50 for one in stretches)
+    assert all(one["memory_mb"] > 50 for one in stretches)
+    # A stretch of a thirtieth of a second may have no tick of the CPU's clock.
+    assert sum(one["cpu_ms"] for one in stretches) > 0
     assert (soak / "memory.svg").read_text().startswith("<svg")
     said = run(root, "bench/load.py", "--out", str(load), HOST=server.grpc_url, DURATION="2")
     assert "closed loop" in said

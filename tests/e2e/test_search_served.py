@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import http.server
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -24,12 +27,14 @@ import pytest
 from unified_embedding import Box
 from unified_embedding.client import EmbedderClient
 from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, relevance
+from unified_embedding.image import DEFAULT_LIMITS
 from unified_embedding.retrieval import recall_at
 
 pytestmark = pytest.mark.e2e
 faiss = pytest.importorskip("faiss", reason="the extra `search` is not installed")
 pytest.importorskip("starlette", reason="the extra `search` is not installed")
 from unified_embedding.index import Batch, CodeIndex, Origin  # noqa: E402
+from unified_embedding.search.pictures import Pictures  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
 SCREENSHOTS = os.environ.get("SCREENSHOTS") == "1"  # write them into docs/
@@ -53,7 +58,8 @@ def index(server: Any, gallery: Gallery, tmp_path_factory: pytest.TempPathFactor
     )
     folder = tmp_path_factory.mktemp("search") / "index"
     origin = Origin(answer.version, answer.engine)
-    CodeIndex.build(folder, [batch], origin, server.spec.dim, embeddings=True)
+    roots = [str(pictures[0].path.parent)]
+    CodeIndex.build(folder, [batch], origin, server.spec.dim, embeddings=True, roots=roots)
     return folder
 
 
@@ -68,11 +74,13 @@ def test_search_finds_the_right_product_as_often_as_the_table_says(
     monkeypatch.syspath_prepend(str(root / "clients"))
     from search import Order, search  # type: ignore[import-not-found]
 
-    opened = CodeIndex.open(index)
+    opened, unread = CodeIndex.open(index), Pictures(())
     shots, catalogue = gallery.role(SHOT), gallery.role(CATALOGUE)
     with EmbedderClient(server.grpc_url) as client:
         first = [
-            search(opened, client, shot.path.read_bytes(), None, 1, Order.code, False).hits[0].id
+            search(opened, client, shot.path.read_bytes(), None, 1, Order.code, False, unread)
+            .hits[0]
+            .id
             for shot in shots
         ]
         asked = client.embed([shot.path.read_bytes() for shot in shots], outputs=("code",))
@@ -130,12 +138,13 @@ def test_search_says_what_is_wrong(root: Path, server: Any, index: Path, tmp_pat
 
 
 @contextmanager
-def page(root: Path, index: Path, url: str) -> Iterator[str]:
+def page(root: Path, index: Path, url: str, *options: str) -> Iterator[str]:
     with closing(socket.socket()) as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     program = [sys.executable, str(root / "clients" / "page.py"), "--index", str(index)]
-    run = subprocess.Popen([*program, "--url", url, "--port", str(port)], stderr=subprocess.PIPE)
+    program += ["--url", url, "--port", str(port), *options]
+    run = subprocess.Popen(program, stderr=subprocess.PIPE)
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 60
@@ -210,7 +219,7 @@ def test_the_pages_api_answers_like_the_index(
     [
         (b"hello", "", "image/jpeg", 422, "cannot be read: not an image"),
         (b"", "", "image/png", 422, "empty"),
-        (b"hello", "", "text/plain", 415, "This is text/plain"),
+        (b"hello", "", "text/plain", 422, "cannot be read: not an image"),
         (b"hello", "k=0", "image/png", 400, "1 to 100"),
         (b"hello", "crop=2,0,1,1", "image/png", 400, "is not a box"),
     ],
@@ -227,11 +236,12 @@ def test_a_photo_over_the_limit_is_refused_before_it_arrives(address: str) -> No
     with closing(http.client.HTTPConnection(address.removeprefix("http://"))) as connection:
         connection.putrequest("POST", "/api/search")
         connection.putheader("Content-Type", "image/jpeg")
-        connection.putheader("Content-Length", "30000000")
+        connection.putheader("Content-Length", str(2 * DEFAULT_LIMITS.max_bytes))
         connection.endheaders()
         answer = connection.getresponse()
         assert answer.status == 413
-        assert "30.0 MB; the limit is 20 MB" in json.load(answer)["error"]
+        limit = DEFAULT_LIMITS.max_bytes / 1e6
+        assert f"{2 * limit:.1f} MB; the limit is {limit:.0f} MB" in json.load(answer)["error"]
 
 
 def test_unknown_rows_are_404_and_headers_are_strict(address: str) -> None:
@@ -277,7 +287,8 @@ def test_the_page_names_the_disagreement_of_another_engine(
     sources = [row.metadata["source"] for row in stored]
     batch = Batch([row.id for row in stored], codes, {"source": sources})
     home = Origin(server.spec.version, "another-engine")
-    CodeIndex.build(tmp_path / "other", [batch], home, server.spec.dim)
+    roots = [str(root / "demo")]
+    CodeIndex.build(tmp_path / "other", [batch], home, server.spec.dim, roots=roots)
     with page(root, tmp_path / "other", server.grpc_url) as address:
         _, answer = post(address, gallery.role(SHOT)[0].path.read_bytes())
     assert "another-engine: 0.1% of the bits differ" in answer["note"]
@@ -423,6 +434,74 @@ def test_a_pasted_photo_is_searched(browser: Any, address: str, gallery: Gallery
         give(opened, "paste", gallery.role(SHOT)[5].path)
         opened.wait_for_selector("#columns .card")
         assert len(names(opened)) == 12
+
+
+@pytest.mark.parametrize("kind", ["image/jpg", "image/pjpeg", ""])
+def test_a_photo_is_searched_whatever_the_browser_calls_it(
+    browser: Any, address: str, gallery: Gallery, kind: str
+) -> None:
+    with tab(browser, address) as opened:
+        drop(opened, gallery.role(SHOT)[5].path, kind)
+        opened.wait_for_selector("#columns .card")
+        assert len(names(opened)) == 12
+
+
+def test_the_page_shows_pictures_of_its_roots_only_and_lays_the_others_out_blank(
+    browser: Any, root: Path, server: Any, index: Path, gallery: Gallery, tmp_path: Path
+) -> None:
+    elsewhere = ["--root", str(tmp_path)]
+    with (
+        page(root, index, server.grpc_url, *elsewhere) as address,
+        tab(browser, address) as opened,
+    ):
+        drop(opened, gallery.role(SHOT)[0].path)
+        opened.wait_for_selector("#columns .card .blank")
+        assert opened.locator("#columns .card .blank").count() == 12
+        assert opened.locator("#columns .card img").count() == 0
+
+
+class Blank(http.server.BaseHTTPRequestHandler):
+    """Another site: a page of nothing."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def test_another_site_in_the_same_browser_gets_nothing(
+    browser: Any, address: str, gallery: Gallery
+) -> None:
+    data = base64.b64encode(gallery.role(SHOT)[0].path.read_bytes()).decode()
+    upload = """([url, data]) => {
+        const bytes = Uint8Array.from(atob(data), (c) => c.charCodeAt(0));
+        return fetch(url, { method: "POST", body: bytes, mode: "no-cors" }).catch(() => 0);
+    }"""
+    look = """(url) => new Promise((told) => {
+        const picture = new Image();
+        picture.onload = () => told("seen");
+        picture.onerror = () => told("unseen");
+        picture.src = url;
+    })"""
+    name = gallery.role(CATALOGUE)[0].product
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Blank) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        context = browser.new_context()
+        opened = context.new_page()
+        opened.goto(f"http://localhost:{site.server_port}/")
+        with opened.expect_response(f"{address}/api/search?k=3") as refused:
+            opened.evaluate(upload, [f"{address}/api/search?k=3", data])
+        assert refused.value.status == 403
+        assert opened.evaluate(look, f"{address}/api/picture?id={quote(name)}") == "unseen"
+        read = "(url) => fetch(url).then(() => 'read', () => 'refused')"
+        assert opened.evaluate(read, f"{address}/api/status") == "refused"
+        context.close()
+        site.shutdown()
+    with tab(browser, address) as opened:
+        assert opened.evaluate(look, f"{address}/api/picture?id={quote(name)}") == "seen"
 
 
 def test_a_bad_photo_is_refused_in_words_and_the_next_one_works(

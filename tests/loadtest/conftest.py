@@ -85,7 +85,7 @@ def locust(root: Path, tmp_path: Path, peer: Any) -> Any:
                 time.sleep(0.5)
                 if process.poll() is None:
                     process.terminate()
-            process.wait(90)
+            process.wait(600)
         # At the end of a run Locust writes this file whole; its CSV may lack the last seconds.
         rows = read_json(tmp_path / "locust.json") or []
         stats = {row["name"]: row for row in rows}

@@ -19,7 +19,9 @@ def minimal(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "path", sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "evaluate.yaml"}), ids=lambda p: p.name
+    "path",
+    sorted(set(CONFIGS.glob("*.yaml")) - {CONFIGS / "evaluate.yaml", CONFIGS / "compare.yaml"}),
+    ids=lambda p: p.name,
 )
 def test_shipped_configs_are_valid(path: Path) -> None:
     assert load_config(path).run.startswith("out/")
@@ -69,6 +71,8 @@ def test_overrides_reach_every_level_and_are_typed(minimal: Path) -> None:
         ("data.labels=[]", "some of"),
         ("data.manifest=", "give data.manifest=PATH"),
         ("sampled.color=4", r"sampled names \['color'\]"),
+        ("heads.color.weight=2", r"heads names \['color'\]"),
+        ("heads.browse_class.weight=0", r"heads\.browse_class\.weight"),
         ("sampled.browse_class=0", r"sampled\.browse_class"),
         ("run.folder=x", "run is a value, not a section"),
         ("seed=[1", "no readable value"),
@@ -79,6 +83,13 @@ def test_overrides_reach_every_level_and_are_typed(minimal: Path) -> None:
 def test_bad_overrides_name_the_key(minimal: Path, override: str, message: str) -> None:
     with pytest.raises(TrainingError, match=message):
         load_config(minimal, [override])
+
+
+@pytest.mark.parametrize("other", ["heads.browse_class.weight=2", "precision=fp16"])
+def test_gradnorm_excludes_given_weights_and_scaled_gradients(minimal: Path, other: str) -> None:
+    assert load_config(minimal, ["gradnorm={}"]).gradnorm is not None
+    with pytest.raises(TrainingError, match="gradnorm"):
+        load_config(minimal, ["gradnorm={}", other])
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from unified_embedding.errors import DataError
 from unified_embedding.image import Preprocessing
 from unified_embedding.training import checkpoint, made_up
 from unified_embedding.training.checkpoint import EmbedderRecipe
-from unified_embedding.training.evaluation import embedders, experiments
+from unified_embedding.training.evaluation import embedders, experiments, rotations
 from unified_embedding.training.evaluation.config import load_config
 from unified_embedding.training.evaluation.embedders import LocalEmbedder, open_embedder
 from unified_embedding.training.manifest import read_manifest, write_manifest
@@ -60,7 +60,8 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "steps": 4,
         "batch": 6,
     }
-    config = {"rows": rows, "last_layers": last_layers}
+    maps = {"rows": ["shuffled"], "bits": [512], "count": 8}
+    config = {"rows": rows, "last_layers": last_layers, "rotations": maps}
     (folder / "evaluate.yaml").write_text(yaml.safe_dump(config))
     return folder
 
@@ -116,6 +117,8 @@ def test_the_page_holds_every_row_and_says_what_was_not_run(shop: Path, first_ru
     assert "images seen" in first_run
     assert "| 120 (40 a task) |" in first_run  # two of the seven steps moved proxies alone
     assert "50 %" in first_run
+    assert "| shuffled | 512 | code |" in first_run
+    assert "Mean over 8 random maps" in first_run
     assert "**not tested**" in first_run
     for name in ("overview", "dimension", "subsampling"):
         assert (shop / "docs" / "images" / f"results-{name}.png").stat().st_size > 10_000
@@ -146,6 +149,7 @@ def test_the_second_run_loads_no_network_and_trains_nothing(
 
     monkeypatch.setattr(embedders, "_session", refuse)
     monkeypatch.setattr(experiments, "fit", refuse)
+    monkeypatch.setattr(rotations, "rotate", refuse)
     code, output = run(shop)
     assert code == 0, output
     assert (shop / "docs" / "results.md").read_text() == first_run
@@ -251,6 +255,8 @@ def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
         (lambda c: c["rows"][0].update(task="camera"), "a specialist, and only that"),
         (lambda c: c["rows"][0].update(compared=True), "at most one row"),
         (lambda c: c.update(rwos=[]), "rwos: Extra inputs"),
+        (lambda c: c["rotations"].update(rows=["strat"]), r"rotations: no row is called .*strat"),
+        (lambda c: c["rotations"].update(count=7), "rotations.count: .*greater than or equal to 8"),
         (lambda c: c["last_layers"].update(dims=[63]), "last_layers.dims.0: .*multiple of 8"),
     ],
 )
@@ -273,6 +279,13 @@ def test_the_shipped_configuration_is_read(root: Path) -> None:
     assert config.last_layers is not None
     assert config.last_layers.shares == [5, 10, 25, 100]
     assert config.last_layers.seeds == 3
+    assert config.rotations is not None
+    assert config.rotations.bits == [1280, 2048]
+    assert config.rotations.count >= 8
+    assert {row.source for row in config.rows if row.source.endswith(".pt")} == {
+        f"out/runs/{run}/last.pt"
+        for run in ("camera", "shop", "browse", "unified", "unified-plain")
+    }
 
 
 def test_the_frozen_list_names_every_picture_once(shop: Path, first_run: str) -> None:

@@ -7,13 +7,19 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from unified_embedding.errors import TrainingError
-from unified_embedding.training.bank import ProxyBank, first_proxies
+from unified_embedding.training.bank import (
+    ProxyBank,
+    RowOptimizer,
+    RowwiseAdagrad,
+    Sgd,
+    first_proxies,
+)
 from unified_embedding.training.heads import (
     FullHead,
     ProxyHead,
-    Sgd,
     normalized_softmax,
 )
 from unified_embedding.training.sampled_head import SampledHead
@@ -47,12 +53,12 @@ def reference_loss(embedding: Tensor, proxies: Tensor, labels: np.ndarray) -> Te
 
 @pytest.mark.parametrize("sampled", [None, CLASSES, CLASSES + 5])
 def test_twenty_steps_equal_the_full_softmax_with_torch_sgd(sampled: int | None) -> None:
-    """Losses, embedding gradients and proxies, 1e-6 relative; prefetch is on."""
+    """Losses 1e-6 relative, gradients and proxies 2e-6; prefetch is on."""
     sgd = Sgd(momentum=0.9, weight_decay=1e-3)
     head: ProxyHead = (
-        FullHead("c", CLASSES, DIM, 5, sgd=sgd)
+        FullHead("c", CLASSES, DIM, 5, optimizer=sgd)
         if sampled is None
-        else SampledHead("c", CLASSES, DIM, sampled, 5, sgd=sgd)
+        else SampledHead("c", CLASSES, DIM, sampled, 5, optimizer=sgd)
     )
     torch.manual_seed(0)
     trunk = nn.Linear(8, DIM)
@@ -89,15 +95,15 @@ def test_twenty_steps_equal_the_full_softmax_with_torch_sgd(sampled: int | None)
         assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
         close(embedding.grad, expected_embedding.grad)
         close(head.state()["rows"], proxies.detach())
-        close(head.state()["velocity"], reference.state[proxies]["momentum_buffer"])
+        close(head.state()["kept"], reference.state[proxies]["momentum_buffer"])
     head.close()
 
 
 def close(found: Tensor | None, expected: Tensor | None) -> None:
-    """Relative error at most 1e-6, in the Euclidean norm."""
+    """Relative error at most 2e-6, in the Euclidean norm: one thread rounds otherwise than two."""
     assert found is not None
     assert expected is not None
-    assert float((found - expected).norm() / expected.norm()) <= 1e-6
+    assert float((found - expected).norm() / expected.norm()) <= 2e-6
 
 
 def test_loss_agrees_with_pytorch_metric_learning() -> None:
@@ -111,7 +117,7 @@ def test_loss_agrees_with_pytorch_metric_learning() -> None:
 
 def test_only_sampled_rows_and_their_momentum_move() -> None:
     sgd = Sgd(momentum=0.9, weight_decay=0.01)
-    head = SampledHead("c", CLASSES, DIM, 10, 5, sgd=sgd)
+    head = SampledHead("c", CLASSES, DIM, 10, 5, optimizer=sgd)
     rows = first_proxies(CLASSES, DIM, 5)
     velocity = torch.zeros(CLASSES, DIM)
     touched = set()
@@ -131,11 +137,94 @@ def test_only_sampled_rows_and_their_momentum_move() -> None:
         velocity[chosen] = 0.9 * velocity[chosen] + leaf.grad + 0.01 * rows[chosen]
         rows[chosen] -= 0.1 * velocity[chosen]
         torch.testing.assert_close(head.state()["rows"], rows)
-        torch.testing.assert_close(head.state()["velocity"], velocity)
+        torch.testing.assert_close(head.state()["kept"], velocity)
     untouched = sorted(set(range(CLASSES)) - touched)
     assert untouched
     assert torch.equal(head.state()["rows"][untouched], first_proxies(CLASSES, DIM, 5)[untouched])
-    assert not head.state()["velocity"][untouched].any()
+    assert not head.state()["kept"][untouched].any()
+    head.close()
+
+
+@pytest.mark.parametrize("optimizer", [RowwiseAdagrad(0.01), Sgd(0.0, 0.01)], ids=str)
+@pytest.mark.parametrize("file", [None, "c.bank"])
+def test_rows_move_by_the_plain_formula_and_nothing_goes_stale(
+    tmp_path: Path, optimizer: RowOptimizer, file: str | None
+) -> None:
+    path = None if file is None else tmp_path / file
+    bank = ProxyBank(CLASSES, DIM, 3, optimizer, path)
+    rows = first_proxies(CLASSES, DIM, 3).double().numpy()
+    seen = np.zeros(CLASSES)
+    for step in range(6):
+        rng = np.random.default_rng(step)
+        chosen = np.sort(rng.choice(CLASSES, 5, replace=False))
+        gradient = rng.standard_normal((5, DIM))
+        bank.update(chosen, torch.from_numpy(gradient).float(), 0.3)
+        for place, row in enumerate(chosen):
+            g = gradient[place] + 0.01 * rows[row]
+            if isinstance(optimizer, RowwiseAdagrad):
+                seen[row] += (g**2).mean()
+                rows[row] -= 0.3 * g / (np.sqrt(seen[row]) + 1e-8)
+            else:
+                rows[row] -= 0.3 * g
+    assert np.allclose(bank.rows.numpy(), rows, atol=1e-5)
+    width = 1 if isinstance(optimizer, RowwiseAdagrad) else 0
+    assert bank.kept.shape == (CLASSES, width)
+    if path is not None:
+        assert path.stat().st_size == 4 * CLASSES * (DIM + width)
+    bank.close()
+
+
+class _Operations(TorchDispatchMode):
+    """Notes every operation that reaches the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+def test_a_step_never_asks_the_device_for_a_value(kind: str) -> None:
+    """Each of these operations makes the host wait until a GPU has caught up."""
+    head: ProxyHead = (
+        FullHead("c", CLASSES, DIM, 0) if kind == "full" else SampledHead("c", CLASSES, DIM, 9, 0)
+    )
+    labels = make_labels(0, 6)
+    with _Operations() as operations:
+        head.begin(labels, 0)
+        head.loss(torch.randn(BATCH, DIM, requires_grad=True), labels).backward()
+        head.update(0.1)
+    head.close()
+    assert "aten::index_select" in operations.names
+    waiting = ("nonzero", "_local_scalar_dense", "masked_select", "item", "aten::index.Tensor")
+    assert not [name for name in operations.names if name.endswith(waiting)]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("kind", ["full", "sampled"])
+def test_a_step_never_waits_for_a_gpu(kind: str) -> None:
+    from unified_embedding.training.distributed import Rank
+
+    rank = Rank(device=torch.device("cuda:0"))
+    head: ProxyHead = (
+        FullHead("c", CLASSES, DIM, 0, rank=rank)
+        if kind == "full"
+        else SampledHead("c", CLASSES, DIM, 9, 0, rank=rank)
+    )
+    labels = make_labels(0, 6)
+    embedding = torch.randn(BATCH, DIM, device="cuda:0", requires_grad=True)
+    for step in range(2):
+        head.begin(labels, step)
+        torch.cuda.set_sync_debug_mode("error" if step else "default")
+        try:
+            head.loss(embedding, labels).backward()
+            head.update(0.1)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
     head.close()
 
 
@@ -154,9 +243,9 @@ def test_loss_of_an_untrained_head_is_near_the_logarithm_of_its_classes() -> Non
 def test_a_batch_without_labels_moves_nothing_but_by_weight_decay(kind: str) -> None:
     sgd = Sgd(momentum=0.0, weight_decay=0.0)
     head: ProxyHead = (
-        FullHead("c", CLASSES, DIM, 0, sgd=sgd)
+        FullHead("c", CLASSES, DIM, 0, optimizer=sgd)
         if kind == "full"
-        else SampledHead("c", CLASSES, DIM, 9, 0, sgd=sgd)
+        else SampledHead("c", CLASSES, DIM, 9, 0, optimizer=sgd)
     )
     labels = np.full(BATCH, UNLABELLED)
     embedding = torch.randn(BATCH, DIM, requires_grad=True)
@@ -209,7 +298,7 @@ def test_an_error_of_the_background_writer_surfaces() -> None:
     labels = make_labels(0, 6)
     head.begin(labels, 0)
     head.loss(torch.randn(BATCH, DIM), labels).backward()
-    head.bank.velocity = torch.zeros(2, 2)
+    head.bank.kept = torch.zeros(2, 2)
     head.update(0.1)
     with pytest.raises(IndexError):
         head.begin(labels, 1)
@@ -222,7 +311,7 @@ def test_state_of_another_shape_is_refused(kind: str) -> None:
         FullHead("c", CLASSES, DIM, 0) if kind == "full" else SampledHead("c", CLASSES, DIM, 9, 0)
     )
     with pytest.raises(TrainingError, match=r"rows of c are \(2, 2\), expected \(23, 16\)"):
-        head.load({"rows": torch.zeros(2, 2), "velocity": torch.zeros(2, 2)})
+        head.load({"rows": torch.zeros(2, 2), "kept": torch.zeros(2, 2)})
     with pytest.raises(TrainingError, match="rows of c are nothing"):
         head.load({})
     head.close()
@@ -244,7 +333,7 @@ def test_a_mapped_bank_behaves_like_one_in_memory_and_is_deleted(tmp_path: Path)
             embedding = torch.randn(BATCH, DIM, generator=torch.Generator().manual_seed(step))
             head.loss(embedding, labels).backward()
             head.update(0.1)
-    for name in ("rows", "velocity"):
+    for name in ("rows", "kept"):
         assert torch.equal(mapped.state()[name], memory.state()[name])
     assert path.stat().st_size == 8 * CLASSES * DIM
     mapped.close()
@@ -255,12 +344,12 @@ def test_a_mapped_bank_behaves_like_one_in_memory_and_is_deleted(tmp_path: Path)
 def test_a_second_process_of_the_host_sees_updates_of_a_mapped_bank(tmp_path: Path) -> None:
     path = tmp_path / "c.bank"
     path.write_bytes(b"left over by a killed run")
-    writer = ProxyBank(CLASSES, DIM, 3, path)
-    reader = ProxyBank(CLASSES, DIM, 3, path, writer=False)
+    writer = ProxyBank(CLASSES, DIM, 3, Sgd(0, 0), path)
+    reader = ProxyBank(CLASSES, DIM, 3, Sgd(0, 0), path, writer=False)
     assert torch.equal(reader.rows, first_proxies(CLASSES, DIM, 3))
     chosen = np.array([1, 4])
     for bank in (writer, reader):  # the reader's own update is left out: one writer per host
-        bank.update(chosen, torch.ones(2, DIM), 0.5, 0.0, 0.0)
+        bank.update(chosen, torch.ones(2, DIM), 0.5)
     expected = first_proxies(CLASSES, DIM, 3)
     expected[chosen] -= 0.5
     torch.testing.assert_close(reader.gather(np.arange(CLASSES)), expected)

@@ -115,6 +115,51 @@ def test_ablations_run_and_learn_something(tmp_path: Path, overrides: list[str])
     trainer.close()
 
 
+def test_heads_have_weights_and_temperatures_of_their_own(tmp_path: Path) -> None:
+    plain = make(tmp_path, "schedule.momentum=0", "schedule.weight_decay=0")
+    camera = "heads.camera_category.weight=3"
+    heavy = make(tmp_path, "schedule.momentum=0", "schedule.weight_decay=0", camera)
+    warm = make(tmp_path, "heads.camera_category.temperature=0.2")
+    assert [head.temperature for head in warm.heads] == [0.05, 0.2, 0.05, 0.05]
+    before = [head.state()["rows"].clone() for head in plain.heads]
+    losses = [run(trainer, 1)[0] for trainer in (plain, heavy, warm)]
+    assert losses[0] == losses[1]  # reported as they are
+    assert losses[2][1] < losses[0][1]
+    for number, start in enumerate(before):
+        moved = [trainer.heads[number].state()["rows"] - start for trainer in (plain, heavy)]
+        factor = 3 if plain.heads[number].column == "camera_category" else 1
+        torch.testing.assert_close(moved[1], factor * moved[0], rtol=1e-3, atol=1e-6)
+    for trainer in (plain, heavy, warm):
+        trainer.close()
+
+
+def test_gradnorm_moves_the_weights_resumes_and_is_told_in_the_checkpoint(tmp_path: Path) -> None:
+    overrides = ["gradnorm={layer: layer4}", "schedule.full.steps=4"]
+    trainer = make(tmp_path, *overrides)
+    run(trainer, 2)
+    assert trainer.gradnorm is not None
+    assert trainer.weights.tolist() == [1] * 4  # proxies alone
+    run(trainer, 2)
+    weights = trainer.gradnorm.weights
+    assert weights.sum().item() == pytest.approx(4)
+    assert weights.std() > 0
+    trainer.save()
+    run(trainer, 2)
+    again = make(tmp_path, *overrides)
+    assert again.resume()
+    assert again.gradnorm is not None
+    assert torch.equal(again.gradnorm.weights, weights)
+    run(again, 2)
+    assert torch.equal(again.gradnorm.weights, trainer.gradnorm.weights)
+    again.save()
+    _, _, summary = checkpoint.load_embedder(tmp_path / "run" / "last.pt")
+    assert list(summary["loss_weights"].values()) == again.weights.tolist()
+    for one in (trainer, again):
+        one.close()
+    with pytest.raises(TrainingError, match=r"gradnorm.layer: .* starts with 'conv_head'"):
+        make(tmp_path, "gradnorm={}")
+
+
 def test_fp16_leaves_out_steps_that_overflow_and_lowers_the_scale(tmp_path: Path) -> None:
     trainer = make(tmp_path, "precision=fp16", "schedule.heads.steps=0", "schedule.full.steps=40")
     trainer.scaler = GradScaler("cpu", init_scale=2.0**40)  # certain to overflow half precision
@@ -161,7 +206,7 @@ def test_a_run_continues_at_another_size_from_anothers_weights(tmp_path: Path) -
     assert all(torch.equal(weights(first)[n], p) for n, p in weights(second).items())
     for ours, theirs in zip(second.heads, first.heads, strict=True):
         assert torch.equal(ours.state()["rows"], theirs.state()["rows"])
-        assert not ours.state()["velocity"].any()
+        assert not ours.state()["kept"].any()
     run(second, 1)
     second.save()
     second.close()

@@ -46,7 +46,7 @@ def test_arrivals_do_not_wait_for_answers_and_drops_are_counted() -> None:
             return 1
 
         profile = RateProfile.parse("400")
-        asyncio.get_running_loop().call_later(0.3, answer.set)
+        asyncio.get_running_loop().call_later(3.0, answer.set)
         recorder = await open_loop(request, profile, seconds=0.2, seed=1, max_inflight=10)
         # Answers come after the last arrival: ten are on their way, the others are dropped.
         assert recorder.completed + recorder.dropped == recorder.offered

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, features
 
 from unified_embedding.errors import ImageError
 from unified_embedding.image import (
@@ -238,7 +238,8 @@ def test_limits_hold_before_decoding() -> None:
 @given(st.data())
 @settings(max_examples=150, deadline=None)
 def test_damaged_files_never_raise_anything_else(data: st.DataObject) -> None:
-    kind = data.draw(st.sampled_from(["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]))
+    kinds = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"]
+    kind = data.draw(st.sampled_from(kinds + ["AVIF"] * features.check("avif")))
     good = bytearray(encoded(picture(40, 30), kind))
     for _ in range(data.draw(st.integers(1, 6))):
         good[data.draw(st.integers(0, len(good) - 1))] = data.draw(st.integers(0, 255))

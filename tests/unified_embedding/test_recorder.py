@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 pytest.importorskip("hdrh", reason="the extra `load` is not installed")
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
 
-from unified_embedding.errors import DeadlineExceeded, ServerError, ServerUnavailable
+from unified_embedding.errors import (
+    DeadlineExceeded,
+    Overloaded,
+    RequestAborted,
+    RequestRejected,
+    ServerDied,
+    ServerError,
+    ServerUnavailable,
+    VersionMismatch,
+)
 from unified_embedding.measure.latencies import PERCENTILES, Latencies
-from unified_embedding.measure.recorder import Recorder
+from unified_embedding.measure.recorder import Recorder, error_code
 
 seconds = st.floats(min_value=1e-6, max_value=3000)
 requests = st.tuples(
@@ -117,3 +126,20 @@ def test_a_request_counts_where_it_was_due_and_where_it_was_answered() -> None:
     assert recorder.timeline[2].failed == recorder.timeline[3].completed == 1
     # Failed and dropped requests are late ones.
     assert recorder.share_within(60) == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ServerUnavailable("down"), "UNAVAILABLE"),
+        (ServerDied("lost", was_well=True), "UNAVAILABLE"),
+        (Overloaded("too late"), "CANCELLED"),
+        (DeadlineExceeded("late"), "DEADLINE_EXCEEDED"),
+        (RequestAborted("died twice"), "ABORTED"),
+        (RequestRejected("bad"), "INVALID_ARGUMENT"),
+        (VersionMismatch("other"), "VERSION_MISMATCH"),
+        (ServerError("odd"), "ServerError"),
+    ],
+)
+def test_failures_are_told_apart(error: Exception, code: str) -> None:
+    assert error_code(error) == code

@@ -74,7 +74,7 @@ class AsyncEmbedderClient(BaseClient):
         request = pb.ModelReadyRequest(name=kserve.MODEL)
         deadline = self._deadline(timeout)
         answer = await self._call("ModelReady", request, deadline, Retry(attempts=1))
-        return bool(answer.ready)
+        return bool(answer.ready) and not self._lives.ill
 
     async def statistics(self, *, timeout: float | None = None) -> dict[str, StageStatistics]:
         """Running totals of each of the server's models, by name. Raises as `embed`."""
@@ -113,6 +113,7 @@ class AsyncEmbedderClient(BaseClient):
 
     async def _info(self, deadline: Deadline) -> ServerInfo:
         async with _held(self._lock, deadline):
+            self._check_open()
             if self._server is None:
                 self._server = await self._ask(deadline)
             return self._server
@@ -174,7 +175,7 @@ class AsyncEmbedderClient(BaseClient):
             answer = await self._once("ModelReady", request, deadline)
         except ServerDied as problem:  # Over a question, not over the suspect.
             raise ServerUnavailable(str(problem)) from problem
-        if not answer.ready:
+        if not answer.ready or self._lives.ill:
             raise self._not_ready()
 
     async def _call(

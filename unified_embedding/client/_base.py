@@ -119,8 +119,10 @@ class BaseClient(ABC):
         if self._closed and error.code() == grpc.StatusCode.CANCELLED:
             return self._closed_error()
         advice = "" if self._lives.met else self._proxy
-        problem = kserve.client_error(error, self.url, sent.life, advice)
-        if isinstance(problem, ServerUnavailable) and not kserve.stub_died(error):
+        problem = kserve.client_error(error, self.url, sent.well, advice)
+        if kserve.stub_died(error):
+            self._lives.fell_ill(sent)
+        elif isinstance(problem, ServerUnavailable):
             self._lives.lost(sent)
         return problem
 

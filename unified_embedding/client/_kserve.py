@@ -172,14 +172,20 @@ def statistics(response: Any) -> dict[str, StageStatistics]:
     }
 
 
-def client_error(error: Any, url: str, life: int, advice: str) -> ClientError:
-    """The library's error for a grpc.RpcError of a call that was sent in the server's `life`.
+def client_error(error: Any, url: str, was_well: bool, advice: str) -> ClientError:
+    """The library's error for a grpc.RpcError.
 
-    `advice` is added where no connection could be made.
+    Args:
+        error: what gRPC raised.
+        url: of the server.
+        was_well: whether nothing was wrong with the server when the call was sent.
+        advice: added where no connection could be made.
     """
     code, details = error.code(), (error.details() or "")[:_MOST_DETAILS]
     if stub_died(error):
-        return ServerDied(f"{url} lost the process of a model: {details}", life)
+        text = f"{url} lost the process of a model: {details}"
+        # An ill server says so of every request that it gives to the dead process.
+        return ServerDied(text, was_well) if was_well else ServerUnavailable(text)
     if code == grpc.StatusCode.INVALID_ARGUMENT:
         named = _ROW.match(details)
         if named is None:
@@ -190,7 +196,7 @@ def client_error(error: Any, url: str, life: int, advice: str) -> ClientError:
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{url} did not answer in time: {details}{advice}")
     if code == grpc.StatusCode.UNAVAILABLE and _BROKEN.search(details):
-        return ServerDied(f"{url} was lost before it answered: {details}{advice}", life)
+        return ServerDied(f"{url} was lost before it answered: {details}{advice}", was_well)
     if code == grpc.StatusCode.UNAVAILABLE:
         return ServerUnavailable(f"{url} is unavailable: {details}{advice}")
     if code == grpc.StatusCode.NOT_FOUND and _NOT_READY.search(details):

@@ -4,10 +4,14 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final
 
 from unified_embedding.client._calls import Deadline
 from unified_embedding.errors import RequestAborted, ServerDied, ServerUnavailable
+
+# A server that is looked after notices a dead model within 5 s and is back within 20.
+ILL_S: Final = 30.0
 
 
 @dataclass(frozen=True)
@@ -47,10 +51,22 @@ class Retry:
 
 @dataclass(frozen=True)
 class Sent:
-    """What was known of the server when a call was sent: which life, and whether it was over."""
+    """What was known of the server when a call was sent.
+
+    Attributes:
+        life: which of its processes it was.
+        over: that process was gone.
+        ill: a model's process had died, and nobody had seen the server go since.
+    """
 
     life: int
-    over: bool
+    over: bool = False
+    ill: bool = False
+
+    @property
+    def well(self) -> bool:
+        """Nothing was wrong with the process."""
+        return not self.over and not self.ill
 
 
 class Lives:
@@ -60,12 +76,21 @@ class Lives:
 
     def __init__(self) -> None:
         self._now = Sent(life=0, over=True)
+        self._ill_until = 0.0
         self._lock = threading.Lock()
 
     @property
     def met(self) -> bool:
         """Whether the server has ever answered."""
         return self._now.life > 0
+
+    @property
+    def ill(self) -> bool:
+        """Whether a model's process was found dead a short while ago.
+
+        A server that is looked after is about to be restarted then, whatever it says.
+        """
+        return self._now.ill and time.monotonic() < self._ill_until
 
     def sent(self) -> Sent:
         """What is known now, for a call that is about to be sent."""
@@ -74,14 +99,21 @@ class Lives:
     def answered(self, sent: Sent) -> None:
         """The call was answered. Only one that was sent after a loss proves that it is over."""
         with self._lock:
-            if self._now.over and sent == self._now:
-                self._now = Sent(sent.life + 1, over=False)
+            if self._now.over and sent.over and sent.life == self._now.life:
+                self._now = Sent(sent.life + 1)
+
+    def fell_ill(self, sent: Sent) -> None:
+        """The call was answered that a model's process is dead."""
+        with self._lock:
+            if sent.life == self._now.life:
+                self._now = replace(self._now, ill=True)
+                self._ill_until = time.monotonic() + ILL_S
 
     def lost(self, sent: Sent) -> None:
         """The call found the server gone."""
         with self._lock:
             if sent.life == self._now.life:
-                self._now = Sent(sent.life, over=True)
+                self._now = replace(self._now, over=True)
 
 
 class Attempts:
@@ -140,8 +172,8 @@ class Attempts:
             raise death
         if self.death is None:
             self.death = death
-        # A dead process that answers, or loses, the same request twice has died once.
-        elif death.life != self.death.life:
+        # One that was ill already, or gone, did not die of this.
+        elif death.was_well:
             raise RequestAborted(_verdict(self._rows, death), self._rows) from death
 
 

@@ -106,13 +106,14 @@ class EmbedderClient(BaseClient):
         """Whether the server says that the model is ready, without retries.
 
         A server whose model process died may still say so: only an embedded picture proves it.
+        For 30 s after a call of this client has found such a process, the answer is no.
 
         Raises:
             ServerUnavailable, DeadlineExceeded: the server cannot be reached.
         """
         request = pb.ModelReadyRequest(name=kserve.MODEL)
         answer = self._call("ModelReady", request, self._deadline(timeout), Retry(attempts=1))
-        return bool(answer.ready)
+        return bool(answer.ready) and not self._lives.ill
 
     def statistics(self, *, timeout: float | None = None) -> dict[str, StageStatistics]:
         """Running totals of each of the server's models, by name. Raises as `embed`."""
@@ -145,6 +146,7 @@ class EmbedderClient(BaseClient):
 
     def _info(self, deadline: Deadline) -> ServerInfo:
         with _held(self._lock, deadline):
+            self._check_open()
             if self._server is None:
                 self._server = self._ask(deadline)
             return self._server
@@ -216,7 +218,7 @@ class EmbedderClient(BaseClient):
             answer = self._once("ModelReady", request, deadline)
         except ServerDied as problem:  # Over a question, not over the suspect.
             raise ServerUnavailable(str(problem)) from problem
-        if not answer.ready:
+        if not answer.ready or self._lives.ill:
             raise self._not_ready()
 
     def _call(

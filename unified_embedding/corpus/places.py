@@ -18,13 +18,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from unified_embedding.corpus.text import printable
+from unified_embedding.errors import EmbeddingError
+from unified_embedding.image.limits import setting
 
 LOCAL: Final = "file://"
 # Sizes of reads: headers of a tar are small and close together.
 _BUFFER: Final = 1 << 16
 
 
-class StoreError(Exception):
+class StoreError(EmbeddingError):
     """A place cannot be used; the message says why."""
 
 
@@ -154,7 +156,7 @@ def read_regular(path: str, max_bytes: int) -> bytes:
 
 def too_large(size: int, limit: int) -> str:
     """The sentence about a picture that is refused for its size."""
-    return f"it has {size:,} bytes; the limit is {limit:,}"
+    return f"it has {size:,} bytes; the limit is {limit:,} ({setting('max_bytes')})"
 
 
 def _require_regular(status: os.stat_result) -> None:

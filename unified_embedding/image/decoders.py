@@ -1,7 +1,11 @@
 """The libraries that decode: Pillow's plugins, and pi-heif where the extra `heic` is installed."""
 
+import contextlib
+import ctypes
 import io
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 from PIL import (
@@ -42,12 +46,30 @@ def opened(container: Container, data: bytes, draft: tuple[int, int] | None) -> 
         return _avif(container, data)
     if container.format == "HEIC":
         return _heic(container, data)
+    if container.format == "TIFF":
+        _quiet_libtiff()
     image = _PLUGINS[container.format](io.BytesIO(data))
     _check(container, image.size)
     if draft is not None:
         image.draft(None, draft)
     image.load()
     return image
+
+
+@lru_cache(maxsize=1)
+def _quiet_libtiff() -> None:
+    """Take libtiff's messages off stderr, where every damaged file writes a few lines.
+
+    Pillow raises for the same faults, but offers no switch: whoever may send pictures could
+    fill the server's log. Without a libtiff of its own among the loaded files nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        maps = Path("/proc/self/maps").read_text().splitlines()
+        for path in {line.split(maxsplit=5)[-1] for line in maps if "libtiff" in line}:
+            library = ctypes.CDLL(path)
+            for handler in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+                handler.argtypes, handler.restype = [ctypes.c_void_p], ctypes.c_void_p
+                handler(None)
 
 
 def _check(container: Container, size: tuple[int, int]) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from unified_embedding.errors import ImageError
 from unified_embedding.image import bmp, gif, isobmff, jpeg, png, tiff, webp
-from unified_embedding.image.colour import to_srgb
+from unified_embedding.image.colour import MAX_PROFILE_BYTES, to_srgb
 from unified_embedding.image.container import Container, corrupt, unread
 from unified_embedding.image.decoders import opened
 from unified_embedding.image.formats import identify
@@ -67,7 +67,8 @@ def load_pixels(
     """
     container = _inspect(data, limits)
     image = _decoded(container, crop, limits, _wanted_side(preprocessing))
-    convert = to_srgb(container.profile) if container.profile else None
+    known = 0 < len(container.profile) <= MAX_PROFILE_BYTES
+    convert = to_srgb(container.profile) if known else None
     return np.ascontiguousarray(np.asarray(resized(image, preprocessing, convert), np.uint8))
 
 

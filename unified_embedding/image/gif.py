@@ -18,8 +18,10 @@ def parse(data: bytes) -> Container:
     at = 13 + _table(flags)
     head = memoryview(data)[:at]
     control = b""
-    for _ in range(_MAX_BLOCKS):
+    blocks = 0
+    while blocks < _MAX_BLOCKS:
         kind = data[at : at + 1]
+        blocks += 1
         if kind == b",":
             break
         if kind in (b"", b";"):
@@ -28,7 +30,8 @@ def parse(data: bytes) -> Container:
             label = data[at + 1 : at + 2]
             if label == b"\xf9" and data[at + 2 : at + 3] == b"\x04":
                 control = b"!\xf9\x04" + data[at + 3 : at + 7] + b"\0"
-            at = _after_blocks(data, at + 2)
+            at, count = _after_blocks(data, at + 2)
+            blocks += count
         else:
             at += 1
     else:
@@ -53,12 +56,13 @@ def _table(flags: int) -> int:
     return 3 << (flags & 7) + 1 if flags & 128 else 0
 
 
-def _after_blocks(data: bytes, at: int) -> int:
-    for _ in range(_MAX_BLOCKS):
+def _after_blocks(data: bytes, at: int) -> tuple[int, int]:
+    """Where the blocks that start at `at` end, and how many there were."""
+    for count in range(_MAX_BLOCKS):
         size = data[at] if at < len(data) else 0
         at += 1 + size
         if size == 0:
-            return at
+            return at, count
     raise corrupt("GIF", f"more than {_MAX_BLOCKS:,} blocks of text")
 
 

@@ -61,7 +61,8 @@ class _Reader:
             raise unread(self.kind, "no still picture")
         width, height = self._size(self.primary)
         coded = self._coded()
-        area = sum(self._area(item) for item in coded)
+        areas = {item: self._area(item) for item in set(coded)}
+        area = sum(areas[item] for item in coded)
         stored = sum(size for item in set(coded) for _, size in self.extents.get(item, []))
         if area > 3 * width * height + _SMALL_AREA or stored > len(self.data):
             raise ImageError(
@@ -79,9 +80,7 @@ class _Reader:
 
     def _walk(self, start: int, end: int) -> Iterator[_Box]:
         while start + 8 <= end:
-            self.boxes += 1
-            if self.boxes > _MAX_BOXES:
-                raise corrupt(self.kind, f"more than {_MAX_BOXES:,} boxes")
+            self._spend(1)
             size, kind = struct.unpack_from(">I4s", self.data, start)
             head = 8
             if size == 1:
@@ -94,6 +93,12 @@ class _Reader:
                 raise corrupt(self.kind, "it ends within its header")
             yield _Box(kind, start + head, stop)
             start = stop
+
+    def _spend(self, count: int) -> None:
+        """Every loop over what the file lists is counted."""
+        self.boxes += count
+        if self.boxes > _MAX_BOXES:
+            raise corrupt(self.kind, f"more than {_MAX_BOXES:,} boxes, parts and references")
 
     def _meta(self, meta: _Box) -> None:
         for box in self._walk(meta.start + 4, meta.end):
@@ -109,8 +114,9 @@ class _Reader:
             elif box.kind == b"iref":
                 wide = 4 if version else 2
                 for reference in self._walk(at, box.end):
-                    at, count = reference.start + wide, 0
+                    at = reference.start + wide
                     count = self._number(at, 2)
+                    self._spend(count)
                     targets = [self._number(at + 2 + wide * n, wide) for n in range(count)]
                     source = self._number(reference.start, wide)
                     self.references.append((reference.kind, source, targets))
@@ -146,6 +152,7 @@ class _Reader:
         count = self._number(at, wide)
         at += wide
         for _ in range(min(count, _MAX_BOXES)):
+            self._spend(1)
             item = self._number(at, wide)
             at += wide
             method = 0
@@ -158,9 +165,7 @@ class _Reader:
             extents = []
             number = self._number(at, 2)
             at += 2
-            self.boxes += number
-            if self.boxes > _MAX_BOXES:
-                raise corrupt(self.kind, f"more than {_MAX_BOXES:,} extents")
+            self._spend(number)
             for _ in range(number):
                 at += index_size
                 offset = base + self._number(at, offset_size)
@@ -178,6 +183,7 @@ class _Reader:
             item = self._number(at, wide)
             count = self._number(at + wide, 1)
             at += wide + 1
+            self._spend(1 + count)
             size = 2 if flags & 1 else 1
             mask = 0x7FFF if flags & 1 else 0x7F
             found = [self._number(at + size * n, size) & mask for n in range(count)]
@@ -246,9 +252,7 @@ class _Reader:
         for start, size in self.extents.get(item, []):
             at, end = start, min(start + size, len(self.data))
             while at + 6 <= end:
-                self.boxes += 1
-                if self.boxes > _MAX_BOXES:
-                    raise corrupt(self.kind, f"more than {_MAX_BOXES:,} units")
+                self._spend(1)
                 if self.data[at + 4] >> 1 & 63 == _SPS:
                     raise unread(self.kind, "a sequence header within its picture")
                 at += 4 + self._number(at, 4)

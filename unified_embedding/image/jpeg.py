@@ -7,11 +7,13 @@ from typing import Final, NamedTuple
 from unified_embedding.image import exif
 from unified_embedding.image.container import Buffer, Container, corrupt, unread
 
-MAX_SCANS: Final = 64
+MAX_SCANS: Final = 30
 """Of a progressive JPEG; encoders write ten or so, and each is a pass over all coefficients."""
 
 _MAX_SEGMENTS: Final = 10_000
 _MAX_TABLES: Final = 65_536
+_MAX_EXIF_SEGMENTS: Final = 16
+_MAX_SEGMENTS_WITHIN: Final = 32
 _MARKER: Final = re.compile(rb"\xff([\x01-\xfe])")
 _AFTER_A_SCAN: Final = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 _RESTART: Final = re.compile(rb"\xff([\xd0-\xd7])")
@@ -58,13 +60,16 @@ def parse(data: bytes) -> Container:
         complete, ended = _scans(data, frame)
         if complete and not ended:
             tails = _tails(data)
-    elif not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+    elif not data[-4096:].rstrip(b"\0").endswith(b"\xff\xd9"):
         tails = _tails(data)
+    end = len(data)
+    while tails and data[end - 1] == 0xFF:  # the first half of a marker, or of a stuffed byte
+        end -= 1
     return Container(
         "JPEG",
         frame.width,
         frame.height,
-        [b"\xff\xd8", *header.tables, memoryview(data)[frame.scan :]],
+        [b"\xff\xd8", *header.tables, memoryview(data)[frame.scan : end]],
         orientation=exif.first(
             lambda: exif.orientation(header.exif), lambda: exif.xmp_orientation(header.xmp)
         ),
@@ -77,10 +82,10 @@ def parse(data: bytes) -> Container:
 
 def frame(data: bytes) -> Frame:
     """The frame of a JPEG stream within another file. Raises ImageError."""
-    return _read(data).frame
+    return _read(data, _MAX_SEGMENTS_WITHIN).frame
 
 
-def _read(data: bytes) -> _Header:
+def _read(data: bytes, most: int = _MAX_SEGMENTS) -> _Header:
     view = memoryview(data)
     frame: Frame | None = None
     tables: list[Buffer] = []
@@ -88,7 +93,7 @@ def _read(data: bytes) -> _Header:
     xmp: Buffer = b""
     profile: dict[int, bytes] = {}
     at = 2
-    for _ in range(_MAX_SEGMENTS):
+    for _ in range(most):
         found = _MARKER.search(data, at)
         if found is None:
             raise corrupt("JPEG", "no picture follows its header")
@@ -118,15 +123,15 @@ def _read(data: bytes) -> _Header:
         elif marker == 0xEE and bytes(segment[:5]) == b"Adobe" and len(segment) >= 12:
             tables.append(b"\xff\xee\x00\x0e" + segment[:12])
         elif marker == 0xE1 and bytes(segment[:6]) == b"Exif\0\0":
-            exif_parts.append(bytes(segment[6:]))
+            exif_parts += [bytes(segment[6:])] if len(exif_parts) < _MAX_EXIF_SEGMENTS else []
         elif marker == 0xE1 and bytes(segment[:28]) == b"http://ns.adobe.com/xap/1.0/":
             xmp = segment
         elif marker == 0xE2 and bytes(segment[:12]) == b"ICC_PROFILE\0" and len(segment) > 14:
             profile[segment[12]] = bytes(segment[14:])
-        if sum(len(table) for table in tables[-1:]) > _MAX_TABLES or len(tables) > 100:
+        if sum(len(table) for table in tables) > _MAX_TABLES or len(tables) > 100:
             raise corrupt("JPEG", "its tables are larger than any picture needs")
         at += size
-    raise corrupt("JPEG", f"more than {_MAX_SEGMENTS:,} segments before its picture")
+    raise corrupt("JPEG", f"more than {most:,} segments before its picture")
 
 
 def _frame(marker: int, segment: memoryview) -> Frame:

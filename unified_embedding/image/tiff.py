@@ -34,6 +34,7 @@ _NUMBERS: Final = (
 )  # fmt: skip
 _LONG_TAGS: Final = {_WIDTH, _HEIGHT, _STRIPS, _ROWS, _STRIP_BYTES, _TILE_WIDTH, _TILE_HEIGHT,
                      _TILES, _TILE_BYTES, 292, 293}  # fmt: skip
+_BLOCK_LISTS: Final = {_STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES}
 _INTEGERS: Final = {1: "u1", 3: "u2", 4: "u4", 16: "u8"}
 _BYTES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 16: 8}
 
@@ -50,7 +51,7 @@ _COLOURS: Final = {0: "white-is-zero grey", 1: "grey", 2: "RGB", 3: "a colour ma
 _Extra = set[tuple[int, ...]]
 _PLAIN: Final[_Extra] = {()}
 _LAYOUTS: Final[dict[int, dict[tuple[int, ...], _Extra]]] = {
-    _WHITE_IS_ZERO: {(bits,): _PLAIN for bits in (1, 2, 4, 8, 16)},
+    _WHITE_IS_ZERO: {(bits,): _PLAIN for bits in (1, 2, 4, 8, 12, 16)},
     _BLACK_IS_ZERO: {(bits,): _PLAIN for bits in (1, 2, 4, 8, 12, 16)}
     | {(8, 8): {(0,), (1,), (2,)}},
     _RGB: {
@@ -101,21 +102,21 @@ class _Directory:
         except (struct.error, OverflowError):
             raise corrupt("TIFF", "it ends within its directory") from None
 
-    def numbers(self, tag: int) -> Numbers | None:
-        """The whole numbers of a tag. Raises ImageError."""
+    def numbers(self, tag: int, most: int = 1024) -> Numbers | None:
+        """The first `most` whole numbers of a tag. Raises ImageError."""
         if tag not in self._entries:
             return None
         kind, count, place = self._entries[tag]
         if kind not in _INTEGERS or count < 1 or place + _BYTES[kind] * count > len(self.data):
             raise corrupt("TIFF", f"tag {tag}")
-        return np.frombuffer(self.data, self.order + _INTEGERS[kind], count, place).astype(
-            np.uint64
-        )
+        count = min(count, most)
+        found = np.frombuffer(self.data, self.order + _INTEGERS[kind], count, place)
+        return found.astype(np.uint64)
 
     def raw(self, tag: int) -> bytes:
         """The bytes of a tag of type BYTE or UNDEFINED, empty where there are none."""
         kind, count, place = self._entries.get(tag, (0, 0, 0))
-        return self.data[place : place + count] if kind in (1, 7) else b""
+        return self.data[place : place + count] if kind in (1, 7) and count < 1 << 20 else b""
 
     def orientation(self) -> int:
         """1 to 8, 1 where the tag is missing or damaged."""
@@ -133,27 +134,37 @@ class _Directory:
 def parse(data: bytes) -> Container:
     """Read a TIFF's first directory. Raises ImageError."""
     directory = _Directory(data)
-    tags = {tag: values for tag in _NUMBERS if (values := directory.numbers(tag)) is not None}
-    if _WIDTH not in tags or _HEIGHT not in tags:
+    sides = directory.numbers(_WIDTH), directory.numbers(_HEIGHT)
+    if sides[0] is None or sides[1] is None:
         raise corrupt("TIFF", "it states no size")
-    width, height = int(tags[_WIDTH][0]), int(tags[_HEIGHT][0])
+    width, height = int(sides[0][0]), int(sides[1][0])
     if min(width, height) < 1 or max(width, height) > 1 << 24:
         raise ImageError(f"the image has {width} x {height} pixels")
-    layout = _layout(tags)
+    tags: dict[int, Numbers] = {}
+    for tag in _NUMBERS:
+        most = 8 * _most_blocks(width, height) if tag in _BLOCK_LISTS else 1024
+        values = directory.numbers(tag, most)
+        if values is not None:
+            tags[tag] = values
+    layout = _Layout(tags)
     _check_blocks(tags, layout, width, height, data)
     finish: Finish | None = None
+    order = directory.order
     if layout.bits == (16,) and layout.photometric == _WHITE_IS_ZERO:
         tags[_PHOTOMETRIC] = np.array([_BLACK_IS_ZERO], np.uint64)
         finish = _inverted_16
     elif layout.bits == (12,):
-        finish = _high_12
+        # Packed bits have no byte order; Pillow knows them in little-endian files only.
+        order = "<"
+        finish = _high_12 if layout.photometric == _BLACK_IS_ZERO else _inverted_12
+        tags[_PHOTOMETRIC] = np.array([_BLACK_IS_ZERO], np.uint64)
     if layout.photometric == _PALETTE:
         tags[_COLOUR_MAP] = _colour_map(tags, layout.bits[0])
     tables = directory.raw(_JPEG_TABLES) if layout.compression == _JPEG else b""
     base = len(data) + (len(data) & 1)
-    body, start = _written(directory.order, tags, tables, base)
-    mark = b"II\x2a\0" if directory.order == "<" else b"MM\0\x2a"
-    head = mark + struct.pack(directory.order + "L", start)
+    body, start = _written(order, tags, tables, base)
+    mark = b"II\x2a\0" if order == "<" else b"MM\0\x2a"
+    head = mark + struct.pack(order + "L", start)
     profile = directory.raw(_PROFILE)
     return Container(
         "TIFF",
@@ -210,8 +221,9 @@ class _Layout:
             raise unread("TIFF", f"reversed bits ({said})")
 
 
-def _layout(tags: dict[int, Numbers]) -> _Layout:
-    return _Layout(tags)
+def _most_blocks(width: int, height: int) -> int:
+    """Strips or tiles of a picture: each costs some Python and a start of the decoder."""
+    return 5_000 + min(width * height, 1 << 28) // 512
 
 
 def _check_blocks(
@@ -237,7 +249,7 @@ def _check_blocks(
             f"the TIFF image has blocks of {across} x {down} = {across * down:,} pixels, "
             f"{count:,} of them, for a picture of {width} x {height}"
         )
-    if count > 1_000 + width * height // 256:
+    if count > _most_blocks(width, height):
         raise ImageError(
             f"the TIFF image is cut into {count:,} blocks for {width} x {height} pixels"
         )
@@ -281,6 +293,10 @@ def _inverted_16(image: Image.Image) -> Image.Image:
 
 def _high_12(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image) >> 4).astype(np.uint8))
+
+
+def _inverted_12(image: Image.Image) -> Image.Image:
+    return Image.fromarray(255 - (np.asarray(image) >> 4).astype(np.uint8))
 
 
 def _written(order: str, tags: dict[int, Numbers], tables: bytes, base: int) -> tuple[Buffer, int]:

@@ -1,5 +1,6 @@
 """The parts of a run, built from its configuration."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -10,11 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unified_embedding.errors import TrainingError
+from unified_embedding.training.bank import RowOptimizer, RowwiseAdagrad, Sgd
 from unified_embedding.training.checkpoint import EmbedderRecipe
-from unified_embedding.training.config import Config, ModelConfig
+from unified_embedding.training.config import Config, HeadConfig, ModelConfig, ScheduleConfig
 from unified_embedding.training.distributed import Rank
 from unified_embedding.training.examples import IDENTITY, Examples
-from unified_embedding.training.heads import FullHead, ProxyHead, Sgd
+from unified_embedding.training.gradnorm import GradNorm
+from unified_embedding.training.heads import FullHead, ProxyHead
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder
 from unified_embedding.training.plan import Plan
 from unified_embedding.training.sampled_head import SampledHead
@@ -108,19 +111,48 @@ def build_heads(
     config: Config, classes: Mapping[str, list[str]], dim: int, rank: Rank
 ) -> list[ProxyHead]:
     """One head per label column, sampled where the configuration says so."""
-    sgd = Sgd(config.schedule.momentum, config.schedule.weight_decay)
+    optimizer = _row_optimizer(config.schedule)
     heads: list[ProxyHead] = []
     for number, (column, found) in enumerate(classes.items()):
         seed, count = mixed_seed(config.seed, number), len(found)
+        temperature = config.heads.get(column, HeadConfig()).temperature or config.temperature
         if column not in config.sampled:
-            heads.append(FullHead(column, count, dim, seed, config.temperature, sgd, rank))
+            heads.append(FullHead(column, count, dim, seed, temperature, optimizer, rank))
             continue
         sampled = config.sampled[column]
         file = Path(config.run) / f"{column}.bank" if config.bank == "mapped" else None
         heads.append(
-            SampledHead(column, count, dim, sampled, seed, config.temperature, sgd, rank, file)
+            SampledHead(column, count, dim, sampled, seed, temperature, optimizer, rank, file)
         )
     return heads
+
+
+def build_gradnorm(
+    config: Config, model: UnifiedEmbedder, heads: list[ProxyHead]
+) -> GradNorm | None:
+    """GradNorm over the heads, where the configuration asks for it.
+
+    Raises:
+        TrainingError: no trained parameter of the trunk has the layer's name.
+    """
+    if config.gradnorm is None:
+        return None
+    named = model.trunk.named_parameters()
+    layer = [p for n, p in named if n.startswith(config.gradnorm.layer) and p.requires_grad]
+    if not layer:
+        raise TrainingError(
+            f"gradnorm.layer: no trained parameter of {config.model.trunk} starts with "
+            f"{config.gradnorm.layer!r}; name its last layer"
+        )
+    expected = [math.log(max(2, head.softmax_classes)) for head in heads]
+    return GradNorm(layer, expected, config.gradnorm.alpha, config.gradnorm.rate)
+
+
+def _row_optimizer(schedule: ScheduleConfig) -> RowOptimizer:
+    if schedule.proxies == "adagrad":
+        return RowwiseAdagrad(schedule.weight_decay)
+    momentum = schedule.momentum if schedule.proxy_momentum is None else schedule.proxy_momentum
+    return Sgd(momentum, schedule.weight_decay)
 
 
 def _freeze(model: UnifiedEmbedder, config: ModelConfig) -> None:

@@ -137,6 +137,9 @@ class ScheduleConfig(_Section):
         proxy_rate: learning rate of the proxies, in both stages.
         momentum: of SGD.
         weight_decay: of SGD, proxies included.
+        proxies: how proxies move: "sgd", or "adagrad" with one accumulator a row.
+        proxy_momentum: of the proxies' SGD; by default `momentum`. A sampled row resumes its old
+            momentum when it is drawn again, which 0 and "adagrad" avoid.
         decay: course of both rates over the second stage: "constant", "cosine" to zero, or
             "step", times 0.1 at each of `milestones`.
         milestones: shares of the second stage.
@@ -149,9 +152,37 @@ class ScheduleConfig(_Section):
     proxy_rate: Annotated[float, Field(ge=0)] = 0.005
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    proxies: Literal["sgd", "adagrad"] = "sgd"
+    proxy_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     decay: Literal["constant", "cosine", "step"] = "cosine"
     milestones: list[Share] = [0.5]
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class HeadConfig(_Section):
+    """How one head takes part.
+
+    Attributes:
+        weight: of its mean loss in the sum of all heads.
+        temperature: of its softmax; by default the run's.
+    """
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Annotated[float, Field(gt=0)] | None = None
+
+
+class GradNormConfig(_Section):
+    """Loss weights that move by GradNorm instead of standing still; see `gradnorm`.
+
+    Attributes:
+        alpha: asymmetry: how strongly tasks that learn slowly are favoured.
+        rate: learning rate of the weights.
+        layer: the last shared layer, a prefix of parameter names of the trunk.
+    """
+
+    alpha: Annotated[float, Field(ge=0)] = 1.5
+    rate: Annotated[float, Field(gt=0)] = 0.025
+    layer: str = "conv_head"
 
 
 class ValidationConfig(_Section):
@@ -176,6 +207,8 @@ class Config(_Section):
         batch: images per step over all ranks, equal shares of every task.
         images_per_class: class-balanced batches: so many images of each drawn class.
         temperature: of the normalised softmax.
+        heads: label column -> weight and temperature of that head; 1 and `temperature` else.
+        gradnorm: let GradNorm move the weights; one process, no fp16.
         sampled: label column -> K; columns not named use the full softmax.
         bank: keep sampled heads' proxies in "memory" of each rank, or in a file that the ranks
             of a host map ("mapped").
@@ -196,6 +229,8 @@ class Config(_Section):
     batch: Annotated[int, Field(ge=1)] = 48
     images_per_class: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 0.05
+    heads: dict[str, HeadConfig] = {}
+    gradnorm: GradNormConfig | None = None
     sampled: dict[str, Annotated[int, Field(ge=1)]] = {}
     bank: Literal["memory", "mapped"] = "memory"
     schedule: ScheduleConfig = ScheduleConfig()
@@ -209,9 +244,16 @@ class Config(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        unknown = set(self.sampled) - set(LABELS)
-        if unknown:
-            raise ValueError(f"sampled names {sorted(unknown)}; label columns are {list(LABELS)}")
+        for name, columns in (("sampled", self.sampled), ("heads", self.heads)):
+            unknown = set(columns) - set(LABELS)
+            if unknown:
+                raise ValueError(
+                    f"{name} names {sorted(unknown)}; label columns are {list(LABELS)}"
+                )
+        if self.gradnorm is not None and any(head.weight != 1 for head in self.heads.values()):
+            raise ValueError("gradnorm moves the weights of heads, which therefore cannot be given")
+        if self.gradnorm is not None and self.precision == "fp16":
+            raise ValueError("gradnorm needs precision fp32 or bf16: fp16 scales gradients")
         if self.batch % len(self.data.tasks):
             raise ValueError(
                 f"batch {self.batch} does not divide among {len(self.data.tasks)} tasks; "

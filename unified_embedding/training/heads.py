@@ -2,7 +2,6 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from unified_embedding.errors import TrainingError
-from unified_embedding.training.bank import first_proxies, sgd_
+from unified_embedding.training.bank import RowOptimizer, Sgd, first_proxies
 from unified_embedding.training.distributed import ALONE, Rank, sum_over_ranks
 from unified_embedding.training.subsampler import UNLABELLED
 
@@ -20,34 +19,31 @@ from unified_embedding.training.subsampler import UNLABELLED
 def normalized_softmax(
     embedding: Tensor, proxies: Tensor, labels: Tensor, temperature: float
 ) -> Tensor:
-    """Sum over labelled rows of -log softmax of cosine / temperature at the label.
+    """Sum over rows of -log softmax of cosine / temperature at the label.
 
     L_norm of arXiv 1811.12649: embeddings and proxies are L2-normalised, there is no bias.
 
     Args:
         embedding: [B, D].
         proxies: [C, D].
-        labels: int64 [B] in 0..C-1, `UNLABELLED` where an image has none.
+        labels: int64 [B] in 0..C-1.
         temperature: sigma, 0.05 in the paper's companion.
 
     Returns:
-        A scalar; zero, with zero gradients, when no row is labelled.
+        A scalar; zero, with zero gradients, for no rows.
     """
-    labelled = labels != UNLABELLED
-    rows = functional.normalize(embedding[labelled].float(), dim=1)
+    rows = functional.normalize(embedding.float(), dim=1)
     cosine = rows @ functional.normalize(proxies, dim=1).T
-    return functional.cross_entropy(cosine / temperature, labels[labelled], reduction="sum")
+    return functional.cross_entropy(cosine / temperature, labels, reduction="sum")
 
 
-@dataclass(frozen=True)
-class Sgd:
-    """How proxies move: momentum and weight decay of `torch.optim.SGD`."""
-
-    momentum: float = 0.9
-    weight_decay: float = 1e-4
+DEFAULT_OPTIMIZER: Final = Sgd()
 
 
-DEFAULT_SGD: Final = Sgd()
+def on_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
+    """A copy on `device`, for which the host does not wait."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 class ProxyHead(ABC):
@@ -58,11 +54,13 @@ class ProxyHead(ABC):
         classes: number M of classes.
     """
 
-    def __init__(self, column: str, classes: int, temperature: float, sgd: Sgd, rank: Rank) -> None:
+    def __init__(
+        self, column: str, classes: int, temperature: float, optimizer: RowOptimizer, rank: Rank
+    ) -> None:
         self.column = column
         self.classes = classes
         self.temperature = temperature
-        self.sgd = sgd
+        self.optimizer = optimizer
         self.rank = rank
         self._labelled = 0
         self._proxies: Tensor | None = None
@@ -92,7 +90,10 @@ class ProxyHead(ABC):
 
     @abstractmethod
     def state(self) -> dict[str, Tensor]:
-        """Proxies and momentum, float32 [M, D] each; may share memory with the head."""
+        """Proxies float32 [M, D] and what the optimiser keeps [M, W], under "rows" and "kept".
+
+        They may share memory with the head.
+        """
 
     @abstractmethod
     def load(self, state: Mapping[str, Tensor]) -> None:
@@ -108,8 +109,11 @@ class ProxyHead(ABC):
 
     def _share(self, embedding: Tensor, proxies: Tensor, targets: NDArray[np.int64]) -> Tensor:
         self._proxies = proxies
-        labels = torch.from_numpy(targets).to(embedding.device)
-        total = normalized_softmax(embedding, proxies, labels, self.temperature)
+        # The host knows which rows are labelled; asking the device for them would wait for it.
+        labelled = np.flatnonzero(targets != UNLABELLED)
+        rows = embedding.index_select(0, on_device(labelled, embedding.device))
+        labels = on_device(targets[labelled], embedding.device)
+        total = normalized_softmax(rows, proxies, labels, self.temperature)
         return total / max(1, self._labelled)
 
     def _take_gradient(self, scale: float) -> Tensor:
@@ -120,12 +124,13 @@ class ProxyHead(ABC):
         self._proxies = None
         return gradient
 
-    def _check_state(self, state: Mapping[str, Tensor], shape: torch.Size) -> None:
-        for name in ("rows", "velocity"):
-            if name not in state or state[name].shape != shape:
+    def _check_state(self, state: Mapping[str, Tensor]) -> None:
+        for name, ours in self.state().items():
+            if name not in state or state[name].shape != ours.shape:
                 found = tuple(state[name].shape) if name in state else "nothing"
                 raise TrainingError(
-                    f"the checkpoint's {name} of {self.column} are {found}, expected {tuple(shape)}"
+                    f"the checkpoint's {name} of {self.column} are {found}, expected "
+                    f"{tuple(ours.shape)}"
                 )
 
 
@@ -138,7 +143,7 @@ class FullHead(ProxyHead):
         dim: D.
         seed: draws the first proxies.
         temperature: see `normalized_softmax`.
-        sgd: momentum and weight decay.
+        optimizer: how proxies move.
         rank: this process.
     """
 
@@ -149,12 +154,12 @@ class FullHead(ProxyHead):
         dim: int,
         seed: int,
         temperature: float = 0.05,
-        sgd: Sgd = DEFAULT_SGD,
+        optimizer: RowOptimizer = DEFAULT_OPTIMIZER,
         rank: Rank = ALONE,
     ) -> None:
-        super().__init__(column, classes, temperature, sgd, rank)
+        super().__init__(column, classes, temperature, optimizer, rank)
         self.rows = first_proxies(classes, dim, seed).to(rank.device)
-        self.velocity = torch.zeros_like(self.rows)
+        self.kept = self.rows.new_zeros(classes, optimizer.width(dim))
 
     @property
     def softmax_classes(self) -> int:
@@ -172,14 +177,7 @@ class FullHead(ProxyHead):
     def update(self, rate: float, gradient_scale: float = 1.0) -> None:
         """Move every proxy."""
         gradient = self._take_gradient(gradient_scale)
-        sgd_(
-            self.rows.requires_grad_(False),
-            self.velocity,
-            gradient,
-            rate,
-            self.sgd.momentum,
-            self.sgd.weight_decay,
-        )
+        self.optimizer.step_(self.rows.requires_grad_(False), self.kept, gradient, rate)
 
     def skip(self) -> None:
         """Forget the last backward pass."""
@@ -188,10 +186,10 @@ class FullHead(ProxyHead):
 
     def state(self) -> dict[str, Tensor]:
         """See `ProxyHead.state`."""
-        return {"rows": self.rows.detach(), "velocity": self.velocity}
+        return {"rows": self.rows.detach(), "kept": self.kept}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """See `ProxyHead.load`."""
-        self._check_state(state, self.rows.shape)
+        self._check_state(state)
         self.rows.detach().copy_(state["rows"])
-        self.velocity.copy_(state["velocity"])
+        self.kept.copy_(state["kept"])

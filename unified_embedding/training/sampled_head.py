@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from unified_embedding.errors import TrainingError
-from unified_embedding.training.bank import ProxyBank
+from unified_embedding.training.bank import ProxyBank, RowOptimizer
 from unified_embedding.training.distributed import ALONE, Rank, barrier
-from unified_embedding.training.heads import DEFAULT_SGD, ProxyHead, Sgd
+from unified_embedding.training.heads import DEFAULT_OPTIMIZER, ProxyHead
 from unified_embedding.training.subsampler import UNLABELLED, relabel, sample_classes
 
 
@@ -30,7 +30,7 @@ class SampledHead(ProxyHead):
         sampled: K.
         seed: draws the first proxies and every sampled set.
         temperature: see `normalized_softmax`.
-        sgd: momentum and weight decay.
+        optimizer: how proxies move.
         rank: this process.
         file: map the bank from here instead of memory; shared by the ranks of a host.
     """
@@ -43,11 +43,11 @@ class SampledHead(ProxyHead):
         sampled: int,
         seed: int,
         temperature: float = 0.05,
-        sgd: Sgd = DEFAULT_SGD,
+        optimizer: RowOptimizer = DEFAULT_OPTIMIZER,
         rank: Rank = ALONE,
         file: Path | None = None,
     ) -> None:
-        super().__init__(column, classes, temperature, sgd, rank)
+        super().__init__(column, classes, temperature, optimizer, rank)
         if sampled < 1:
             raise TrainingError(f"sampled.{column} is {sampled}; at least 1 class must be sampled")
         self.sampled = sampled
@@ -55,7 +55,7 @@ class SampledHead(ProxyHead):
         writes = file is None or rank.first_of_host
         if not writes:
             barrier()  # The host's first rank makes the file before it comes here.
-        self.bank = ProxyBank(classes, dim, seed, file, writes)
+        self.bank = ProxyBank(classes, dim, seed, optimizer, file, writes)
         if file is not None and writes:
             barrier()
         self._worker = ThreadPoolExecutor(1, thread_name_prefix=f"bank-{column}")
@@ -92,27 +92,34 @@ class SampledHead(ProxyHead):
 
     def update(self, rate: float, gradient_scale: float = 1.0) -> None:
         """Move the sampled proxies, in the background; the others stay as they are."""
-        gradient = self._take_gradient(gradient_scale).cpu()
+        gradient = self._take_gradient(gradient_scale)
+        if self._stream is None:
+            self._written = self._worker.submit(self.bank.update, self._sampled_set, gradient, rate)
+            return
+        # The gradient travels while the trunk's optimiser runs; the thread waits for it, not
+        # the training process.
+        self._stream.wait_stream(torch.cuda.current_stream(self.rank.device))
+        with torch.cuda.stream(self._stream):
+            host = torch.empty(gradient.shape, pin_memory=True)
+            host.copy_(gradient, non_blocking=True)
+            arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            arrived.record(self._stream)
+        gradient.record_stream(self._stream)
         self._written = self._worker.submit(
-            self.bank.update,
-            self._sampled_set,
-            gradient,
-            rate,
-            self.sgd.momentum,
-            self.sgd.weight_decay,
+            self._update_when, arrived, self._sampled_set, host, rate
         )
 
     def state(self) -> dict[str, Tensor]:
         """See `ProxyHead.state`."""
         self._wait_for_writer()
-        return {"rows": self.bank.rows, "velocity": self.bank.velocity}
+        return {"rows": self.bank.rows, "kept": self.bank.kept}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """See `ProxyHead.load`."""
-        self._check_state(state, self.bank.rows.shape)
+        self._check_state(state)
         if self.bank.writer:
             self.bank.rows.copy_(state["rows"])
-            self.bank.velocity.copy_(state["velocity"])
+            self.bank.kept.copy_(state["kept"])
         if self.bank.path is not None:
             barrier()
 
@@ -128,6 +135,12 @@ class SampledHead(ProxyHead):
         with torch.cuda.stream(self._stream):
             rows = self.bank.gather(classes, pinned=True)
             return rows.to(self.rank.device, non_blocking=True)
+
+    def _update_when(
+        self, arrived: torch.cuda.Event, classes: NDArray[np.int64], host: Tensor, rate: float
+    ) -> None:
+        arrived.synchronize()
+        self.bank.update(classes, host, rate)
 
     def _wait_for_writer(self) -> None:
         """Surface errors of the last update; in a shared file, let every rank see it."""

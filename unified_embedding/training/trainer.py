@@ -16,13 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from unified_embedding.errors import TrainingError
 from unified_embedding.training import checkpoint
 from unified_embedding.training.assembly import (
+    build_gradnorm,
     build_heads,
     build_model,
     build_plan,
     head_classes,
     mixed_seed,
 )
-from unified_embedding.training.config import Config
+from unified_embedding.training.config import Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
 from unified_embedding.training.examples import load_rows, select
@@ -82,6 +83,11 @@ class Trainer:
         self.schedule = Schedule.of(config.schedule, self.plan.steps_per_epoch)
         self.recipe, self.model = build_model(config, self.examples, rank.device)
         self.heads = build_heads(config, self.classes, self.model.dim, rank)
+        weights = [config.heads.get(h.column, HeadConfig()).weight for h in self.heads]
+        self.weights = torch.tensor(weights, device=rank.device)
+        if config.gradnorm is not None and rank.world > 1:
+            raise TrainingError("gradnorm runs in one process; start without torchrun")
+        self.gradnorm = build_gradnorm(config, self.model, self.heads)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
             trained,
@@ -121,7 +127,9 @@ class Trainer:
         ]
         # DistributedDataParallel averages gradients over ranks; these shares add up.
         scale = float(self.rank.world)
-        total = torch.stack(shares).sum() * scale
+        if self.gradnorm is not None and trunk_trains:
+            self.weights = self.gradnorm.step(shares)
+        total = (torch.stack(shares) * self.weights).sum() * scale
         moved = True
         if trunk_trains:
             scale *= float(self.scaler.get_scale())
@@ -153,6 +161,7 @@ class Trainer:
                     "heads": heads,
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
+                    "gradnorm": self.gradnorm.weights if self.gradnorm is not None else None,
                 },
                 path,
             )
@@ -181,6 +190,8 @@ class Trainer:
         self.scaler.load_state_dict(values["scaler"])
         self.step, self.best = int(values["step"]), float(values["best"])
         self.validated = values["validated"]
+        if self.gradnorm is not None:
+            self.gradnorm.weights = values["gradnorm"].to(self.rank.device)
         self.earlier = values["summary"].get("earlier", [])
         return True
 
@@ -216,7 +227,7 @@ class Trainer:
             if values["classes"][head.column] != self.classes[head.column]:
                 raise TrainingError(f"start_from {path} has other classes of {head.column}")
             rows = values["heads"][head.column]["rows"]
-            head.load({"rows": rows, "velocity": torch.zeros_like(rows)})
+            head.load({"rows": rows, "kept": torch.zeros_like(head.state()["kept"])})
             taken.append(head.column)
         return taken
 
@@ -323,6 +334,9 @@ class Trainer:
             "images": {t: len(self.examples.rows_of(t)) for t in self.config.data.tasks},
             "classes": {c: len(found) for c, found in self.classes.items()},
             "sampled": {h.column: h.softmax_classes for h in self.heads},
+            "loss_weights": dict(
+                zip([h.column for h in self.heads], self.weights.tolist(), strict=True)
+            ),
             "validation": self.validated,
         }
         return checkpoint.embedder_values(self.recipe, self.model.state_dict(), summary)

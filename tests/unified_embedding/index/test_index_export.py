@@ -1,6 +1,7 @@
 """Exports, loaded into a real PostgreSQL and read back from Parquet."""
 
 import json
+import math
 import os
 import pwd
 import shutil
@@ -33,9 +34,14 @@ def index(tmp_path: Path, origin: Origin) -> CodeIndex:
     codes = random.integers(0, 256, (ROWS, 8), dtype=np.uint8)
     embeddings = random.normal(size=(ROWS, 64)).astype(np.float32)
     ids = [f"bild/{row}.jpg" for row in range(ROWS)]
+    odd = [math.nan, -math.inf, "\0\ud800\\u0000", 2.5, "36812-02-20"]
     metadata = {
-        "metadata": [json.dumps({"name": f'Stühle "{row}"\t\\n'}) for row in range(ROWS)],
+        "metadata": [
+            json.dumps({"name": f'Stühle "{row}"\t\\n', "odd": odd, "source": "theirs"})
+            for row in range(ROWS)
+        ],
         "price": [row / 2 if row % 3 else None for row in range(ROWS)],
+        "source": ["ours"] * ROWS,
     }
     first = {name: values[:400] for name, values in metadata.items()}
     rest = {name: values[400:] for name, values in metadata.items()}
@@ -161,6 +167,11 @@ def test_a_real_postgresql_answers_like_brute_force(
     assert postgres.query("SELECT count(*) FROM images") == [[str(ROWS - 1)]]
     name = postgres.query("SELECT metadata->>'name', metadata->'price' FROM images WHERE row = 1")
     assert name == [['Stühle "1"\t\\n', "0.5"]]
+
+    odd = "SELECT metadata->'odd', metadata->>'source', metadata->>'metadata.source' FROM images"
+    assert postgres.query(f"{odd} WHERE row = 5") == [
+        ['[null, null, "\ufffd\ufffd\\\\u0000", 2.5, "36812-02-20"]', "ours", "theirs"]
+    ]
 
     stored = index.sample(ROWS)
     gallery = np.stack([row.code for row in stored])

@@ -7,6 +7,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from unified_embedding.corpus.places import open_for_arrow
+from unified_embedding.errors import EmbeddingError
 
 _BATCH_BYTES: Final = 4_000_000
 _MAX_BATCH_ROWS: Final = 4096
@@ -42,7 +43,7 @@ def closing_parquet(file: pq.ParquetFile) -> Iterator[None]:
         file.close(force=True)
 
 
-class DamagedRows(Exception):
+class DamagedRows(EmbeddingError):
     """The column cannot be read from here on; the message says why."""
 
 

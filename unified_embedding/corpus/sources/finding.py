@@ -118,16 +118,33 @@ def local_matches(argument: str) -> list[str]:
         return [argument]
     if not glob.has_magic(argument):
         raise InputError(f"{printable(argument)} does not exist")
-    names = glob.glob(argument, recursive=True)
+    names = _globbed(argument)
     if not names:
         raise InputError(f"no file matches {printable(argument)}")
     found: dict[str, str] = {}
-    # Loops of links give one file many names; the shortest is its own.
-    for name in sorted(names, key=lambda name: (name.count("/"), name)):
+    # Links give one file many names; its own is no link, or the shortest.
+    for name in sorted(names, key=lambda name: (os.path.islink(name), name.count("/"), name)):
         folder, base = os.path.split(os.path.abspath(name))
         real = os.path.realpath(name) if os.path.isdir(name) else f"{_real(folder)}/{base}"
         found.setdefault(real, name)
-    return sorted(found.values())
+    return sorted(found.values(), key=lambda name: (os.path.islink(name), name))
+
+
+def _globbed(pattern: str) -> list[str]:
+    if "**" not in pattern.split("/"):
+        return glob.glob(pattern)
+    # Here "**" follows no links: with loops of them, glob would go through every path.
+    top = Path("/" if pattern.startswith("/") else "")
+    inside = pattern.lstrip("/")
+    found = (str(path) for path in top.glob(inside))
+    if any(part.startswith(".") and part.strip(".") for part in inside.split("/")):
+        return list(found)
+    # As with "*", hidden files are no matches.
+    return [
+        name
+        for name in found
+        if not any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+    ]
 
 
 def _matches(argument: str) -> Iterator[tuple[str, str]]:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 from unified_embedding.corpus.places import shown
 from unified_embedding.corpus.text import json_object, printable
+from unified_embedding.errors import EmbeddingError
 
 FILE: Final = "file"
 LISTED: Final = "listed"
@@ -13,7 +14,7 @@ TAR: Final = "tar"
 PARQUET: Final = "parquet"
 
 
-class InputError(Exception):
+class InputError(EmbeddingError):
     """The arguments name no picture, or cannot be understood; the message says which and why."""
 
 

@@ -147,8 +147,8 @@ class _OpenTable:
         facts = self._file.metadata.row_group(group)
         if facts.num_rows == 1:
             size = _size(self._file, group, column)
-            # Lengths and levels of one value take a few bytes beside it.
-            if size > limit + 1024:
+            # Statistics may hold the value twice more.
+            if size > 4 * limit + 65_536:
                 return too_large(size)
         try:
             stream = self._stream

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from unified_embedding.corpus.places import StoreError, open_regular, reason
 from unified_embedding.corpus.sources.item import PassedOver
 from unified_embedding.corpus.sources.tars import DamagedError, decoded, json_facts
-from unified_embedding.corpus.sources.values import flat_columns, python_values
+from unified_embedding.corpus.sources.values import flat_columns, is_text, python_values
 
 # The column with a picture's path relative to the table's folder. The last three are what
 # Hugging Face's imagefolder reads (huggingface.co/docs/datasets/image_dataset).
@@ -59,7 +59,7 @@ def read_table(name: str, place: str, passed: PassedOver) -> dict[str, dict[str,
     return found
 
 
-def _named(name: str, columns: list[str]) -> None:
+def _require_names(columns: list[str]) -> None:
     if not set(_KEYS) & set(columns):
         raise DamagedError(f"has neither of the columns {list(_KEYS)}")
 
@@ -74,7 +74,7 @@ def _csv_rows(name: str, data: bytes, passed: PassedOver) -> Iterator[tuple[int,
     if not rows:
         raise DamagedError("is empty")
     header = rows[0][1]
-    _named(name, header)
+    _require_names(header)
     for number, fields in rows[1:]:
         row = f"{name}, row {number}"
         if len(fields) > len(header):
@@ -116,7 +116,8 @@ def _parquet_rows(
     try:
         file = pq.ParquetFile(pa.BufferReader(data))
         schema = file.schema_arrow
-        _named(name, schema.names)
+        # One with bytes in such a column holds the pictures themselves.
+        _require_names([field.name for field in schema if is_text(field.type)])
         columns = flat_columns(schema)
         table = file.read(columns=columns)
     except (pa.ArrowException, OSError) as error:

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final
 from unified_embedding.corpus.places import StoreError, open_regular, reason
 from unified_embedding.corpus.sources.item import TAR, InputError, Item, PassedOver
 from unified_embedding.corpus.text import printable
+from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import SUFFIXES
 
 COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
@@ -22,7 +23,7 @@ NO_PICTURE: Final = "files whose names are no picture's"
 _MAX_METADATA_BYTES: Final = 16_000_000
 
 
-class DamagedError(Exception):
+class DamagedError(EmbeddingError):
     """A source file cannot be read at all; the message says why."""
 
 

@@ -57,7 +57,12 @@ def render(
     """
     sections: list[Lines] = [
         _opening(results, command),
-        _claims_table(claims),
+        claims_table(claims),
+        [
+            "C1, C2, C3, C5 and C7 compare trainings: `make compare` runs them, and "
+            "[comparison.md](comparison.md) judges them.",
+            "",
+        ],
         _picture("results-overview.png", "Main figures of every row with intervals", pictures),
         _main_table(results),
         _targets_table(targets),
@@ -69,7 +74,7 @@ def render(
         _subsampling(results.findings, pictures),
         _costs(results),
         _served(agreements),
-        _claims_detail(claims),
+        claims_detail(claims),
         _method(results),
     ]
     return "\n".join(line for section in sections for line in section)
@@ -95,7 +100,8 @@ def level(interval: Interval | None) -> str:
     return f"{percent(interval.mean)} [{percent(interval.low)}, {percent(interval.high)}]"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Lines:
+    """A Markdown table; nothing for no rows."""
     if not rows:
         return []
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
@@ -108,7 +114,7 @@ def _picture(name: str, text: str, pictures: Sequence[str]) -> Lines:
 
 def _opening(results: Results, command: str) -> Lines:
     counts = results.test_set
-    searched = _table(
+    searched = table(
         ["search", "queries", "products or families", "gallery pictures", "searches"],
         [
             [
@@ -150,16 +156,16 @@ def _opening(results: Results, command: str) -> Lines:
     ]
 
 
-def _claims_table(claims: Sequence[Claim]) -> Lines:
+def claims_table(claims: Sequence[Claim]) -> Lines:
+    """Verdicts with the weakest difference of each."""
     rows = [
         [claim.key, claim.text, f"**{claim.verdict}**", _worst_finding(claim)] for claim in claims
     ]
     return [
         "## The paper's claims, here",
         "",
-        *_table(["", "claim (KDD 2019)", "here", "weakest difference, points"], rows),
-        "Rules and all differences: [below](#claims-in-detail). C1, C2, C3, C5 and C7 compare "
-        "trainings: `make compare` runs them, and [comparison.md](comparison.md) has them.",
+        *table(["", "claim (KDD 2019)", "here", "weakest difference, points"], rows),
+        "Rules and all differences: [below](#claims-in-detail).",
         "",
     ]
 
@@ -197,7 +203,7 @@ def _main_table(results: Results) -> Lines:
     return [
         "## The table",
         "",
-        *_table(head, rows),
+        *table(head, rows),
         f"{remark} `bytes`: of one stored picture. `asymmetric`: float query against stored codes.",
         "",
     ]
@@ -231,7 +237,7 @@ def _targets_table(targets: Sequence[Target]) -> Lines:
         "Paired differences in points. Targets were set before training; a shortfall stands as it "
         "is.",
         "",
-        *_table(["difference", "target", "found", ""], rows),
+        *table(["difference", "target", "found", ""], rows),
     ]
 
 
@@ -245,7 +251,7 @@ def _code_table(results: Results) -> Lines:
             texts = ["" if one is None else points(one) for one in changes]
             rows.append([result.row.name if kind == "asymmetric" else "", kind, *texts])
     head = ["embedder", "minus float", *(f"{task} {metric}" for task, metric in COLUMNS)]
-    return ["## What the code costs", "", *_table(head, rows), *_rotations(results)]
+    return ["## What the code costs", "", *table(head, rows), *_rotations(results)]
 
 
 def _rotations(results: Results) -> Lines:
@@ -269,7 +275,7 @@ def _rotations(results: Results) -> Lines:
         f"The rotation inside an embedder is one draw among many. Mean over {wanted.count} random "
         "maps in its place, none chosen; SD over the maps:",
         "",
-        *_table(head, rows),
+        *table(head, rows),
     ]
 
 
@@ -299,7 +305,7 @@ def _one_index_table(results: Results) -> Lines:
         f"One embedding must serve every product, so here every query searches the union of all "
         f"galleries ({size:,} pictures). Float / asymmetric / code.",
         "",
-        *_table(head, rows),
+        *table(head, rows),
     ]
 
 
@@ -323,7 +329,7 @@ def _elsewhere(results: Results) -> Lines:
     head = ["test set", "embedder", "figure", *COMPARISONS, "float, minus its zero-shot"]
     if not rows:
         return []
-    return ["## Domains that no row was trained on", "", *_table(head, rows)]
+    return ["## Domains that no row was trained on", "", *table(head, rows)]
 
 
 def _ranks_table(results: Results) -> Lines:
@@ -341,7 +347,7 @@ def _ranks_table(results: Results) -> Lines:
     return [
         "<details><summary>Every figure with its interval</summary>",
         "",
-        *_table(["embedder", "figure", *COMPARISONS], rows),
+        *table(["embedder", "figure", *COMPARISONS], rows),
         "</details>",
         "",
     ]
@@ -380,7 +386,7 @@ def _dimension(findings: Findings | None, pictures: Sequence[str]) -> Lines:
         f"({findings.pictures:,} training pictures, no augmentation, one seed); the trunk did not "
         "move. Float / code.",
         "",
-        *_table(["", "bytes, float / code", *(f"{t} {m}" for t, m in MAIN.values())], rows),
+        *table(["", "bytes, float / code", *(f"{t} {m}" for t, m in MAIN.values())], rows),
         f"`{PLAIN}` is the paper's way; `{NO_NORM}` takes the bit x > 0 of pooled features, none "
         f"of which is negative and many exactly 0; `{MAPPED}` is a departure from the paper, mean "
         f"and SD over {draws} rotations. Whether a trained embedder needs LayerNorm is asked end "
@@ -440,7 +446,7 @@ def _subsampling(findings: Findings | None, pictures: Sequence[str]) -> Lines:
         "classes cannot test web scale.** Float: mean over seeds (each seed); paired difference "
         "to all classes.",
         "",
-        *_table(["classes in a softmax", *(f"{t} {m}" for t, m in MAIN.values())], rows),
+        *table(["classes in a softmax", *(f"{t} {m}" for t, m in MAIN.values())], rows),
         *_picture("results-subsampling.png", "Quality by share of sampled classes", pictures),
     ]
 
@@ -480,7 +486,7 @@ def _costs(results: Results) -> Lines:
     rates = ", ".join(f"{twin.row.name} {twin.speed:.0f}" for twin in twins)
     return [
         *head,
-        *_table(["", "three specialists", "one unified", "ratio"], rows),
+        *table(["", "three specialists", "one unified", "ratio"], rows),
         f"Pictures per second, decoding included: unified {ours.speed:.0f}, {rates}.",
         "",
     ]
@@ -512,14 +518,15 @@ def _served(agreements: Sequence[Agreement]) -> Lines:
         "",
         "The same pictures through other runtimes, against the fp32 graph on onnxruntime.",
         "",
-        *_table(head, rows),
+        *table(head, rows),
         "What the runtime costs, in points, paired:",
         "",
-        *_table(["engine", "by", *(f"{task} {metric}" for task, metric in FIGURES)], costs),
+        *table(["engine", "by", *(f"{task} {metric}" for task, metric in FIGURES)], costs),
     ]
 
 
-def _claims_detail(claims: Sequence[Claim]) -> Lines:
+def claims_detail(claims: Sequence[Claim]) -> Lines:
+    """Rules and all differences."""
     lines = ["## Claims in detail", ""]
     for claim in claims:
         lines += [f"**{claim.key} {claim.verdict}.** {claim.text} Rule: {claim.rule}.", ""]
