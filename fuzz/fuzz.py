@@ -13,10 +13,10 @@ from typing import Annotated, Final
 
 import in_process
 import typer
+from cases import TARGETS
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from targets import TARGETS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 OUT: Final = ROOT / "out" / "fuzz"

@@ -20,11 +20,11 @@ import in_process
 import numpy as np
 import psutil
 import wire
+from cases import Case
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from targets import Case
 
 from unified_embedding.local_server import LocalServer, start
 

@@ -62,10 +62,9 @@ def test_twice_the_capacity(repository: Path, root: Path) -> None:
     # Normal again: it answers.
     assert min(seen.after) < TIMEOUT_S
     # How much and how fast is for docs/performance.md to judge.
-    print(
-        f"\n  {recorder.completed / OVERLOAD_S / seen.capacity:.0%} of the capacity answered; median "
-        f"{statistics.median(seen.before):.3f} s before, {statistics.median(seen.after):.3f} s after"
-    )
+    share = recorder.completed / OVERLOAD_S / seen.capacity
+    before, after = statistics.median(seen.before), statistics.median(seen.after)
+    print(f"\n  {share:.0%} of the capacity answered; {before:.3f} s before, {after:.3f} s after")
 
 
 async def overload(url: str, images: tuple[bytes, ...], tree: ProcessTree) -> Overload:
