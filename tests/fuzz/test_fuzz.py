@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
-for package in ("faiss", "psutil"):
-    pytest.importorskip(package, reason="the extra `search` is not installed")
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
+pytest.importorskip("psutil", reason="the extra `search` is not installed")
 
+import campaign
 import cases
 import in_process
-import served
 import wire
 
 ARCHIVE_BLOCK = 512
@@ -64,8 +64,8 @@ def test_unfit_answers_are_seen(status: str, message: str, why: str) -> None:
 
 def test_growth_is_counted_once_memory_has_settled() -> None:
     rising = [100.0 + 10 * minute for minute in range(40)]
-    assert served.growth_mb([0.0] * 9 + [500.0] * 31) == 0
-    assert 200 < served.growth_mb(rising) < 300
+    assert campaign.growth_mb([0.0] * 9 + [500.0] * 31) == 0
+    assert 200 < campaign.growth_mb(rising) < 300
 
 
 def test_a_process_that_dies_is_found_kept_and_gone_past(

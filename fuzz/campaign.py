@@ -65,7 +65,7 @@ class Seen:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def campaign(repository: Path, seconds: float, seed: int, out: Path) -> Seen:
+def run(repository: Path, seconds: float, seed: int, out: Path) -> Seen:
     """Serve `repository`, send to it for `seconds`, stop it, and tell what was seen."""
     out.mkdir(parents=True, exist_ok=True)
     seen = Seen()
