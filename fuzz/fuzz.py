@@ -13,10 +13,10 @@ from typing import Annotated, Final
 
 import in_process
 import typer
+from cases import TARGETS
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from targets import TARGETS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 OUT: Final = ROOT / "out" / "fuzz"
@@ -46,11 +46,11 @@ def run(
     if names:
         held = _inside(names, minutes * 60 * share, seed, out)
     if "server" in wanted:
-        import served
+        import campaign
 
         seconds = minutes * 60 * (1 - share)
-        held &= served.report(
-            console, served.campaign(repository, seconds, seed, out), seconds, seed
+        held &= campaign.report(
+            console, campaign.run(repository, seconds, seed, out), seconds, seed
         )
     sys.exit(0 if held else 1)
 
@@ -61,9 +61,9 @@ def replay(file: Path, repository: Path = REPOSITORY, out: Path = OUT) -> None:
     target, case = in_process.load(file)
     try:
         if target == "server":
-            import served
+            import campaign
 
-            why = served.replay(case, repository, out)
+            why = campaign.replay(case, repository, out)
         else:
             print(TARGETS[target].check(case))
             why = ""
@@ -83,9 +83,9 @@ def worker(target: str, seed: int, first: int, seconds: float, journal: Path) ->
 @app.command(hidden=True)
 def sender(grpc: str, http: str, seed: int, part: int, seconds: float, out: Path) -> None:
     """Send malformed requests to a server."""
-    import served
+    import campaign
 
-    served.sender(grpc, http, seed, part, seconds, out)
+    campaign.sender(grpc, http, seed, part, seconds, out)
 
 
 def _inside(names: list[str], seconds: float, seed: int, out: Path) -> bool:

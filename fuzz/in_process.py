@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
-from targets import TARGETS, Case
+from cases import TARGETS, Case
 
 # What one case may take before its process is ended as hanging; a thousand times the usual.
 _HANG_S: Final = 60.0

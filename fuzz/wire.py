@@ -13,9 +13,9 @@ from typing import Any, Final
 import grpc
 import mutation
 import numpy as np
+from cases import CROPS, MOMENTS, Case, pictures
 from numpy.typing import NDArray
 from PIL import Image
-from targets import CROPS, MOMENTS, Case, pictures
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 MODEL: Final = "unified_embedding"

@@ -58,7 +58,7 @@ def locust(root: Path, tmp_path: Path, peer: Any) -> Any:
         **environment: str,
     ) -> Run:
         command = [sys.executable, "-m", "locust", "-f", f"{root}/loadtest/", "--headless"]
-        command += ["-u", "8", "-r", "8", "-t", "60s", "--only-summary", *report]
+        command += ["-u", "8", "-r", "8", "-t", "600s", "--only-summary", *report]
         said = tmp_path / "said"
         port = free_port()
         with said.open("wb") as stream:

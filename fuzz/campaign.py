@@ -20,11 +20,11 @@ import in_process
 import numpy as np
 import psutil
 import wire
+from cases import Case
 from PIL import Image
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from targets import Case
 
 from unified_embedding.local_server import LocalServer, start
 
@@ -65,7 +65,7 @@ class Seen:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
-def campaign(repository: Path, seconds: float, seed: int, out: Path) -> Seen:
+def run(repository: Path, seconds: float, seed: int, out: Path) -> Seen:
     """Serve `repository`, send to it for `seconds`, stop it, and tell what was seen."""
     out.mkdir(parents=True, exist_ok=True)
     seen = Seen()
