@@ -1,5 +1,6 @@
 """Encoded bytes to pixels: a header is read and checked, then Pillow decodes what it needs."""
 
+import contextlib
 import math
 import struct
 from collections.abc import Callable
@@ -168,11 +169,11 @@ def _decoded(
 def _loaded(container: Container, draft: tuple[int, int] | None) -> Image.Image:
     """What is stored, as Pillow decodes it. A file without an end marker is tried with several."""
     data = container.file()
-    try:
+    if not container.tails:
         return opened(container, data, draft)
-    except OSError:
-        if not container.tails:
-            raise
+    if b"\xff\xd9" in data:  # An end marker, and something behind it.
+        with contextlib.suppress(OSError):
+            return opened(container, data, draft)
     first = opened(container, data + container.tails[0], draft)
     for tail in container.tails[1:]:
         if not _same(first, opened(container, data + tail, draft)):

@@ -192,9 +192,9 @@ def _note(header: bytes, known: dict[int, list[int]]) -> None:
 
 
 def _tails(data: bytes) -> list[bytes]:
-    """Endings for a file without an end marker: the marker alone, and twice with nonsense before.
+    """Two endings for a file without an end marker: nonsense, its complement, the marker.
 
-    A picture that is the same with each does not depend on what is missing: all its pixels
+    A picture that is the same with both does not depend on what is missing: all its pixels
     are there. The nonsense brings the restart markers that would come next, or the decoder
     would skip it.
     """
@@ -202,7 +202,7 @@ def _tails(data: bytes) -> list[bytes]:
     for found in _RESTART.finditer(data, max(0, len(data) - 1_000_000)):
         last = found[1][0] & 7
     following = 0 if last is None else (last + 1) % 8
-    tails = [b"\xff\xd9"]
+    tails = []
     for nonsense in (b"\x2b\x91\x5c\xe3\x07\x78", b"\xd4\x6e\xa3\x1c\xf8\x87"):
         markers = (0xD0 + (following + step) % 8 for step in range(8))
         body = b"".join(nonsense * 8 + bytes((0xFF, marker)) for marker in markers)
