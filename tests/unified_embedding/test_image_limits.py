@@ -148,6 +148,10 @@ BOMBS = {
         lambda: b"II*\0\x08\0\0\0" + struct.pack("<H", 60_000) + bytes(12 * 60_000),
         "60,000 entries",
     ),
+    "TIFF samples": (
+        lambda: tiff(bytes(4096), 64, 64, t258=(3, [8]), t262=(3, [1]), t277=(4, [4_000_000_000])),
+        "4,000,000,000 samples a pixel",
+    ),
     "JPEG scans": (lambda: scans(100), "more than 30 scans"),
     "JPEG segments": (
         lambda: b"\xff\xd8" + b"\xff\xfe\0\2" * 20_000 + encoded(scene(64, 64), "JPEG")[2:],

@@ -128,6 +128,11 @@ def _inspect(data: bytes, limits: Limits) -> Container:
         container = _PARSERS[kind](data)
     except (struct.error, IndexError, OverflowError):
         raise corrupt(kind, "it ends within its header") from None
+    except ImageError:
+        raise
+    # Whatever a reader trips over in one picture is that picture's fault, and costs it alone.
+    except Exception as error:
+        raise corrupt(kind, str(error)[:80] or type(error).__name__) from error
     if container.width < 1 or container.height < 1:
         raise ImageError(f"the image has no pixels ({container.width} x {container.height})")
     if container.progressive:

@@ -66,6 +66,7 @@ _LAYOUTS: Final[dict[int, dict[tuple[int, ...], _Extra]]] = {
     _YCBCR: {(8,) * 3: {()}},
     _LAB: {(8,) * 3: {()}},
 }
+_MOST_SAMPLES: Final = max(len(bits) for layouts in _LAYOUTS.values() for bits in layouts)
 _MAX_ENTRIES: Final = 4096
 _SMALL_AREA: Final = 4_000_000
 
@@ -188,6 +189,8 @@ class _Layout:
         self.photometric = first(_PHOTOMETRIC, 0)
         self.planar = first(_PLANAR, 1) == 2
         samples = first(_SAMPLES, 1)
+        if samples > _MOST_SAMPLES:
+            raise unread("TIFF", f"{samples:,} samples a pixel")
         bits = tuple(int(value) for value in tags.get(_BITS, [1])[: samples or 1])
         self.bits = bits * samples if len(bits) == 1 else bits
         extra = tuple(int(value) for value in tags.get(_EXTRA, []))
