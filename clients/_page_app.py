@@ -44,7 +44,7 @@ from unified_embedding.errors import (
     ServerUnavailable,
     shown,
 )
-from unified_embedding.image import DEFAULT_LIMITS, decode, parse_crops
+from unified_embedding.image import Limits, decode, parse_crops
 from unified_embedding.index import CodeIndex, Hit, Matches, Origin, Stored, facts
 from unified_embedding.search.guard import Guard
 from unified_embedding.search.pictures import Pictures
@@ -166,7 +166,7 @@ class Page:
             recall = self.index.monitor.recall()
             if recall.queries:
                 index["recall"] = vars(recall)
-        limits = {"bytes": DEFAULT_LIMITS.max_bytes}
+        limits = {"bytes": Limits.from_environment().max_bytes}
         return _json({"server": server, "index": index, "limits": limits})
 
     async def search(self, request: Request) -> Response:
@@ -359,7 +359,7 @@ async def _body(request: Request, patience: Patience) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
         raise EmbeddingProblem(415, "Send the photo itself as the body, not a form around it.")
-    limit = DEFAULT_LIMITS.max_bytes
+    limit = Limits.from_environment().max_bytes
     stated = _number(request.headers.get("content-length", "0"))
     if stated is not None and stated > limit:
         raise EmbeddingProblem(413, _too_large(stated))
@@ -414,7 +414,7 @@ def _server_problem(error: ClientError) -> EmbeddingProblem:
 
 
 def _too_large(size: int) -> str:
-    limit = DEFAULT_LIMITS.max_bytes
+    limit = Limits.from_environment().max_bytes
     return f"This photo has {size / 1e6:.1f} MB; the limit is {limit / 1e6:.0f} MB."
 
 

@@ -1,6 +1,5 @@
 """From files to vectors: reading, sending and collecting, a bounded number at a time."""
 
-import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -49,7 +48,7 @@ def embed_files(
         ClientError: the server failed, so that nothing is known about the pictures.
         ImageError: a limit in the environment is not a number.
     """
-    limits = Limits.from_settings(os.environ)
+    limits = Limits.from_environment()
     names, images, skipped = [], [], []
     for file in files:
         try:

@@ -15,6 +15,7 @@ from _fleet import Fleet, Pace
 from unified_embedding.client import EmbeddedEach
 from unified_embedding.corpus.sources import Item, Reader, Unreadable
 from unified_embedding.errors import ClientError
+from unified_embedding.image import DEFAULT_LIMITS
 
 # So that slow storage does not leave the servers without work.
 READERS: Final = 8
@@ -31,6 +32,7 @@ class Load:
         rate: pictures per second of this worker; 0 for no limit.
         timeout: seconds per request.
         patience: seconds to keep trying while no server answers.
+        max_bytes: largest picture that is read.
     """
 
     urls: tuple[str, ...]
@@ -39,6 +41,7 @@ class Load:
     rate: float
     timeout: float
     patience: float
+    max_bytes: int = DEFAULT_LIMITS.max_bytes
 
 
 class ShardWorker:
@@ -46,7 +49,7 @@ class ShardWorker:
 
     def __init__(self, corpus: Corpus, load: Load, reader: Reader | None = None) -> None:
         self._corpus, self._load = corpus, load
-        self._reader = reader or Reader()
+        self._reader = reader or Reader(load.max_bytes)
         self._fleet = Fleet(load.urls, corpus.header.version, load.timeout, load.patience)
         self._pace = Pace(load.rate)
         self._ahead = max(load.inflight, READERS)

@@ -44,7 +44,8 @@ from unified_embedding.client import DEFAULT_URL, ServerInfo
 from unified_embedding.corpus.sources import InputError, PassedOver, find
 from unified_embedding.corpus.store import Store, StoreError
 from unified_embedding.corpus.text import printable
-from unified_embedding.errors import ClientError
+from unified_embedding.errors import ClientError, ImageError
+from unified_embedding.image import Limits
 
 REPORT: Final = "report.json"
 # Of all pictures, before a disk that loses what is written is given up.
@@ -65,6 +66,7 @@ FAILURES: Final = (
     StoreError,
     CorpusError,
     ClientError,
+    ImageError,
     OSError,
 )
 
@@ -175,6 +177,7 @@ def main(
             rate=max_rate / workers,
             timeout=timeout,
             patience=patience,
+            max_bytes=Limits.from_environment().max_bytes,
         )
         outcome = run(corpus, load, workers, ray_address)
         report(outcome, urls)

@@ -1,5 +1,6 @@
 """What one picture, one request and one server may cost, and the settings that say so."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
@@ -69,6 +70,11 @@ class Limits:
                     if source.get(spelling, "").strip():
                         values[field] = _parsed(spelling, field, source[spelling].strip())
         return cls(**values)
+
+    @classmethod
+    def from_environment(cls) -> "Limits":
+        """What the settings in this process' environment ask for. Raises as `from_settings`."""
+        return cls.from_settings(os.environ)
 
     def check_request(self, size: int, pixels: int) -> None:
         """Refuse a request of more bytes or a dearer decode than one request may have.

@@ -12,7 +12,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
-from unified_embedding.image import DEFAULT_LIMITS
+from unified_embedding.image import Limits
 
 _TABLES: Final = (".parquet", ".tar")
 
@@ -50,7 +50,7 @@ class Pictures:
             flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
             with os.fdopen(os.open(path, flags), "rb") as file:
                 there = os.fstat(file.fileno())
-                small = there.st_size <= DEFAULT_LIMITS.max_bytes
+                small = there.st_size <= Limits.from_environment().max_bytes
                 return file.read(there.st_size) if stat.S_ISREG(there.st_mode) and small else None
         except OSError:
             return None
