@@ -242,7 +242,9 @@ def _serve_until_killed(port: int, journal: Path, linger: float) -> None:
 
     def respond(number: int, request: Request) -> Failure | None:
         with lock, journal.open("a") as file:
-            file.write(json.dumps([image.decode() for image in request.images]) + "\n")
+            file.write(
+                json.dumps([image.decode(errors="replace") for image in request.images]) + "\n"
+            )
         time.sleep(0.05)  # So that others are in flight when it dies.
         if any(POISON in image for image in request.images):
             ill.set()

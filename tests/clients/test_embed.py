@@ -237,7 +237,7 @@ FILES = 2 * PART_SIZE + 100
 def broken_from(number: int) -> Any:
     """A server that fails every request from the given one on."""
     return lambda count, request: (
-        (grpc.StatusCode.INTERNAL, "Stub process is not healthy") if count >= number else None
+        (grpc.StatusCode.INTERNAL, "out of order") if count >= number else None
     )
 
 

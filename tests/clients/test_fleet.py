@@ -149,7 +149,11 @@ def fleet_of(clock: Clock, *urls: str, patience: float) -> Fleet:
 
 @pytest.mark.parametrize("linger", [0, 0.5], ids=["dies", "lingers"])
 @pytest.mark.parametrize("servers", [1, 2])
-def test_poison_pictures_cost_themselves(tmp_path: Path, servers: int, linger: float) -> None:
+def test_poison_pictures_cost_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, servers: int, linger: float
+) -> None:
+    # Longer than a server lingers, and no longer than a test should wait.
+    monkeypatch.setattr("unified_embedding.client._retry.ILL_S", 4 * linger)
     lists = [[f"{caller} {row}".encode() for row in range(4)] for caller in range(8)]
     lists[2][1], lists[2][2], lists[5][3] = b"poison a", b"poison b", b"poison c"
     with ExitStack() as stack:

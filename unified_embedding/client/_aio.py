@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from unified_embedding.client import _kserve as kserve
-from unified_embedding.client._base import BaseClient, in_callers_rows, nothing
+from unified_embedding.client._base import PROBES, BaseClient, in_callers_rows, nothing
 from unified_embedding.client._calls import Deadline
 from unified_embedding.client._job import Crops, Job, Salvage, collect, halves
 from unified_embedding.client._kserve import grpc, pb
@@ -71,10 +71,7 @@ class AsyncEmbedderClient(BaseClient):
 
     async def is_ready(self, *, timeout: float | None = None) -> bool:
         """Whether the server says that the model is ready. See EmbedderClient.is_ready."""
-        request = pb.ModelReadyRequest(name=kserve.MODEL)
-        deadline = self._deadline(timeout)
-        answer = await self._call("ModelReady", request, deadline, Retry(attempts=1))
-        return bool(answer.ready) and not self._lives.ill
+        return await self._ready(self._deadline(timeout))
 
     async def statistics(self, *, timeout: float | None = None) -> dict[str, StageStatistics]:
         """Running totals of each of the server's models, by name. Raises as `embed`."""
@@ -170,13 +167,27 @@ class AsyncEmbedderClient(BaseClient):
                 return await self._once("ModelInfer", request, deadline)
 
     async def _check_ready(self, deadline: Deadline) -> None:
-        request = pb.ModelReadyRequest(name=kserve.MODEL)
         try:
-            answer = await self._once("ModelReady", request, deadline)
+            ready = await self._ready(deadline)
         except ServerDied as problem:  # Over a question, not over the suspect.
             raise ServerUnavailable(str(problem)) from problem
-        if not answer.ready or self._lives.ill:
+        if not ready:
             raise self._not_ready()
+
+    async def _ready(self, deadline: Deadline) -> bool:
+        """Whether the server says so, and may be believed."""
+        request = pb.ModelReadyRequest(name=kserve.MODEL)
+        answer = await self._once("ModelReady", request, deadline)
+        if not answer.ready or self._lives.ill:
+            return False
+        if self._lives.doubtful:
+            try:
+                for _ in range(PROBES):
+                    await self._once("ModelInfer", self._probe(deadline), deadline)
+            except ServerDied:
+                return False
+            self._lives.healed()
+        return True
 
     async def _call(
         self, method: str, request: Any, deadline: Deadline, retry: Retry | None = None

@@ -1,12 +1,15 @@
 """What the blocking and the asyncio client share: configuration, and checks of every answer."""
 
+import io
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, Final
 
 import numpy as np
+from PIL import Image
 
 from unified_embedding.client import _kserve as kserve
 from unified_embedding.client import _proxy as proxy
@@ -19,7 +22,7 @@ from unified_embedding.client._calls import (
 )
 from unified_embedding.client._job import Job
 from unified_embedding.client._kserve import grpc
-from unified_embedding.client._results import CODE, EMBEDDING, Embedded, ServerInfo
+from unified_embedding.client._results import CODE, EMBEDDING, OUTPUTS, Embedded, ServerInfo
 from unified_embedding.client._retry import Lives, Retry, Sent
 from unified_embedding.errors import (
     ClientError,
@@ -27,6 +30,9 @@ from unified_embedding.errors import (
     ServerUnavailable,
     VersionMismatch,
 )
+
+# One might be answered by a living process of a model, of which another is dead.
+PROBES: Final = 4
 
 
 class EngineWarning(UserWarning):
@@ -99,6 +105,10 @@ class BaseClient(ABC):
     def _request(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Any:
         return kserve.infer_request(job, rows, deadline.moment if self._send_deadline else None)
 
+    def _probe(self, deadline: Deadline) -> Any:
+        """A request of one picture that can harm nobody."""
+        return self._request(Job.of([_plain_picture()], None, OUTPUTS), [0], deadline)
+
     def _check_open(self) -> None:
         if self._closed:
             raise self._closed_error()
@@ -154,6 +164,13 @@ class BaseClient(ABC):
                 EngineWarning,
                 stacklevel=2,
             )
+
+
+@cache
+def _plain_picture() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, "JPEG")
+    return file.getvalue()
 
 
 @contextmanager

@@ -92,6 +92,20 @@ class Lives:
         """
         return self._now.ill and time.monotonic() < self._ill_until
 
+    @property
+    def doubtful(self) -> bool:
+        """Whether it was found ill some time ago, and its end was never seen.
+
+        It may have been restarted between two calls, or behind a gateway, or still be ill.
+        """
+        return self._now.ill and not self._now.over and not self.ill
+
+    def healed(self) -> None:
+        """A doubtful server embeds pictures again: that is another life."""
+        with self._lock:
+            if self.doubtful:
+                self._now = Sent(self._now.life + 1)
+
     def sent(self) -> Sent:
         """What is known now, for a call that is about to be sent."""
         return self._now

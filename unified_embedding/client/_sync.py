@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from unified_embedding.client import _kserve as kserve
-from unified_embedding.client._base import BaseClient, in_callers_rows, nothing
+from unified_embedding.client._base import PROBES, BaseClient, in_callers_rows, nothing
 from unified_embedding.client._calls import Deadline
 from unified_embedding.client._job import Crops, Job, Salvage, collect, halves
 from unified_embedding.client._kserve import grpc, pb
@@ -106,14 +106,13 @@ class EmbedderClient(BaseClient):
         """Whether the server says that the model is ready, without retries.
 
         A server whose model process died may still say so: only an embedded picture proves it.
-        For 30 s after a call of this client has found such a process, the answer is no.
+        For 30 s after a call of this client has found such a process, the answer is no; then a
+        server whose restart was not seen has to embed a few plain pictures first.
 
         Raises:
             ServerUnavailable, DeadlineExceeded: the server cannot be reached.
         """
-        request = pb.ModelReadyRequest(name=kserve.MODEL)
-        answer = self._call("ModelReady", request, self._deadline(timeout), Retry(attempts=1))
-        return bool(answer.ready) and not self._lives.ill
+        return self._ready(self._deadline(timeout))
 
     def statistics(self, *, timeout: float | None = None) -> dict[str, StageStatistics]:
         """Running totals of each of the server's models, by name. Raises as `embed`."""
@@ -213,13 +212,27 @@ class EmbedderClient(BaseClient):
                 return self._once("ModelInfer", request, deadline)
 
     def _check_ready(self, deadline: Deadline) -> None:
-        request = pb.ModelReadyRequest(name=kserve.MODEL)
         try:
-            answer = self._once("ModelReady", request, deadline)
+            ready = self._ready(deadline)
         except ServerDied as problem:  # Over a question, not over the suspect.
             raise ServerUnavailable(str(problem)) from problem
-        if not answer.ready or self._lives.ill:
+        if not ready:
             raise self._not_ready()
+
+    def _ready(self, deadline: Deadline) -> bool:
+        """Whether the server says so, and may be believed."""
+        request = pb.ModelReadyRequest(name=kserve.MODEL)
+        answer = self._once("ModelReady", request, deadline)
+        if not answer.ready or self._lives.ill:
+            return False
+        if self._lives.doubtful:
+            try:
+                for _ in range(PROBES):
+                    self._once("ModelInfer", self._probe(deadline), deadline)
+            except ServerDied:
+                return False
+            self._lives.healed()
+        return True
 
     def _call(
         self, method: str, request: Any, deadline: Deadline, retry: Retry | None = None
