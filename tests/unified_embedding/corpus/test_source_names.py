@@ -116,7 +116,8 @@ def test_a_size_over_the_limit_is_refused_before_it_is_read(tmp_path: Path) -> N
     items = [*find(["huge.jpg", "x.tar"]), Item("t::1", "tar", "huge.jpg", 512, 1 << 39)]
     told = [getattr(one, "reason", None) for one in contents(items, 2000)]
     assert told == [
-        f"it has {size:,} bytes; the limit is 2,000" for size in (1 << 40, 3000, 1 << 39)
+        f"it has {size:,} bytes; the limit is 2,000 (UNIFIED_EMBEDDING_MAX_IMAGE_BYTES)"
+        for size in (1 << 40, 3000, 1 << 39)
     ]
 
 

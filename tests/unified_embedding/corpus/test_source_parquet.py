@@ -242,16 +242,20 @@ def test_a_row_group_is_read_once_however_many_shards_it_holds(
 def test_a_picture_over_the_limit_is_refused_by_its_length(folder: Path) -> None:
     (folder / "big.jpg").write_bytes(b"x" * 2001)
     rows = [b"x" * 2001, b"x" * 2000]
-    told = "it has 2,001 bytes; the limit is 2,000"
+    told = "it has 2,001 bytes; the limit is 2,000 (UNIFIED_EMBEDDING_MAX_IMAGE_BYTES)"
     for size in (1, 2):
         items = list(find([write({"image": rows}, row_group_size=size)]))
         big, small = contents(items, 2000)
-        assert str(getattr(big, "reason", "")).endswith("bytes; the limit is 2,000")
+        assert str(getattr(big, "reason", "")).endswith(
+            "bytes; the limit is 2,000 (UNIFIED_EMBEDDING_MAX_IMAGE_BYTES)"
+        )
         assert small == rows[1]
     # So large that it is seen without reading the row.
     items = list(find([write({"image": [b"x" * 900_000]}, compression="none")]))
     [huge] = contents(items, 2000)
-    assert getattr(huge, "reason", "").endswith("bytes; the limit is 2,000")
+    assert getattr(huge, "reason", "").endswith(
+        "bytes; the limit is 2,000 (UNIFIED_EMBEDDING_MAX_IMAGE_BYTES)"
+    )
     [file] = contents(list(find(["data/big.jpg"])), 2000)
     assert getattr(file, "reason", "") == told
 
