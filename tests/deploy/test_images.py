@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from unified_embedding.image import SETTINGS
+
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 WORKDIR = "/opt/unified-embedding"
@@ -220,3 +222,7 @@ def test_the_one_shot_service_passes_settings_that_the_build_step_has(
         ).stdout  # fmt: skip
         for flag in [word for word in words if word.startswith("--")]:
             assert flag in help_text, flag
+
+
+def test_every_limit_is_taken_over_from_the_environment(compose: dict) -> None:
+    assert set(compose["services"]["server"]["environment"]) == set(SETTINGS)
