@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,12 @@ def test_every_split_gives_each_picture_its_own_embedding(
             engine.embed(wrong)
     whole = engine.embed_all(pixels)
     assert np.abs(whole - truth).max() < 1e-3
-    # Bit for bit the same, whatever else was in the batch.
-    assert np.array_equal(whole[0], alone[0])
-    assert np.array_equal(engine.embed_all(pixels[1:]), whole[1:])
+    # Bit for bit the same, whatever else was in the batch, where a stream has one thread. Two
+    # threads share the work of a batch and of a single picture differently: on a CPU with AVX2
+    # only, the last bits then differ.
+    same = partial(np.allclose, atol=1e-5) if threads > streams else np.array_equal
+    assert same(whole[0], alone[0])
+    assert same(engine.embed_all(pixels[1:]), whole[1:])
 
 
 # In a process of its own, which the fault would end.
