@@ -60,11 +60,14 @@ def test_impatient_callers_are_answered_again_after_a_stall(
         for thread in threads:
             thread.start()
         wait_for(lambda: "answered" in during)
+        # A stall may last longer here than the launcher lets a process stand still.
+        os.kill(server.process.pid, signal.SIGSTOP)
         for _ in range(STALLS):
             os.kill(stub, signal.SIGSTOP)
             time.sleep(STALL_S)
             os.kill(stub, signal.SIGCONT)
             time.sleep(0.1)
+        os.kill(server.process.pid, signal.SIGCONT)
         done.set()
         for thread in threads:
             thread.join()
