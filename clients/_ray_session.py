@@ -115,7 +115,8 @@ def each_shard(
         def run(self, shard: int) -> Any:
             return self._worker.run(shard)
 
-    remote: Any = ray.remote(num_cpus=CORES_PER_WORKER)(Worker)
+    # Over all nodes: by itself Ray fills the first one, whose network then bounds the run.
+    remote: Any = ray.remote(num_cpus=CORES_PER_WORKER, scheduling_strategy="SPREAD")(Worker)
     lanes = Lanes(shards, workers)
     under_way: dict[Any, tuple[Any, int, int | None]] = {}
     idle: list[tuple[Any, int]] = []

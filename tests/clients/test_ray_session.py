@@ -160,7 +160,7 @@ def test_a_shard_that_kills_every_worker_ends_the_run_in_words(
 
     def kill(number: int, request: object) -> None:
         """End the worker that asks, each time it asks for the third shard."""
-        if number >= 2 and not ended.is_set():
+        if number >= 3 and not ended.is_set():
             worker_of(run).kill()
 
     peer = Peer()
