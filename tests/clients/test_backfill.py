@@ -157,7 +157,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
 
 def has_workers(raylet: psutil.Process) -> bool:
     try:
-        return any("MapWorker" in child.name() for child in raylet.children(recursive=True))
+        return any(
+            child.name().startswith("ray::Worker") for child in raylet.children(recursive=True)
+        )
     except psutil.NoSuchProcess:
         return False
 
