@@ -303,7 +303,13 @@ def report(console: Console, seen: Seen, seconds: float, seed: int) -> bool:
         ("good requests beside them", seen.good, "", seen.good > 0),
         ("of them answered wrongly, by one bit or more", seen.wrong, "0", not seen.wrong),
         ("of them not answered", seen.refused, "0", not seen.refused),
-        (f"of them over {limit:.1f} s (idle: {seen.idle_s:.3f} s)", seen.slow, "0", not seen.slow),
+        # Told, and not judged, by CI: a time depends on what else its machine is doing.
+        (
+            f"of them over {limit:.1f} s (idle: {seen.idle_s:.3f} s)",
+            seen.slow,
+            "" if "CI" in os.environ else "0",
+            "CI" in os.environ or not seen.slow,
+        ),
         ("the slowest of them, s", round(seen.slowest_s, 2), "", True),
         ("processes that died or were replaced", len(seen.lost), "0", not seen.lost),
         ("ready at the end", seen.ready, "True", seen.ready),
