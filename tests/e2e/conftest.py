@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from production_repository import assemble
 
@@ -77,3 +78,17 @@ def server(
     )
     assert started.stop() == 0
     assert "not in order" not in log.read_text(errors="replace")
+
+
+@pytest.fixture(scope="session")
+def image(gallery: Gallery) -> list[bytes]:
+    """One picture, for the drills that end servers of their own."""
+    return [gallery.pictures[0].path.read_bytes()]
+
+
+@pytest.fixture(scope="session")
+def right(server: Server, image: list[bytes]) -> np.ndarray:
+    """The code that the session's server gives for that picture."""
+    from triton_calls import embed
+
+    return embed(server.grpc_url, image, ("code",))["code"]

@@ -30,24 +30,12 @@ from drills import (
     stub_of,
     until,
 )
-from triton_calls import embed
 
-from unified_embedding.gallery import Gallery
 from unified_embedding.local_server import LocalServer, free_ports, start
 from unified_embedding.serving import processes
 
 pytestmark = pytest.mark.e2e
 EXIT_TIMEOUT_S = 30
-
-
-@pytest.fixture(scope="module")
-def image(gallery: Gallery) -> list[bytes]:
-    return [gallery.pictures[0].path.read_bytes()]
-
-
-@pytest.fixture(scope="module")
-def right(server, image: list[bytes]) -> np.ndarray:
-    return embed(server.grpc_url, image, ("code",))["code"]
 
 
 @pytest.fixture

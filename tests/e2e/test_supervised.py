@@ -29,24 +29,11 @@ from drills import (
     stub_of,
     until,
 )
-from triton_calls import embed
 
-from unified_embedding.gallery import Gallery
 from unified_embedding.local_server import LocalServer, start
 from unified_embedding.serving import processes
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def image(gallery: Gallery) -> list[bytes]:
-    return [gallery.pictures[0].path.read_bytes()]
-
-
-@pytest.fixture(scope="module")
-def right(server, image: list[bytes]) -> np.ndarray:
-    """The code that another server gives for that picture."""
-    return embed(server.grpc_url, image, ("code",))["code"]
 
 
 # One server for the four drills with one model: five deaths within a minute would end it.
