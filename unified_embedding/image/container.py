@@ -27,6 +27,7 @@ class Container:
         scalable: a JPEG that libjpeg can decode at a reduced scale.
         progressive: a JPEG whose coefficients are all held in memory.
         tails: endings to try when the file has none; see `jpeg.tails`.
+        planes: coded pictures of this size that are decoded: 2 where the transparency is one.
         finish: brings a decoded picture to what the file says where Pillow does not: same size,
             in a mode of 8 bits a channel.
     """
@@ -40,12 +41,13 @@ class Container:
     scalable: bool = False
     progressive: bool = False
     tails: Sequence[bytes] = ()
+    planes: int = 1
     finish: Finish | None = None
 
     @property
     def pixels(self) -> int:
-        """Width x height of the stored picture."""
-        return self.width * self.height
+        """Pixels of the stored picture, which bound what its decoding costs."""
+        return self.width * self.height * self.planes
 
     def file(self) -> bytes:
         """The parts as one file."""

@@ -116,7 +116,7 @@ def _heic(container: Container, data: bytes) -> Image.Image:
         ) from None
     file = pi_heif.open_heif(data, convert_hdr_to_8bit=True)
     width, height = file.size
-    if width * height > container.pixels:
+    if width * height > container.width * container.height:
         raise corrupt("HEIC", f"its parts state different sizes, {width} x {height}")
     picture: Image.Image = file.to_pillow()
     return picture

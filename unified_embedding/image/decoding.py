@@ -143,8 +143,9 @@ def _inspect(data: bytes, limits: Limits) -> Container:
         field, what = "max_pixels", f"{kind} image"
     limit = getattr(limits, field)
     if container.pixels > limit:
+        twice = " x 2, for its transparency," if container.planes == 2 else ""
         raise ImageError(
-            f"the {what} has {container.width} x {container.height} = {container.pixels:,} "
+            f"the {what} has {container.width} x {container.height}{twice} = {container.pixels:,} "
             f"pixels; the limit is {limit:,} ({setting(field)})"
         )
     return container

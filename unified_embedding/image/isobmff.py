@@ -15,6 +15,7 @@ from unified_embedding.image.container import Container, corrupt, unread
 _MAX_BOXES: Final = 20_000
 _SMALL_AREA: Final = 1_000_000
 _METADATA: Final = {b"Exif", b"mime", b"uri "}
+_ALPHA: Final = (b"urn:mpeg:mpegB:cicp:systems:auxiliary:alpha\0", b"urn:mpeg:hevc:2015:auxid:1\0")
 _HEADER_BYTES: Final = 4096
 _SPS: Final = 33
 
@@ -60,7 +61,8 @@ class _Reader:
         if self.primary < 0:
             raise unread(self.kind, "no still picture")
         width, height = self._size(self.primary)
-        coded = self._coded()
+        shown = self._shown()
+        coded = self._coded(shown)
         areas = {item: self._area(item) for item in set(coded)}
         area = sum(areas[item] for item in coded)
         stored = sum(size for item in set(coded) for _, size in self.extents.get(item, []))
@@ -76,6 +78,7 @@ class _Reader:
             [bytes(self.clean) if self.clean != self.data else self.data],
             orientation=self._orientation() if self.kind == "AVIF" else 1,
             profile=self._profile(),
+            planes=2 if any(self._is_alpha(item) for item in shown[1:]) else 1,
         )
 
     def _walk(self, start: int, end: int) -> Iterator[_Box]:
@@ -217,14 +220,20 @@ class _Reader:
         profile = self.data[box.start + 4 : box.end]
         return profile if len(profile) <= MAX_PROFILE_BYTES else b""
 
-    def _coded(self) -> list[int]:
-        """The items that are decoded for the primary one: itself or its tiles, and its alpha."""
-        shown = [self.primary]
-        shown += [
+    def _shown(self) -> list[int]:
+        """The primary item, and what goes with it: transparency, depth, a gain map."""
+        return [self.primary] + [
             source
             for kind, source, targets in self.references
             if kind == b"auxl" and self.primary in targets
         ]
+
+    def _is_alpha(self, item: int) -> bool:
+        kind = self._property(item, b"auxC")
+        return kind is not None and self.data[kind.start + 4 : kind.end].startswith(_ALPHA)
+
+    def _coded(self, shown: list[int]) -> list[int]:
+        """The coded items of `shown`: itself or its tiles."""
         tiles = {source: targets for kind, source, targets in self.references if kind == b"dimg"}
         return [part for item in shown for part in tiles.get(item, [item])]
 

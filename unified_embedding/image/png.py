@@ -102,12 +102,10 @@ def _finish(bits: int, colour: int, transparency: bytes) -> Finish | None:
 
 def _keyed(image: Image.Image, key: tuple[int, ...]) -> Image.Image:
     """`image` ("L" or "RGB") with white where it has the colour `key`."""
-    tables = [255 * (level == value) for value in key for level in range(256)]
-    masks = image.point(tables).split()
-    mask = masks[0]
-    for other in masks[1:]:
-        mask.paste(0, mask=other.point([255 - level for level in range(256)]))
-    image.paste((255,) * len(key) if len(key) > 1 else 255, mask=mask)
+    mask = np.asarray(image.getchannel(0)) == key[0]
+    for channel, value in enumerate(key[1:], start=1):
+        mask &= np.asarray(image.getchannel(channel)) == value
+    image.paste((255,) * len(key) if len(key) > 1 else 255, mask=Image.fromarray(mask))
     return image
 
 
