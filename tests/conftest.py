@@ -11,10 +11,14 @@ ROOT = Path(__file__).resolve().parent.parent
 # The build step is run by path, so its modules import one another by bare name.
 sys.path.insert(0, str(ROOT / "build"))
 
-# A shell that starts the tests in the background has SIGINT ignored, and every program they
-# start would inherit that.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell that starts the tests in the background has SIGINT ignored, nohup SIGHUP, and every
+# program that the tests start would inherit that.
+for number, handler in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 # No test is timed: a loaded machine gives the same result. The examples are the same in every
 # run, so that what passes here passes elsewhere; looking for new ones is `make fuzz`.
