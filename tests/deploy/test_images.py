@@ -198,7 +198,7 @@ def test_tritonserver_knows_every_flag(compose: dict) -> None:
     command = compose["services"]["server"]["command"]
     assert command[0] == "tritonserver"
     run = subprocess.run(
-        [sys.executable, "-m", "unified_embedding.tritonserver", "--help"],
+        [sys.executable, "-m", "unified_embedding.serving.tritonserver", "--help"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     known = set(re.findall(r"--[a-z0-9-]+", run.stdout + run.stderr))

@@ -11,10 +11,7 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 pytest.importorskip("faiss", reason="the extra `search` is not installed")
 pytest.importorskip("psutil", reason="the extra `search` is not installed")
 
-import campaign
-import cases
-import in_process
-import wire
+from unified_embedding.fuzzing import campaign, cases, in_process, wire
 
 ARCHIVE_BLOCK = 512
 

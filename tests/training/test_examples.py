@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from unified_embedding.datasets import made_up
+from unified_embedding.datasets.manifest import COLUMNS, check_rows, write_manifest
+from unified_embedding.datasets.store import HOME_VARIABLE
 from unified_embedding.errors import DataError, TrainingError
-from unified_embedding.training import made_up
 from unified_embedding.training.config import Config, DataConfig, MadeUp
-from unified_embedding.training.data.store import HOME_VARIABLE
 from unified_embedding.training.distributed import ALONE
 from unified_embedding.training.examples import (
     LABELS,
@@ -18,7 +19,6 @@ from unified_embedding.training.examples import (
     read_made_up,
     select,
 )
-from unified_embedding.training.manifest import COLUMNS, check_rows, write_manifest
 from unified_embedding.training.trainer import Trainer
 
 
