@@ -100,7 +100,7 @@ train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value
 	@$(PY) -m unified_embedding.training.train $(CONFIG) $(ARGS)
 
 evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
-	@$(PY) -m unified_embedding.evaluation.evaluate
+	@$(PY) -m unified_embedding.evaluation
 
 compare: .venv/.stamp-all ## train and compare specialists and unified over seeds (hours; resumes) -> docs/comparison.md
 	@$(PY) -m unified_embedding.evaluation.compare

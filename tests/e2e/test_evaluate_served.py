@@ -66,7 +66,7 @@ def fp32(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local
 
 
 def compare(shop: Path, source: str, *options: str) -> dict[str, object]:
-    command = [sys.executable, "-m", "unified_embedding.evaluation.evaluate"]
+    command = [sys.executable, "-m", "unified_embedding.evaluation"]
     command += [str(shop / "evaluate.yaml"), "--manifest", str(shop / "manifest.csv")]
     command += ["--cache", str(shop / "cache"), "--compare", source, *options]
     run = subprocess.run(
@@ -127,7 +127,7 @@ def test_the_default_engine_keeps_the_figures(shop: Path, server) -> None:
 
 
 def test_a_server_that_is_not_there_is_named(shop: Path) -> None:
-    command = [sys.executable, "-m", "unified_embedding.evaluation.evaluate"]
+    command = [sys.executable, "-m", "unified_embedding.evaluation"]
     command += [str(shop / "evaluate.yaml"), "--manifest", str(shop / "manifest.csv")]
     command += ["--cache", str(shop / "cache"), "--compare", "server:127.0.0.1:9"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

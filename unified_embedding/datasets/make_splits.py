@@ -40,7 +40,7 @@ def embed(pictures: Iterable[Path], model: Path) -> NDArray[np.float32]:
 
 
 def product_rows(libraries: Path, model: Path) -> list[tuple[str, ...]]:
-    """Rows of `splits/products.csv` from unpacked libraries."""
+    """Rows of `tables/products.csv` from unpacked libraries."""
     products = furniture.read_products(libraries)
     embedding = embed([libraries / product.picture for product in products], model)
     drawn = splits.draw_product_splits(products, embedding)
@@ -48,7 +48,7 @@ def product_rows(libraries: Path, model: Path) -> list[tuple[str, ...]]:
 
 
 def emoji_rows(packages: dict[str, Path]) -> list[tuple[str, ...]]:
-    """Rows of `splits/emoji.csv` from package files."""
+    """Rows of `tables/emoji.csv` from package files."""
     drawings = emoji.read_designs(packages)
     pictures = {
         design: {concept: emoji.rasterise(drawing) for concept, drawing in icons.items()}
@@ -78,7 +78,7 @@ def main(
         "models/unified-embedder-lite0"
     ),
 ) -> None:
-    """Write splits/products.csv and splits/emoji.csv."""
+    """Write tables/products.csv and tables/emoji.csv."""
     try:
         draw(model, data_home())
     except EmbeddingError as error:

@@ -1,6 +1,6 @@
 """Who is trained on and who is tested: one committed table per kind of identity.
 
-`splits/products.csv` is shared by camera, shop and the demo gallery; `splits/emoji.csv` splits
+`tables/products.csv` is shared by camera, shop and the demo gallery; `tables/emoji.csv` splits
 browse by family. `make_splits.py` writes both; everything else reads them.
 """
 

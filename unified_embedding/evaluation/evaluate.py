@@ -1,4 +1,4 @@
-"""Evaluate: `python -m unified_embedding.evaluation.evaluate [CONFIG]` writes docs/results.md.
+"""Evaluate: `python -m unified_embedding.evaluation [CONFIG]` writes docs/results.md.
 
 Embeddings are cached by embedder and by picture, so a second run only searches, and an
 interrupted one goes on.
@@ -136,7 +136,7 @@ def _command(config: Path, manifest: Path | None, out: Path | None) -> str:
         return "make evaluate"
     options = {"--manifest": manifest, "--out": out}
     given = [f"{name} {path}" for name, path in options.items() if path is not None]
-    return " ".join(["python -m unified_embedding.evaluation.evaluate", str(config), *given])
+    return " ".join(["python -m unified_embedding.evaluation", str(config), *given])
 
 
 def _compare(bench: Bench, source: str, against: str | None) -> None:

@@ -1,4 +1,4 @@
-"""Export an embedder: `python -m unified_embedding.export.export --trunk NAME --out DIR`.
+"""Export an embedder: `python -m unified_embedding.export --trunk NAME --out DIR`.
 
 Writes the folder that `make engine` takes: embedder.onnx, spec.json, README.md, LICENSE.
 """
