@@ -6,7 +6,6 @@ import json
 import os
 import statistics
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -167,7 +166,7 @@ def sending(
     server: LocalServer, seconds: float, seed: int, out: Path, seen: Seen
 ) -> Iterator[None]:
     """Processes that send malformed requests; what they tell is in `seen` afterwards."""
-    command = [sys.executable, "-m", "unified_embedding.cli.fuzz", "sender"]
+    command = [*in_process.PROGRAM, "sender"]
     addresses = [server.grpc_url, urlsplit(server.http_url).netloc]
     senders = []
     with contextlib.ExitStack() as files:

@@ -34,6 +34,9 @@ class Tally:
     breaches: dict[str, Path] = field(default_factory=dict)
 
 
+PROGRAM: Final = (sys.executable, "-m", "unified_embedding.cli.fuzz")
+
+
 def random_of(seed: int, target: str, number: int) -> Random:
     """The source of chance of one case."""
     return Random(f"{seed} {target} {number}")
@@ -46,10 +49,9 @@ def run(target: str, seed: int, seconds: float, folder: Path) -> Tally:
     journal, told = folder / f".{target}.journal", folder / f".{target}.told"
     while (left := end - time.monotonic()) > 0:
         journal.write_bytes(_JOURNAL.pack(first, 0, 0, 0))
-        command = [sys.executable, "-m", "unified_embedding.cli.fuzz", "worker", target]
-        options = [str(seed), str(first), f"{left:.1f}", str(journal)]
+        options = ["worker", target, str(seed), str(first), f"{left:.1f}", str(journal)]
         with told.open("wb") as stdout, (folder / f"{target}.stderr").open("wb") as stderr:
-            child = subprocess.Popen([*command, *options], stdout=stdout, stderr=stderr)
+            child = subprocess.Popen([*PROGRAM, *options], stdout=stdout, stderr=stderr)
             ended = _watched(child, journal)
         for line in told.read_text().splitlines():
             _note(tally, line, target, seed, folder)
