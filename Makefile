@@ -94,16 +94,16 @@ bench-backfill: engine .venv/.stamp-search ## what a back-fill does to the laten
 	@$(PY) bench/backfill_bench.py
 
 data: .venv/.stamp-train ## fetch and render the public training and test pictures (cached, resumable)
-	@$(PY) -m unified_embedding.training.data
+	@$(PY) -m unified_embedding.datasets
 
 train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value ...'; resumes
 	@$(PY) -m unified_embedding.training.train $(CONFIG) $(ARGS)
 
 evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
-	@$(PY) -m unified_embedding.training.evaluate
+	@$(PY) -m unified_embedding.evaluation
 
 compare: .venv/.stamp-all ## train and compare specialists and unified over seeds (hours; resumes) -> docs/comparison.md
-	@$(PY) -m unified_embedding.training.compare
+	@$(PY) -m unified_embedding.evaluation.compare
 
 test: .venv/.stamp-all ## every test that this machine can run; ARGS=--ci fails what it cannot
 	@$(PY) -m pytest $(ARGS)

@@ -33,7 +33,7 @@ from rich.table import Table
 from unified_embedding.client import EmbedderClient, Retry
 from unified_embedding.errors import ClientError
 from unified_embedding.gallery import SHOT, Gallery
-from unified_embedding.local_server import running
+from unified_embedding.serving.local_server import running
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CONCURRENCY: Final = 32

@@ -18,10 +18,11 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.table import Table
-from served import REPOSITORY, ROOT, console, inference_precision
 
+from unified_embedding.checkout import ROOT
+from unified_embedding.load.served import REPOSITORY, console, inference_precision
 from unified_embedding.measure.provenance import commit, machine
-from unified_embedding.openvino_engine import CORE, infer_requests
+from unified_embedding.serving.openvino_engine import CORE, infer_requests
 from unified_embedding.spec import EmbedderSpec
 
 

@@ -18,13 +18,13 @@ from typing import Annotated, Any, Final
 import faiss
 import numpy as np
 import typer
-from index_data import BLOCK, World
-from index_systems import SYSTEMS, K
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-HERE: Final = Path(__file__).parent
+from unified_embedding.load.index_data import BLOCK, World
+from unified_embedding.load.index_systems import SYSTEMS, K
+
 PACKAGES: Final = ("faiss-cpu", "usearch", "lancedb", "numpy", "pyarrow")
 # At 10 million codes a graph takes hours to build and LanceDB is not asked.
 FULL_ROWS: Final = 10_000_000
@@ -74,12 +74,8 @@ def _measure(
             progress.update(task, advance=1, description=f"{rows:,} codes: {name}")
             arguments = [name, folder, str(rows), str(dim), str(seed)]
             run = subprocess.run(
-                [sys.executable, str(HERE / "index_systems.py"), *arguments],
+                [sys.executable, "-m", "unified_embedding.load.index_systems", *arguments],
                 stdout=subprocess.PIPE,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                },
                 check=False,
                 text=True,
             )

@@ -20,10 +20,11 @@ from typing import Annotated, Any, Final
 import typer
 from rich.progress import Progress
 from rich.table import Table
-from served import RESULTS, ROOT, Served, console, fail, served
 
+from unified_embedding.checkout import ROOT
 from unified_embedding.errors import EmbeddingError
-from unified_embedding.local_server import end_in_order
+from unified_embedding.load.served import RESULTS, Served, console, fail, served
+from unified_embedding.serving.local_server import end_in_order
 
 SHARE_OF_CLOSED: Final = 0.6
 WARM_UP_S: Final = 3.0

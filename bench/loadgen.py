@@ -17,25 +17,25 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from capacity import closed_maximum, patience_s, search, steps
-from poisson_limit import WARM_UP_S, Trial, highest_rate
 from rich.table import Table
-from served import (
+
+from unified_embedding.checkout import ROOT
+from unified_embedding.client import EmbedderClient, Retry
+from unified_embedding.errors import EmbeddingError
+from unified_embedding.load.capacity import closed_maximum, patience_s, search, steps
+from unified_embedding.load.served import (
     RESULTS,
-    ROOT,
     Served,
     console,
     fail,
     pictures,
     served,
 )
-
-from unified_embedding.client import EmbedderClient, Retry
-from unified_embedding.errors import EmbeddingError
-from unified_embedding.local_server import end_in_order
 from unified_embedding.measure.files import write_json
+from unified_embedding.measure.poisson_limit import WARM_UP_S, Trial, highest_rate
 from unified_embedding.measure.provenance import provenance
 from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.serving.local_server import end_in_order
 
 try:
     import mlperf_loadgen as lg

@@ -14,8 +14,8 @@ from fastapi import FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 
 from unified_embedding.codes import pack
+from unified_embedding.export.export import zero_shot
 from unified_embedding.image import Preprocessing, load_pixels
-from unified_embedding.training.export import zero_shot
 
 # By default uvicorn closes a connection that idles for 5 s, perhaps while a request is on its way.
 KEEP_ALIVE_S = 600

@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from unified_embedding.codes import pack
 from unified_embedding.image import load_pixels
-from unified_embedding.openvino_engine import OpenVinoEngine
+from unified_embedding.serving.openvino_engine import OpenVinoEngine
 from unified_embedding.spec import EmbedderSpec
 
 MAX_BATCH_SIZE = 16

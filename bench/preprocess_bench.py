@@ -17,14 +17,14 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import track
-from served import REPOSITORY, pictures
 
 from unified_embedding.errors import ServerError
-from unified_embedding.local_server import LocalServer, end_in_order, start
+from unified_embedding.load.served import REPOSITORY, pictures
 from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.serving.local_server import LocalServer, end_in_order, start
 
 BATCHING: Final = "batching, 2 instances"
 SETTINGS: Final = {BATCHING: 2, "2 instances": 2, "3 instances": 3, "4 instances": 4}

@@ -20,11 +20,11 @@ from typing import Annotated, Any
 import numpy as np
 import psutil
 import typer
-from served import pictures
 
 from unified_embedding.codes import pack
 from unified_embedding.image import load_pixels
-from unified_embedding.openvino_engine import CORE, SLICE, infer_requests
+from unified_embedding.load.served import pictures
+from unified_embedding.serving.openvino_engine import CORE, SLICE, infer_requests
 from unified_embedding.spec import EmbedderSpec
 
 

@@ -25,19 +25,27 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from poisson_limit import Trial, highest_rate, poisson_trial
 from rich.progress import Progress
-from served import REPOSITORY, RESULTS, ROOT, console, fail, inference_precision, pictures
-from serving_tables import CONCURRENCY, OURS, key, markdown
 
+from unified_embedding.checkout import ROOT
 from unified_embedding.client import EmbedderClient
 from unified_embedding.errors import EmbeddingError
-from unified_embedding.local_server import end_in_order
+from unified_embedding.load.served import (
+    REPOSITORY,
+    RESULTS,
+    console,
+    fail,
+    inference_precision,
+    pictures,
+)
+from unified_embedding.load.serving_tables import CONCURRENCY, OURS, key, markdown
 from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.files import write_json, write_text
 from unified_embedding.measure.generator import closed_loop
+from unified_embedding.measure.poisson_limit import Trial, highest_rate, poisson_trial
 from unified_embedding.measure.provenance import commit, machine
 from unified_embedding.measure.watch import ServerWatch
+from unified_embedding.serving.local_server import end_in_order
 from unified_embedding.spec import EmbedderSpec
 
 MISSING: Final = [
@@ -46,7 +54,14 @@ MISSING: Final = [
 if MISSING:
     fail(f"{', '.join(MISSING)} not installed; `make bench` installs the extras peers and train")
 
-from serving_systems import Embedder, LitServe, Roofline, System, TorchEager, Triton  # noqa: E402
+from unified_embedding.load.serving_systems import (  # noqa: E402
+    Embedder,
+    LitServe,
+    Roofline,
+    System,
+    TorchEager,
+    Triton,
+)
 
 # Ours alone, callers and images a request: the cost must not rise as the work grows.
 GROWTH: Final = ((128, 1), (8, 4), (8, 16))
@@ -133,7 +148,7 @@ def prepare(name: str, installed: Path) -> Embedder:
     model, repository = ROOT / "out" / "se", ROOT / "out" / f"bench-{name}" / "model_repository"
     if not (model / "spec.json").is_file():
         console.print(f"exporting {SE_TRUNK} with random weights")
-        module = "unified_embedding.training.export"
+        module = "unified_embedding.export.export"
         _run(["-m", module, "--trunk", SE_TRUNK, "--out", str(model)])
     repository.mkdir(parents=True, exist_ok=True)
     for step in ("preprocess", "binarizer", "unified_embedding"):

@@ -1,5 +1,4 @@
 import signal
-import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -8,8 +7,6 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-# The build step is run by path, so its modules import one another by bare name.
-sys.path.insert(0, str(ROOT / "build"))
 
 # A shell that starts the tests in the background has SIGINT ignored, nohup SIGHUP, and every
 # program that the tests start would inherit that.

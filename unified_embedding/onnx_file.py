@@ -59,7 +59,7 @@ def load(folder: Path) -> tuple[onnx.ModelProto, EmbedderSpec]:
         model = onnx.load(str(path))
     except FileNotFoundError:
         raise SpecError(
-            f"{path} does not exist; python -m unified_embedding.training.export writes it"
+            f"{path} does not exist; python -m unified_embedding.export writes it"
         ) from None
     except Exception as error:  # protobuf's DecodeError has no public home in every version.
         raise SpecError(f"{path} is not a readable ONNX file ({error})") from error

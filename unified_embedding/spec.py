@@ -95,7 +95,7 @@ class EmbedderSpec:
         except FileNotFoundError:
             raise SpecError(
                 f"{path} does not exist; an embedder folder holds {SPEC_FILE} and {ONNX_FILE} "
-                "(python -m unified_embedding.training.export writes both)"
+                "(python -m unified_embedding.export writes both)"
             ) from None
         except (OSError, ValueError) as error:
             raise SpecError(f"{path} is not readable JSON ({error})") from error

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("faiss", reason="the extra `search` is not installed")
-from index_data import BLOCK, CATEGORIES, IMAGES_PER_PRODUCT, World
-
 from unified_embedding.codes import hamming
+from unified_embedding.load.index_data import BLOCK, CATEGORIES, IMAGES_PER_PRODUCT, World
 
 
 def test_made_up_codes_lie_like_real_ones() -> None:

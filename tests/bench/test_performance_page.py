@@ -10,9 +10,8 @@ import pytest
 pytest.importorskip("hdrh", reason="the extra `load` is not installed")
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
 
-import capacity
-import performance_page
-from poisson_limit import Trial
+from unified_embedding.load import capacity, performance_page
+from unified_embedding.measure.poisson_limit import Trial
 
 MACHINE = {"cpu": "a processor", "cores": 2, "load_average": [0.5, 0.4, 0.3]}
 MADE = {"commit": "0123456789ab", "date": "2026-11-22T00:00:00+00:00", "machine": MACHINE}

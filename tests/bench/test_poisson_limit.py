@@ -8,9 +8,9 @@ import pytest
 pytest.importorskip("hdrh", reason="the extra `load` is not installed")
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
 
-from capacity import knee
-from poisson_limit import PRECISION, Trial, highest_rate
-from soak import summary
+from unified_embedding.load.capacity import knee
+from unified_embedding.load.soak import summary
+from unified_embedding.measure.poisson_limit import PRECISION, Trial, highest_rate
 
 
 def trial_of(rate: float, share: float, mean_ms: float = 1.0) -> Trial:

@@ -29,7 +29,6 @@ def test_a_missing_peer(root: Path, program: str, missing: str) -> None:
     code = (
         "import runpy, sys\n"
         f"sys.modules['{missing}'] = None\n"
-        "sys.path.insert(0, 'bench')\n"
         f"sys.argv = ['{program}.py']\n"
         f"runpy.run_path('bench/{program}.py', run_name='__main__')\n"
     )

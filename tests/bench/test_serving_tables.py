@@ -3,7 +3,17 @@
 from typing import Any
 
 import pytest
-from serving_tables import CONCURRENCY, LITSERVE, OURS, ROOFLINE, TORCH, key, markdown, ratios
+
+from unified_embedding.load.serving_tables import (
+    CONCURRENCY,
+    LITSERVE,
+    OURS,
+    ROOFLINE,
+    TORCH,
+    key,
+    markdown,
+    ratios,
+)
 
 
 def cell(images_per_s: float, p50_ms: float, cpu_ms: float) -> dict[str, Any]:

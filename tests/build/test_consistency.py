@@ -1,8 +1,9 @@
 """Planted inconsistencies of engines are found, and sound engines pass."""
 
-import consistency
 import numpy as np
 import pytest
+
+from unified_embedding.engine.gates import consistency
 
 
 def pictures() -> np.ndarray:

@@ -73,9 +73,8 @@ def test_a_damaged_engine_is_rebuilt(root: Path, installed: Path) -> None:
 def test_a_failed_gate_leaves_the_old_engine(
     root: Path, installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import engine as build_step
-    from openvino_target import OpenVinoTarget
-
+    from unified_embedding.cli import engine as build_step
+    from unified_embedding.engine.openvino.target import OpenVinoTarget
     from unified_embedding.gallery import Gallery
 
     class Noisy(OpenVinoTarget):

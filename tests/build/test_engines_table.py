@@ -8,18 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import speed
+
+from unified_embedding.engine.gates import speed
 
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 pytest.importorskip("nncf", reason="the extra `int8` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
-import engines_table
 import tiny_embedder as tiny
 import typer
 from PIL import Image
 
 from unified_embedding import onnx_file
+from unified_embedding.cli import engines_table
 
 
 @pytest.fixture

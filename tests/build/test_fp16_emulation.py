@@ -6,11 +6,11 @@ import pytest
 pytest.importorskip("onnx", reason="the extra `build` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
-import fp16_emulation
-import fp16_graph
 import onnx
 import onnxruntime as ort
 import tiny_embedder as tiny
+
+from unified_embedding.engine.tensorrt import fp16_emulation, fp16_graph
 
 
 def run(model, pixels: np.ndarray, output: str = "embedding") -> np.ndarray:

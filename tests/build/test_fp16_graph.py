@@ -8,12 +8,13 @@ import pytest
 pytest.importorskip("onnx", reason="the extra `build` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
-import fp16_graph
 import onnx
 import onnxruntime as ort
 import tiny_embedder as tiny
-from fp16_graph import Fp16Error
 from onnx import TensorProto, helper
+
+from unified_embedding.engine.tensorrt import fp16_graph
+from unified_embedding.engine.tensorrt.fp16_graph import Fp16Error
 
 
 def run(model, pixels: np.ndarray) -> np.ndarray:
@@ -67,7 +68,7 @@ def test_only_three_casts_are_needed() -> None:
 def test_batch_norm_is_folded_in_fp32() -> None:
     model = tiny.tiny_embedder(batch_norm=True)
     folded = copy.deepcopy(model)
-    import batchnorm
+    from unified_embedding.engine.tensorrt import batchnorm
 
     batchnorm.fold(folded.graph)
     assert "BatchNormalization" not in {item.op_type for item in folded.graph.node}

@@ -2,11 +2,11 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import gates
 import numpy as np
 import pytest
 from PIL import Image
 
+from unified_embedding.engine.gates import gates
 from unified_embedding.gallery import Gallery
 
 

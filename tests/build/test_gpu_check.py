@@ -12,13 +12,12 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 
-import gpu
-import gpu_check
-import production_repository
-import server_gate
-
+from unified_embedding.cli import gpu_check
+from unified_embedding.engine import production_repository
+from unified_embedding.engine.gates import server_gate
+from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.gallery import Gallery
-from unified_embedding.tritonserver import SetupError, resolve
+from unified_embedding.serving.tritonserver import SetupError, resolve
 
 STALE_MODEL = '''
 import numpy as np

@@ -4,8 +4,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
-import gpu
 import pytest
+
+from unified_embedding.engine.tensorrt import gpu
 
 DRIVER = """
 #include <string.h>

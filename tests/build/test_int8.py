@@ -12,14 +12,13 @@ pytest.importorskip("openvino", reason="the extra `build` is not installed")
 pytest.importorskip("nncf", reason="the extra `int8` is not installed")
 
 
-import engine
-from build_error import BuildError
-from openvino_target import OpenVinoTarget
-
+from unified_embedding.cli import engine
+from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.openvino.target import OpenVinoTarget
 from unified_embedding.gallery import Gallery
 from unified_embedding.image import load_pixels
+from unified_embedding.serving.tritonserver import SetupError, resolve
 from unified_embedding.spec import EmbedderSpec
-from unified_embedding.tritonserver import SetupError, resolve
 
 MODEL = "models/unified-embedder-lite0"
 
@@ -64,8 +63,7 @@ def test_the_server_gives_the_bits_that_passed_the_gates(
         resolve([], os.environ)
     except SetupError as error:
         pytest.skip(str(error))
-    import server_checks
-    import server_gate
+    from unified_embedding.engine.gates import server_checks, server_gate
 
     preprocessing = EmbedderSpec.load(root / MODEL).preprocessing
     pictures = [picture.path.read_bytes() for picture in gallery.pictures[:16]]

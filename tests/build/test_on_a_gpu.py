@@ -8,14 +8,13 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
-import consistency
-import engine
-import gpu
-import targets
-import tensorrt_library
-from plan_options import PlanOptions
-from triton_config import MAX_BATCH_SIZE
-
+from unified_embedding.cli import engine
+from unified_embedding.engine import targets
+from unified_embedding.engine.gates import consistency
+from unified_embedding.engine.tensorrt import gpu
+from unified_embedding.engine.tensorrt import library as tensorrt_library
+from unified_embedding.engine.tensorrt.plan_options import PlanOptions
+from unified_embedding.engine.triton_config import MAX_BATCH_SIZE
 from unified_embedding.gallery import Gallery
 
 pytestmark = [
@@ -86,10 +85,8 @@ def test_torch_tensorrt_builds_the_same_embedder(
 def test_triton_serves_the_plan_with_and_without_cuda_graphs_or_the_gate_says_why(
     root: Path, gallery: Gallery, plan, tmp_path: Path
 ) -> None:
-    import reference
-    import server_gate
-    from build_error import BuildError
-
+    from unified_embedding.engine.build_error import BuildError
+    from unified_embedding.engine.gates import reference, server_gate
     from unified_embedding.image import Preprocessing
 
     pixels = reference.load_gallery(gallery, Preprocessing())[:16]

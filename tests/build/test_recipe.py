@@ -14,25 +14,26 @@ import pytest
 pytest.importorskip("onnx", reason="the extra `build` is not installed")
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 
-import recipe
+from unified_embedding.engine import recipe
 
 MODEL = "models/unified-embedder-lite0"
+ENGINE = "unified_embedding.engine"
+BUILDING = f"{ENGINE}.building"
 
 # Compiles, checks and installs an engine, then tells which files of the checkout were run.
 BUILD = """
 import json, os, sys
-sys.path.insert(0, "build")
-import engine
 from pathlib import Path
-from targets import choose
-from plan_options import PlanOptions
+from unified_embedding.engine import building
+from unified_embedding.engine.targets import choose
+from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.gallery import Gallery
 
 root = Path.cwd()
 repository = Path(sys.argv[1])
 repository.mkdir()
 target = choose("openvino", "fp32", PlanOptions(), repository)
-engine.build(Path(sys.argv[2]), target, repository, Gallery.load(root / "demo"))
+building.build(Path(sys.argv[2]), target, repository, Gallery.load(root / "demo"))
 files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
 print(json.dumps([file for file in files if file and file.startswith(f"{root}{os.sep}")]))
 """
@@ -67,15 +68,16 @@ def run(tree: Path, *arguments: object) -> str:
 def test_the_recipe_is_what_a_build_runs(tree: Path, tmp_path: Path) -> None:
     told = run(tree, "-c", BUILD, tmp_path / "repository", MODEL)
     ran = {str(Path(file).relative_to(tree)) for file in json.loads(told.splitlines()[-1])}
-    named = set(
-        recipe.code(["engine", "openvino_target"], tree / "build", tree / "unified_embedding")
-    )
-    assert {"build/engine.py", "unified_embedding/openvino_engine.py"} <= ran
+    named = set(recipe.code([BUILDING, f"{ENGINE}.openvino.target"], tree / "unified_embedding"))
+    engine = ("engine/building", "serving/openvino_engine")
+    assert {f"unified_embedding/{name}.py" for name in engine} <= ran
     assert ran <= named
     # What was named and not run: imports inside functions, and files that are copied.
-    assert "build/openvino_model.py" in named - ran
-    for other in ("tensorrt_target", "engines_table", "tune_report", "gpu_check", "server_gate"):
-        assert f"build/{other}.py" not in named
+    assert "unified_embedding/engine/openvino/openvino_model.py" in named - ran
+    for other in ("tensorrt/target", "tuning/report", "gates/server_gate"):
+        path = f"unified_embedding/engine/{other}.py"
+        assert (tree / path).is_file()
+        assert path not in named
     # No client, index or training code decides an engine.
     assert not [name for name in named if name.startswith("unified_embedding/client")]
 
@@ -88,37 +90,41 @@ def test_an_engine_is_built_again_when_and_only_when_its_code_changed(
     options = ["--model", MODEL, "--precision", "fp32", "--repository", repository]
     assert "installed engine" in run(tree, "build/engine.py", *options)
     for report in (
-        "build/engines_table.py",
-        "build/tune_report.py",
+        "unified_embedding/cli/engines_table.py",
+        "unified_embedding/engine/tuning/report.py",
         "unified_embedding/client/_aio.py",
     ):
         with (tree / report).open("a") as file:
             file.write("\n# Changed.\n")
     assert "up to date" in run(tree, "build/engine.py", *options)
-    with (tree / "unified_embedding/openvino_engine.py").open("a") as file:
+    with (tree / "unified_embedding/serving/openvino_engine.py").open("a") as file:
         file.write("\n# Changed.\n")
     assert "installed engine" in run(tree, "build/engine.py", *options)
     assert "up to date" in run(tree, "build/engine.py", *options)
 
 
-@pytest.mark.parametrize("target", ["openvino_target", "tensorrt_target", "tensorrt_rtx_target"])
+@pytest.mark.parametrize("target", ["openvino.target", "tensorrt.target", "tensorrt.rtx_target"])
 def test_each_file_of_the_recipe_counts_and_no_other(tree: Path, target: str) -> None:
     def found() -> dict[str, str]:
-        return recipe.code(["engine", target], tree / "build", tree / "unified_embedding")
+        return recipe.code([BUILDING, f"{ENGINE}.{target}"], tree / "unified_embedding")
 
     before = found()
-    expected = {"build/gates.py", "build/consistency.py", f"build/{target}.py",
-                "unified_embedding/codes.py", "unified_embedding/spec.py"}  # fmt: skip
+    expected = {
+        "unified_embedding/engine/gates/gates.py",
+        "unified_embedding/engine/gates/consistency.py",
+        f"unified_embedding/engine/{target.replace('.', '/')}.py",
+        "unified_embedding/codes.py",
+        "unified_embedding/spec.py",
+    }
     assert expected <= set(before)
     assert any(name.startswith("unified_embedding/image") for name in before)
     for name in before:
         with changed(tree / name):
             assert found() != before, name
     with contextlib.ExitStack() as stack:
-        for folder in ("build", "unified_embedding"):
-            for path in (tree / folder).rglob("*.py"):
-                if path.relative_to(tree).as_posix() not in before:
-                    stack.enter_context(changed(path))
+        for path in [*(tree / "build").rglob("*.py"), *(tree / "unified_embedding").rglob("*.py")]:
+            if path.relative_to(tree).as_posix() not in before:
+                stack.enter_context(changed(path))
         assert found() == before
 
 
@@ -131,31 +137,36 @@ def changed(path: Path) -> Iterator[None]:
 
 
 def test_every_way_to_import_is_followed(tmp_path: Path) -> None:
-    build, library = tmp_path / "build", tmp_path / "unified_embedding"
+    library = tmp_path / "unified_embedding"
     files = {
-        build / "start.py": "import a, numpy\nfrom unified_embedding import rule, NAME\n"
-                            "def later():\n    from unified_embedding.deep.inner import thing\n"
-                            "COPY = 'model.py'\n",
-        build / "a.py": "import start\n",
-        build / "model.py": "import unused\n",
-        build / "unused.py": "",
-        build / "engine.py": "import a\ndef gate():\n    import unused\n",
-        library / "__init__.py": "NAME = 1\n",
-        library / "rule.py": "",
-        library / "deep" / "__init__.py": "",
-        library / "deep" / "inner.py": "from .near import x\nfrom .. import far\nfrom . import by",
-        library / "deep" / "near.py": "",
-        library / "deep" / "by.py": "",
-        library / "far.py": "",
-        library / "alone.py": "",
+        "__init__.py": "NAME = 1\n",
+        "start.py": "import numpy\nimport unified_embedding.a\n"
+                    "from unified_embedding import rule, NAME\n"
+                    "def later():\n    from unified_embedding.deep.inner import thing\n"
+                    "COPY = 'model.py'\n",
+        "a.py": "import unified_embedding.start\n",
+        "model.py": "import unified_embedding.unused\n",
+        "unused.py": "",
+        "rule.py": "",
+        "deep/__init__.py": "",
+        "deep/inner.py": "from .near import x\nfrom .. import far\nfrom . import by",
+        "deep/near.py": "",
+        "deep/by.py": "",
+        "far.py": "",
+        "alone.py": "",
+        "engine/__init__.py": "",
+        "engine/building.py": "from unified_embedding import a\n"
+                              "def gate():\n    import unified_embedding.unused\n",
     }  # fmt: skip
-    for path, text in files.items():
+    for name, text in files.items():
+        path = library / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    inner = {"__init__.py", "rule.py", "far.py", "deep/__init__.py", "deep/inner.py",
-             "deep/near.py", "deep/by.py"}  # fmt: skip
-    wanted = {f"unified_embedding/{name}" for name in inner}
-    wanted |= {"build/start.py", "build/a.py", "build/model.py"}
-    assert set(recipe.code(["start"], build, library)) == wanted
+    wanted = {"__init__.py", "start.py", "a.py", "model.py", "rule.py", "far.py",
+              "deep/__init__.py", "deep/inner.py", "deep/near.py", "deep/by.py"}  # fmt: skip
+    found = recipe.code(["unified_embedding.start"], library)
+    assert set(found) == {f"unified_embedding/{name}" for name in wanted}
     # The build's own choices are named by its caller.
-    assert set(recipe.code(["engine"], build, library)) == wanted | {"build/engine.py"}
+    wanted |= {"engine/__init__.py", "engine/building.py"}
+    found = recipe.code(["unified_embedding.engine.building"], library)
+    assert set(found) == {f"unified_embedding/{name}" for name in wanted}

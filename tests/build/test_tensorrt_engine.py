@@ -14,10 +14,10 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 pytest.importorskip("onnx", reason="the extra `build` is not installed")
 
-import gpu
 import tiny_embedder as tiny
 
 from unified_embedding import onnx_file
+from unified_embedding.engine.tensorrt import gpu
 
 MODEL = "models/unified-embedder-lite0"
 
@@ -104,7 +104,7 @@ def test_rtx_compiles_the_papers_trunk(
     root: Path, gallery: Path, repository: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("timm", reason="the extra `train` is not installed")
-    export = [sys.executable, "-m", "unified_embedding.training.export"]
+    export = [sys.executable, "-m", "unified_embedding.export"]
     trunk = ["--trunk", "seresnext101_32x4d", "--out", str(tmp_path / "se")]
     subprocess.run([*export, *trunk], cwd=root, check=True)
     arguments = ("--model", tmp_path / "se", "--gallery", gallery, "--repository", repository)

@@ -8,8 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-import tensorrt_library
-from build_error import BuildError
+
+from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.tensorrt import library as tensorrt_library
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 

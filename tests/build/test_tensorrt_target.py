@@ -13,16 +13,16 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 pytest.importorskip("tensorrt_rtx", reason="the extra `tensorrt-rtx` is not installed")
 
-import gpu
 import onnx
-import targets
-import tensorrt_library
 import tensorrt_rtx
-import tensorrt_target
 import tiny_embedder as tiny
-import triton_config
-from build_error import BuildError
-from plan_options import PlanOptions
+
+from unified_embedding.engine import targets, triton_config
+from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.tensorrt import gpu
+from unified_embedding.engine.tensorrt import library as tensorrt_library
+from unified_embedding.engine.tensorrt import target as tensorrt_target
+from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 
 L4 = gpu.Gpu("NVIDIA L4", "8.9", 24 << 30, "13.4")
 

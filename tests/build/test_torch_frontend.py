@@ -6,16 +6,14 @@ import pytest
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 pytest.importorskip("torch", reason="the extra `train` is not installed")
 
-import fp16_emulation
-import fp16_graph
-import gpu
 import onnxruntime as ort
 import tiny_embedder as tiny
 import torch
-import torch_frontend
-from build_error import BuildError
-from torch_graph import OnnxModule
-from trt_builder import Options, Profile, TrtError
+
+from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.tensorrt import fp16_emulation, fp16_graph, gpu, torch_frontend
+from unified_embedding.engine.tensorrt.builder import Options, Profile, TrtError
+from unified_embedding.engine.tensorrt.torch_graph import OnnxModule
 
 OPTIONS = Options(profile=Profile(1, 4, 8), optimization_level=3)
 

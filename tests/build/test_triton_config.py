@@ -10,11 +10,11 @@ pytest.importorskip(
     "tritonclient.grpc.model_config_pb2", reason="the extra `client` is not installed"
 )
 
-import triton_config
 from google.protobuf import text_format
-from triton_config import MAX_BATCH_SIZE, EmbedderConfig
 from tritonclient.grpc import model_config_pb2 as model_config
 
+from unified_embedding.engine import triton_config
+from unified_embedding.engine.triton_config import MAX_BATCH_SIZE, EmbedderConfig
 from unified_embedding.spec import EmbedderSpec
 
 CPU = EmbedderConfig(backend="python", kind="KIND_CPU", parameters={"threads": "2"})

@@ -1,6 +1,7 @@
 """The builder on TensorRT-RTX, which parses and compiles without a GPU."""
 
 import io
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,16 +13,17 @@ import pytest
 pytest.importorskip("tensorrt_rtx", reason="the extra `tensorrt-rtx` is not installed")
 pytest.importorskip("onnx", reason="the extra `build` is not installed")
 
-import fp16_graph
 import onnx
-import tensorrt_plan
 import tensorrt_rtx as trt
 import tiny_embedder as tiny
-import trt_builder
-import trt_observers
 from onnx import TensorProto, helper
 from rich.console import Console
-from trt_builder import Options, Profile, TrtError
+
+from unified_embedding.engine.tensorrt import builder as trt_builder
+from unified_embedding.engine.tensorrt import fp16_graph
+from unified_embedding.engine.tensorrt import observers as trt_observers
+from unified_embedding.engine.tensorrt import plan as tensorrt_plan
+from unified_embedding.engine.tensorrt.builder import Options, Profile, TrtError
 
 OPTIONS = Options(profile=Profile(1, 4, 8), optimization_level=3)
 
@@ -136,8 +138,9 @@ def test_capabilities_decide_the_plan_and_unknown_ones_are_refused() -> None:
 # In a process of its own: a SIGINT that the builder did not catch would end the tests.
 INTERRUPTED = """
 import io, os, signal, sys
-sys.path[:0] = sys.argv[1:]
-import fp16_graph, tensorrt_rtx, tiny_embedder, trt_builder
+import tensorrt_rtx, tiny_embedder
+from unified_embedding.engine.tensorrt import builder as trt_builder
+from unified_embedding.engine.tensorrt import fp16_graph
 from rich.console import Console
 from rich.progress import Progress
 
@@ -159,9 +162,12 @@ except KeyboardInterrupt:
 
 
 def test_sigint_ends_a_build_and_leaves_the_handler_as_it_was(root: Path) -> None:
-    folders = [str(root), str(root / "build"), str(root / "tests/build")]
     run = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *folders], capture_output=True, text=True, check=False
+        [sys.executable, "-c", INTERRUPTED],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(root / "tests" / "build")},
     )
     assert (run.returncode, run.stdout) == (0, "interrupted True\n"), run.stderr
 

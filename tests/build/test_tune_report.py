@@ -9,11 +9,11 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 pytest.importorskip("psutil", reason="the extra `load` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
-import tune
-import tune_report
-from triton_config import EmbedderConfig
-from tune_report import Seen
-from tune_server import Reading
+from unified_embedding.cli import tune
+from unified_embedding.engine.triton_config import EmbedderConfig
+from unified_embedding.engine.tuning import report as tune_report
+from unified_embedding.engine.tuning.report import Seen
+from unified_embedding.engine.tuning.server import Reading
 
 CONFIG = EmbedderConfig(
     backend="python",

@@ -7,11 +7,10 @@ import pytest
 
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 
-import tuning
-from build_error import BuildError
-from openvino_target import OpenVinoTarget
-from triton_config import EmbedderConfig, render
-
+from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.openvino.target import OpenVinoTarget
+from unified_embedding.engine.triton_config import EmbedderConfig, render
+from unified_embedding.engine.tuning import tuning
 from unified_embedding.spec import EmbedderSpec
 
 NAME = "a network on a processor"

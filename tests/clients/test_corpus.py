@@ -8,8 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from _corpus import MANIFEST, QUARANTINE, Corpus, CorpusError, Embedding, choose
 
+from unified_embedding.corpus.corpus import (
+    MANIFEST,
+    QUARANTINE,
+    Corpus,
+    CorpusError,
+    Embedding,
+    choose,
+)
 from unified_embedding.corpus.sources import InputError, Item, PassedOver
 from unified_embedding.corpus.sources.item import FILE
 from unified_embedding.corpus.store import Store

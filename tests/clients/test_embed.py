@@ -18,10 +18,11 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 pytest.importorskip("pyarrow", reason="the extra `client` is not installed")
 pytest.importorskip("typer", reason="the extra `client` is not installed")
 
-import embed
 import pyarrow.parquet as pq
-from _journal import PART_SIZE
 from kserve_peer import ENGINE, POISON, VERSION, Mortal, Peer, mortal, serving, vectors
+
+from unified_embedding.cli import embed
+from unified_embedding.corpus.journal import PART_SIZE
 
 
 @pytest.fixture

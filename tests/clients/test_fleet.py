@@ -7,7 +7,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from _fleet import PAUSE, Fleet, Pace
 from kserve_peer import (
     DEAD_STUB,
     VERSION,
@@ -20,6 +19,7 @@ from kserve_peer import (
     vectors,
 )
 
+from unified_embedding.corpus.fleet import PAUSE, Fleet, Pace
 from unified_embedding.errors import ClientError, RequestAborted, ServerError, VersionMismatch
 
 

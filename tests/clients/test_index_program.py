@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from _corpus import Corpus, Embedding
+
+from unified_embedding.corpus.corpus import Corpus, Embedding
 
 pytest.importorskip("faiss", reason="the extra `search` is not installed")
 from unified_embedding.corpus.sources import Item

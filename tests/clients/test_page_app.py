@@ -19,11 +19,11 @@ from PIL import Image
 pytest.importorskip("faiss", reason="the extra `search` is not installed")
 pytest.importorskip("uvicorn", reason="the extra `search` is not installed")
 import uvicorn
-from _page_app import Patience, make_app
 from kserve_peer import DIM, ENGINE, VERSION, Peer, codes, serving, vectors
 
 from unified_embedding.image import DEFAULT_LIMITS
 from unified_embedding.index import Batch, CodeIndex, Origin, RecallMonitor, Settings
+from unified_embedding.search.page_app import Patience, make_app
 from unified_embedding.search.pictures import Pictures, roots_of
 
 HANG = 60  # seconds; nothing here takes a tenth of it

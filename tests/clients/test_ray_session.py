@@ -17,17 +17,15 @@ pytest.importorskip("ray", reason="the extra `search` is not installed")
 PATIENCE = 240.0
 # The first starts fail as they do when Ray's own processes do not answer in time.
 LATE = """
-import os, runpy, sys
-sys.path.insert(0, os.path.dirname(sys.argv[2]))
-os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], os.environ.get("PYTHONPATH", "")])
-import _ray_session, functools, ray
+import functools, ray, runpy, sys
+from unified_embedding.corpus import ray_session
 failures = [None] * int(sys.argv[1])
 def late(*arguments, **options):
     if failures:
         failures.pop()
         raise Exception("The current node timed out during startup.")
     return ray.init(*arguments, **options)
-_ray_session.start = functools.partial(_ray_session.start, init=late)
+ray_session.start = functools.partial(ray_session.start, init=late)
 sys.argv = sys.argv[2:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

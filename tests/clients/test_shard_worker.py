@@ -9,12 +9,12 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="the extra `search` is not installed")
 
-from _corpus import Corpus
-from _shard_worker import READERS, Load, ShardWorker
 from kserve_peer import DIM, VERSION, Peer, serving, slowly
 
+from unified_embedding.corpus.corpus import Corpus
 from unified_embedding.corpus.sources import Item, Reader, Unreadable, find
 from unified_embedding.corpus.store import Store
+from unified_embedding.corpus.worker import READERS, Load, ShardWorker
 
 Contents = Callable[[], list[bytes | Unreadable]]
 

@@ -12,9 +12,10 @@ import pytest
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
 pytest.importorskip("typer", reason="the extra `client` is not installed")
 
-import status
 from kserve_peer import ENGINE, VERSION, Peer, fail_first, serving
 from PIL import Image
+
+from unified_embedding.cli import status
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pytest
 pytest.importorskip("pyarrow", reason="the extra `client` is not installed")
 
 import pyarrow.parquet as pq
-from _vector_files import FORMATS, Rows, write_rows
+
+from unified_embedding.corpus.vector_files import FORMATS, Rows, write_rows
 
 
 def rows(count: int) -> Rows:

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from production_repository import assemble
 
+from unified_embedding.engine.production_repository import assemble
 from unified_embedding.gallery import Gallery
-from unified_embedding.local_server import start
+from unified_embedding.serving.local_server import start
+from unified_embedding.serving.tritonserver import SetupError, resolve
 from unified_embedding.spec import EmbedderSpec
-from unified_embedding.tritonserver import SetupError, resolve
 
 MODEL = "models/unified-embedder-lite0"
 

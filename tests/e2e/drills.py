@@ -15,8 +15,8 @@ import tritonclient.grpc as grpcclient
 from triton_calls import embed
 from tritonclient.utils import InferenceServerException
 
-from unified_embedding.local_server import LocalServer
 from unified_embedding.serving import processes
+from unified_embedding.serving.local_server import LocalServer
 
 MODELS = ("preprocess", "embedder", "binarizer")
 # What is promised in docs/reliability.md, and how often a drill waits before it calls that broken:

@@ -30,7 +30,7 @@ def recalls(embedding: np.ndarray, gallery: Gallery) -> dict[str, float]:
 
 
 def test_served_recall_is_that_of_the_fp32_graph_in_one_process(server, root, gallery) -> None:
-    import reference
+    from unified_embedding.engine.gates import reference
 
     images = [picture.path.read_bytes() for picture in gallery.pictures]
     with client.EmbedderClient(server.grpc_url) as embedder:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
+from unified_embedding.datasets.manifest import COLUMNS, write_manifest
 from unified_embedding.gallery import Gallery
-from unified_embedding.local_server import LocalServer, start
-from unified_embedding.training.manifest import COLUMNS, write_manifest
+from unified_embedding.serving.local_server import LocalServer, start
 
 pytest.importorskip("torch", reason="the extra `train` is missing")
 client = pytest.importorskip("unified_embedding.client", reason="the extra `client` is missing")
@@ -66,7 +66,7 @@ def fp32(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Local
 
 
 def compare(shop: Path, source: str, *options: str) -> dict[str, object]:
-    command = [sys.executable, "-m", "unified_embedding.training.evaluate"]
+    command = [sys.executable, "-m", "unified_embedding.evaluation"]
     command += [str(shop / "evaluate.yaml"), "--manifest", str(shop / "manifest.csv")]
     command += ["--cache", str(shop / "cache"), "--compare", source, *options]
     run = subprocess.run(
@@ -107,7 +107,7 @@ def test_back_fill_index_and_server_together_agree_within_a_point(
 def test_the_installed_engine_answers_as_the_server_does(
     shop: Path, gallery: Gallery, server
 ) -> None:
-    from unified_embedding.training.evaluation.embedders import open_embedder
+    from unified_embedding.evaluation.embedders import open_embedder
 
     images = [picture.path.read_bytes() for picture in gallery.pictures[:24]]
     engine = open_embedder(str(server.repository / "embedder"))
@@ -127,7 +127,7 @@ def test_the_default_engine_keeps_the_figures(shop: Path, server) -> None:
 
 
 def test_a_server_that_is_not_there_is_named(shop: Path) -> None:
-    command = [sys.executable, "-m", "unified_embedding.training.evaluate"]
+    command = [sys.executable, "-m", "unified_embedding.evaluation"]
     command += [str(shop / "evaluate.yaml"), "--manifest", str(shop / "manifest.csv")]
     command += ["--cache", str(shop / "cache"), "--compare", "server:127.0.0.1:9"]
     run = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from unified_embedding.gallery import Gallery
-from unified_embedding.local_server import running
+from unified_embedding.serving.local_server import running
 
 grpc = pytest.importorskip("grpc", reason="the extra `client` is missing")
 pb = pytest.importorskip("tritonclient.grpc.service_pb2")

@@ -31,8 +31,8 @@ from drills import (
     until,
 )
 
-from unified_embedding.local_server import LocalServer, free_ports, start
 from unified_embedding.serving import processes
+from unified_embedding.serving.local_server import LocalServer, free_ports, start
 
 pytestmark = pytest.mark.e2e
 EXIT_TIMEOUT_S = 30
@@ -50,7 +50,7 @@ def own(repository: Path, tmp_path: Path) -> Iterator[LocalServer]:
 def launching(repository: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A launcher whose server is not ready yet."""
     ports = zip(("http", "grpc", "metrics"), free_ports(3), strict=True)
-    command = [sys.executable, "-m", "unified_embedding.tritonserver"]
+    command = [sys.executable, "-m", "unified_embedding.serving.tritonserver"]
     command += [f"--model-repository={repository}", *(f"--{n}-port={p}" for n, p in ports)]
     with (
         log.open("wb") as stream,
@@ -191,7 +191,12 @@ def test_a_repository_without_an_engine_says_make_engine(root: Path, tmp_path: P
     folder = tmp_path / "model_repository"
     (folder / "unified_embedding").mkdir(parents=True)
     run = subprocess.run(
-        [sys.executable, "-m", "unified_embedding.tritonserver", f"--model-repository={folder}"],
+        [
+            sys.executable,
+            "-m",
+            "unified_embedding.serving.tritonserver",
+            f"--model-repository={folder}",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -204,7 +209,7 @@ def test_a_start_that_fails_ends_at_once_with_tritons_code(
     repository: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "log"
-    command = [sys.executable, "-m", "unified_embedding.tritonserver"]
+    command = [sys.executable, "-m", "unified_embedding.serving.tritonserver"]
     with log.open("wb") as stream:
         run = subprocess.run(
             [*command, f"--model-repository={repository}", "--no-such-flag"],

@@ -13,10 +13,10 @@ import pytest
 pytest.importorskip("hdrh", reason="the extra `load` is not installed")
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
 
-from production_repository import assemble
 from programs import run_program
 
-from unified_embedding.local_server import running
+from unified_embedding.engine.production_repository import assemble
+from unified_embedding.serving.local_server import running
 
 pytestmark = pytest.mark.e2e
 MODEL = "models/unified-embedder-lite0"
@@ -95,9 +95,10 @@ def test_tune_keeps_or_installs_and_says_which(
 
 
 def test_the_server_shows_what_was_tuned(root: Path, own_repository: Path, tmp_path: Path) -> None:
-    import tune
-    import tuning
     from tritonclient.grpc import InferenceServerClient
+
+    from unified_embedding.cli import tune
+    from unified_embedding.engine.tuning import tuning
 
     tuned = tmp_path / "tuning.json"
     model = root / MODEL

@@ -30,7 +30,7 @@ from PIL import Image
 from unified_embedding.client import EmbedderClient
 from unified_embedding.errors import RequestAborted
 from unified_embedding.gallery import Gallery
-from unified_embedding.local_server import LocalServer, start
+from unified_embedding.serving.local_server import LocalServer, start
 
 pytestmark = pytest.mark.e2e
 

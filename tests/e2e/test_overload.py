@@ -16,12 +16,12 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 
 from unified_embedding.client import AsyncEmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
-from unified_embedding.local_server import running
 from unified_embedding.measure.arrivals import RateProfile
 from unified_embedding.measure.generator import closed_loop, open_loop
 from unified_embedding.measure.pictures import scaled
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.recorder import Recorder
+from unified_embedding.serving.local_server import running
 
 pytestmark = [
     pytest.mark.e2e,

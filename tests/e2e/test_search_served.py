@@ -71,8 +71,7 @@ def search(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_search_finds_the_right_product_as_often_as_the_table_says(
     root: Path, server: Any, gallery: Gallery, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.syspath_prepend(str(root / "clients"))
-    from search import Order, search  # type: ignore[import-not-found]
+    from unified_embedding.cli.search import Order, search
 
     opened, unread = CodeIndex.open(index), Pictures(())
     shots, catalogue = gallery.role(SHOT), gallery.role(CATALOGUE)

@@ -64,8 +64,7 @@ def test_preprocess_returns_the_bytes_of_the_library(server, images) -> None:
 
 
 def test_embedder_lies_within_its_gates_of_the_reference(server, images, root: Path) -> None:
-    import gates
-    import reference
+    from unified_embedding.engine.gates import gates, reference
 
     pixels = np.stack([load_pixels(image, server.spec.preprocessing) for image in images])
     outputs = ("embedding", "features")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from unified_embedding.gallery import Gallery
-from unified_embedding.local_server import running
+from unified_embedding.serving.local_server import running
 
 psutil = pytest.importorskip("psutil", reason="the extra `load` is not installed")
 grpcclient = pytest.importorskip("tritonclient.grpc", reason="the extra `client` is missing")

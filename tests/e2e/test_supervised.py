@@ -30,8 +30,8 @@ from drills import (
     until,
 )
 
-from unified_embedding.local_server import LocalServer, start
 from unified_embedding.serving import processes
+from unified_embedding.serving.local_server import LocalServer, start
 
 pytestmark = pytest.mark.e2e
 

@@ -14,9 +14,9 @@ pytest.importorskip("typer", reason="the extra `client` is not installed")
 from drills import MODELS, alive, files_of, ready, until
 from programs import run_program
 
-from unified_embedding.local_server import start
 from unified_embedding.serving import processes
-from unified_embedding.tritonserver import resolve
+from unified_embedding.serving.local_server import start
+from unified_embedding.serving.tritonserver import resolve
 
 pytestmark = pytest.mark.e2e
 

@@ -11,10 +11,7 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 pytest.importorskip("faiss", reason="the extra `search` is not installed")
 pytest.importorskip("psutil", reason="the extra `search` is not installed")
 
-import campaign
-import cases
-import in_process
-import wire
+from unified_embedding.fuzzing import campaign, cases, in_process, wire
 
 ARCHIVE_BLOCK = 512
 
@@ -71,7 +68,7 @@ def test_growth_is_counted_once_memory_has_settled() -> None:
 def test_a_process_that_dies_is_found_kept_and_gone_past(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Stands in for fuzz.py: dies at the third case, and ends in order when started after it.
+    # Stands in for the program: dies at the third case, and ends in order when started after it.
     program = tmp_path / "fuzz.py"
     program.write_text(
         "import os, signal, struct, sys\n"
@@ -79,7 +76,7 @@ def test_a_process_that_dies_is_found_kept_and_gone_past(
         "open(journal, 'wb').write(struct.pack('4q', max(first, 3), 2, 0, 0))\n"
         "first < 3 and os.kill(os.getpid(), signal.SIGSEGV)\n"
     )
-    monkeypatch.setattr(in_process, "__file__", str(tmp_path / "in_process.py"))
+    monkeypatch.setattr(in_process, "PROGRAM", (sys.executable, str(program)))
     tally = in_process.run("crop", 0, 600, tmp_path / "out")
     assert tally.outcomes["breach"] == 1
     ((kind, path),) = tally.breaches.items()

@@ -183,7 +183,7 @@ def test_binarizer(root: Path) -> None:
 
 def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     pytest.importorskip("openvino", reason="OpenVINO is not installed")
-    from openvino_target import OpenVinoTarget
+    from unified_embedding.engine.openvino.target import OpenVinoTarget
 
     folder = tmp_path / "embedder" / "1"
     folder.mkdir(parents=True)

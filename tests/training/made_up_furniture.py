@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from unified_embedding.training.furniture import LICENSES
+from unified_embedding.rendering.furniture import LICENSES
 
 BOX = """mtllib {name}.mtl
 v 0 0 0\nv 1 0 0\nv 1 1 0\nv 0 1 0\nv 0 0 1\nv 1 0 1\nv 1 1 1\nv 0 1 1

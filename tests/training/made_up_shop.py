@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from unified_embedding.training import made_up
-from unified_embedding.training.manifest import COLUMNS, write_manifest
+from unified_embedding.datasets import made_up
+from unified_embedding.datasets.manifest import COLUMNS, write_manifest
 
 SIDE = 64
 DESIGNS = ("flat", "round", "outline")

@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from unified_embedding.datasets import made_up
 from unified_embedding.errors import TrainingError
 from unified_embedding.image import Preprocessing
-from unified_embedding.training import checkpoint, made_up
+from unified_embedding.training import checkpoint
 from unified_embedding.training.checkpoint import EmbedderRecipe
 from unified_embedding.training.journal import Table
 

@@ -16,12 +16,10 @@ import yaml
 from made_up_shop import SIDE, write_shop
 
 from unified_embedding.errors import DataError
-from unified_embedding.retrieval import Interval
-from unified_embedding.training import checkpoint
-from unified_embedding.training.comparison import page
-from unified_embedding.training.comparison.claims import Evidence, claims
-from unified_embedding.training.comparison.config import CompareConfig, Margins, load_config
-from unified_embedding.training.comparison.jobs import (
+from unified_embedding.evaluation.comparison import page
+from unified_embedding.evaluation.comparison.claims import Evidence, claims
+from unified_embedding.evaluation.comparison.config import CompareConfig, Margins, load_config
+from unified_embedding.evaluation.comparison.jobs import (
     check_same,
     chosen_rate,
     in_order,
@@ -29,10 +27,12 @@ from unified_embedding.training.comparison.jobs import (
     sweep_jobs,
     training_config,
 )
-from unified_embedding.training.comparison.measured import FIGURES, Measured
-from unified_embedding.training.comparison.runner import alone
-from unified_embedding.training.evaluation.measure import Cell, Samples
-from unified_embedding.training.evaluation.tasks import CAMERA_EXACT, MAIN
+from unified_embedding.evaluation.comparison.measured import FIGURES, Measured
+from unified_embedding.evaluation.comparison.runner import alone
+from unified_embedding.protocols.measure import Cell, Samples
+from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN
+from unified_embedding.retrieval import Interval
+from unified_embedding.training import checkpoint
 
 ROOT = Path(__file__).parents[2]
 ROWS = [
@@ -86,7 +86,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(config: Path, *options: str) -> list[str]:
-    module = "unified_embedding.training.compare"
+    module = "unified_embedding.evaluation.compare"
     out = str(config.parent / "comparison.md")
     return [sys.executable, "-m", module, str(config), "--out", out, "--threads", "1", *options]
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 def data(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "unified_embedding.training.data", *arguments],
+        [sys.executable, "-m", "unified_embedding.datasets", *arguments],
         cwd=ROOT,
         env={**os.environ, **environment},
         capture_output=True,

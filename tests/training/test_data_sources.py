@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from unified_embedding.datasets.sources import EMOJI, FURNITURE, Source, fetch
+from unified_embedding.datasets.store import sha256
 from unified_embedding.errors import DataError
-from unified_embedding.training.data.sources import EMOJI, FURNITURE, Source, fetch
-from unified_embedding.training.data.store import sha256
 
 PACKAGE = b"the package file"
 SOURCE = Source("npm", "@some/thing", "1.0.0", sha256(PACKAGE), len(PACKAGE), "MIT", "Somebody")

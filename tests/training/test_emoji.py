@@ -8,8 +8,8 @@ import pytest
 from made_up_emoji import COLORS, icons, pictures
 from PIL import Image
 
+from unified_embedding.datasets import emoji
 from unified_embedding.errors import DataError
-from unified_embedding.training.data import emoji
 
 SHAPES = {"twemoji": "square", "noto": "circle", "openmoji": "bar", "fluent-flat": "square"}
 

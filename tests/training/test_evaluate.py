@@ -12,14 +12,15 @@ import yaml
 from made_up_shop import SIDE, write_shop
 from typer.testing import CliRunner
 
+from unified_embedding.datasets import made_up
+from unified_embedding.datasets.manifest import read_manifest, write_manifest
 from unified_embedding.errors import DataError
+from unified_embedding.evaluation import embedders, experiments, rotations
+from unified_embedding.evaluation.config import load_config
+from unified_embedding.evaluation.embedders import LocalEmbedder, open_embedder
 from unified_embedding.image import Preprocessing
-from unified_embedding.training import checkpoint, made_up
+from unified_embedding.training import checkpoint
 from unified_embedding.training.checkpoint import EmbedderRecipe
-from unified_embedding.training.evaluation import embedders, experiments, rotations
-from unified_embedding.training.evaluation.config import load_config
-from unified_embedding.training.evaluation.embedders import LocalEmbedder, open_embedder
-from unified_embedding.training.manifest import read_manifest, write_manifest
 from unified_embedding.training.model import calibrate_batch_norm
 
 RECIPE = EmbedderRecipe(
@@ -81,7 +82,7 @@ def _shuffled(name: str, tensor: torch.Tensor) -> torch.Tensor:
 def invoke(*arguments: str) -> tuple[int, str]:
     import typer
 
-    from unified_embedding.training import evaluate
+    from unified_embedding.evaluation import evaluate
 
     app = typer.Typer()
     app.command()(evaluate.main)

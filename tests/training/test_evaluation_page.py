@@ -8,25 +8,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from unified_embedding.retrieval import COMPARISONS, Interval
-from unified_embedding.training.evaluation import claims, page, rules, targets
-from unified_embedding.training.evaluation.agreement import (
+from unified_embedding.evaluation import claims, page, rules, targets
+from unified_embedding.evaluation.agreement import (
     FIGURES,
     agreement,
     load_agreements,
 )
-from unified_embedding.training.evaluation.charts import all_charts
-from unified_embedding.training.evaluation.config import (
+from unified_embedding.evaluation.charts import all_charts
+from unified_embedding.evaluation.config import (
     EvaluationConfig,
     LastLayers,
     Rotations,
     Row,
 )
-from unified_embedding.training.evaluation.experiments import MAPPED, PLAIN, Findings
-from unified_embedding.training.evaluation.measure import Cell, Measurement, Samples
-from unified_embedding.training.evaluation.results import Results, RowResult, Searched
-from unified_embedding.training.evaluation.rotations import Rotated, losses
-from unified_embedding.training.evaluation.tasks import CAMERA_EXACT, MAIN
+from unified_embedding.evaluation.experiments import MAPPED, PLAIN, Findings
+from unified_embedding.evaluation.results import Results, RowResult, Searched
+from unified_embedding.evaluation.rotations import Rotated, losses
+from unified_embedding.protocols.measure import Cell, Measurement, Samples
+from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN
+from unified_embedding.retrieval import COMPARISONS, Interval
 
 CLUSTERS = np.array([f"product {number // 4}" for number in range(800)])
 CELLS = (*MAIN.values(), (CAMERA_EXACT, "R@1"))

@@ -11,13 +11,14 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from unified_embedding import onnx_file
+from unified_embedding.datasets import made_up
 from unified_embedding.errors import SpecError
+from unified_embedding.export import export
+from unified_embedding.export.card import zero_shot_training
+from unified_embedding.export.folder import whole_folder
+from unified_embedding.export.graph import check_equal, largest_difference, to_onnx
 from unified_embedding.image import Preprocessing
 from unified_embedding.spec import EmbedderSpec
-from unified_embedding.training import export, made_up
-from unified_embedding.training.card import zero_shot_training
-from unified_embedding.training.folder import whole_folder
-from unified_embedding.training.graph import check_equal, largest_difference, to_onnx
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder
 
 TRUNK = "resnet10t"

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from unified_embedding.datasets import fashion_mnist
+from unified_embedding.datasets.manifest import read_manifest
 from unified_embedding.errors import DataError
-from unified_embedding.training.evaluation import fashion_mnist
-from unified_embedding.training.evaluation.held_out import held_out
-from unified_embedding.training.evaluation.tasks import build_tasks
-from unified_embedding.training.manifest import read_manifest
+from unified_embedding.protocols.held_out import held_out
+from unified_embedding.protocols.tasks import build_tasks
 
 
 def idx(array: np.ndarray) -> bytes:

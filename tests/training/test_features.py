@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from unified_embedding.training.evaluation import features
-from unified_embedding.training.evaluation.features import FeatureCache
+from unified_embedding.evaluation import features
+from unified_embedding.evaluation.features import FeatureCache
 
 PICTURES = [f"picture {number}".encode() for number in range(10)]
 HASHES = [hashlib.sha256(picture).hexdigest() for picture in PICTURES]

@@ -6,7 +6,7 @@ import pytest
 from made_up_furniture import deb, libraries
 
 from unified_embedding.errors import DataError
-from unified_embedding.training.furniture import LICENSES, credits_table, read_products, unpack
+from unified_embedding.rendering.furniture import LICENSES, credits_table, read_products, unpack
 
 
 def test_package_and_folder_give_the_same_products(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from made_up_shop import NEVER_TRAINED, PRODUCTS, write_shop
 
+from unified_embedding.datasets.manifest import read_manifest
 from unified_embedding.errors import DataError
-from unified_embedding.training.evaluation import frozen
-from unified_embedding.training.evaluation.held_out import HeldOut, held_out
-from unified_embedding.training.evaluation.tasks import MAIN, build_tasks
-from unified_embedding.training.manifest import read_manifest
+from unified_embedding.evaluation import frozen
+from unified_embedding.protocols.held_out import HeldOut, held_out
+from unified_embedding.protocols.tasks import MAIN, build_tasks
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from unified_embedding.datasets.importers import import_in_shop, import_stanford
+from unified_embedding.datasets.manifest import read_manifest
 from unified_embedding.errors import DataError
-from unified_embedding.training.data.importers import import_in_shop, import_stanford
-from unified_embedding.training.manifest import read_manifest
 
 SOP_HEADER = "image_id class_id super_class_id path\n"
 

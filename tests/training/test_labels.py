@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from unified_embedding.training.data.labels import camera_categories, head_noun, shop_classes
-from unified_embedding.training.furniture import Product
+from unified_embedding.datasets.labels import camera_categories, head_noun, shop_classes
+from unified_embedding.rendering.furniture import Product
 
 PRODUCT = Product(
     "p", "Scopia", "Chair", "Kitchen", "S", "CC0-1.0", (1, 1, 1), 0, (1,) * 9, "p.png", "p.obj"

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from unified_embedding.retrieval import recall_at, scores
-from unified_embedding.training.evaluation.last_layer import (
+from unified_embedding.evaluation.last_layer import (
     Setting,
     embed,
     fit,
     normalised,
     remembered,
 )
+from unified_embedding.retrieval import recall_at, scores
 from unified_embedding.training.examples import Examples, from_rows
 
 CLASSES, PER_CLASS, SIGNAL, NOISE = 40, 6, 16, 48

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from unified_embedding.datasets.manifest import COLUMNS, read_manifest, summary, write_manifest
 from unified_embedding.errors import DataError
-from unified_embedding.training.manifest import COLUMNS, read_manifest, summary, write_manifest
 
 GOOD = [
     {"image": "a.png", "task": "browse", "browse_class": "cat", "domain": "flat", "split": "train"},

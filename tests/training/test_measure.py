@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from made_up_shop import write_shop
 
+from unified_embedding.datasets.manifest import read_manifest
 from unified_embedding.errors import CodeError
+from unified_embedding.protocols.held_out import HeldOut, held_out
+from unified_embedding.protocols.measure import Cell, Samples, measure
+from unified_embedding.protocols.tasks import build_tasks
 from unified_embedding.retrieval import Comparison
-from unified_embedding.training.evaluation.held_out import HeldOut, held_out
-from unified_embedding.training.evaluation.measure import Cell, Samples, measure
-from unified_embedding.training.evaluation.tasks import build_tasks
-from unified_embedding.training.manifest import read_manifest
 
 Row = dict[str, str]
 Score = Callable[[np.ndarray, np.ndarray], float]

@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from unified_embedding.datasets import made_up
 from unified_embedding.errors import SpecError
-from unified_embedding.training import made_up
 from unified_embedding.training.model import (
     LAYER_NORM_EPS,
     FixedMap,

@@ -10,11 +10,11 @@ from PIL import Image
 
 pytest.importorskip("embreex", reason="the renderer needs the extra `train`")
 
-from unified_embedding.training.data import pictures
-from unified_embedding.training.furniture import Product, read_products, unpack
-from unified_embedding.training.mesh import load_mesh
-from unified_embedding.training.shots import jittered, scene_shot, seeded
-from unified_embedding.training.surfaces import TRAINING, OneRoom
+from unified_embedding.datasets import pictures
+from unified_embedding.rendering.furniture import Product, read_products, unpack
+from unified_embedding.rendering.mesh import load_mesh
+from unified_embedding.rendering.shots import jittered, scene_shot, seeded
+from unified_embedding.rendering.surfaces import TRAINING, OneRoom
 
 
 @pytest.fixture(scope="module")

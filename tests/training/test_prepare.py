@@ -15,10 +15,10 @@ from rich.console import Console
 pytest.importorskip("embreex", reason="rendering needs the extra `train`")
 pytest.importorskip("resvg_py", reason="rasterising needs resvg-py (the extra `train`)")
 
-from unified_embedding.training.data import prepare, splits
-from unified_embedding.training.data.sources import EMOJI, FURNITURE
-from unified_embedding.training.data.store import sha256
-from unified_embedding.training.manifest import read_manifest
+from unified_embedding.datasets import prepare, splits
+from unified_embedding.datasets.manifest import read_manifest
+from unified_embedding.datasets.sources import EMOJI, FURNITURE
+from unified_embedding.datasets.store import sha256
 
 PLAN = prepare.Plan(
     shots={"train": 2, "validation": 1, "test": 1}, scenes={"train": 1, "validation": 1, "test": 1}

@@ -10,11 +10,18 @@ from PIL import Image
 pytest.importorskip("embreex", reason="the renderer needs the extra `train`")
 
 from unified_embedding.errors import DataError
-from unified_embedding.training.mesh import Mesh, linear, load_mesh
-from unified_embedding.training.photograph import develop, encode, random_lens
-from unified_embedding.training.render import Camera, Light, Rendering, Room, Stage, render
-from unified_embedding.training.shots import camera_shot
-from unified_embedding.training.surfaces import FLOORS, SIDE, TABLE_TOPS, WALLS, make_surface, paint
+from unified_embedding.rendering.mesh import Mesh, linear, load_mesh
+from unified_embedding.rendering.photograph import develop, encode, random_lens
+from unified_embedding.rendering.render import Camera, Light, Rendering, Room, Stage, render
+from unified_embedding.rendering.shots import camera_shot
+from unified_embedding.rendering.surfaces import (
+    FLOORS,
+    SIDE,
+    TABLE_TOPS,
+    WALLS,
+    make_surface,
+    paint,
+)
 
 UPRIGHT = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 CUBE = """mtllib cube.mtl

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 from made_up_shop import write_shop
 
-from unified_embedding.training.evaluation.held_out import HeldOut, held_out
-from unified_embedding.training.evaluation.last_layer import normalised
-from unified_embedding.training.evaluation.measure import Cell, measure
-from unified_embedding.training.evaluation.rotations import (
+from unified_embedding.datasets.manifest import read_manifest
+from unified_embedding.evaluation.last_layer import normalised
+from unified_embedding.evaluation.rotations import (
     Rotated,
     random_map,
     remembered_rotation,
     rotate,
     rotated_vectors,
 )
-from unified_embedding.training.evaluation.tasks import build_tasks
-from unified_embedding.training.manifest import read_manifest
+from unified_embedding.protocols.held_out import HeldOut, held_out
+from unified_embedding.protocols.measure import Cell, measure
+from unified_embedding.protocols.tasks import build_tasks
 
 
 @pytest.fixture

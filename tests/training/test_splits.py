@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified_embedding.training.data import emoji, make_splits, pictures, sources, splits
-from unified_embedding.training.data.store import data_home
-from unified_embedding.training.furniture import Product, read_products
-from unified_embedding.training.manifest import read_manifest
-from unified_embedding.training.surfaces import TESTING, TRAINING
+from unified_embedding.datasets import emoji, make_splits, pictures, sources, splits
+from unified_embedding.datasets.manifest import read_manifest
+from unified_embedding.datasets.store import data_home
+from unified_embedding.rendering.furniture import Product, read_products
+from unified_embedding.rendering.surfaces import TESTING, TRAINING
 
 ROOT = Path(__file__).parents[2]
 DISJOINT = ("train", "validation", "test")

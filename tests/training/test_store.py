@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unified_embedding.training.data.store import Store, data_home, sha256
+from unified_embedding.datasets.store import Store, data_home, sha256
 
 
 def test_what_was_added_is_not_missing_in_a_later_run(tmp_path: Path) -> None:

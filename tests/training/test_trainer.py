@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from unified_embedding.errors import SpecError, TrainingError
+from unified_embedding.export.export import from_checkpoint
 from unified_embedding.training import checkpoint
 from unified_embedding.training.config import load_config
 from unified_embedding.training.distributed import ALONE
-from unified_embedding.training.export import from_checkpoint
 from unified_embedding.training.model import FixedMap, batch_norms
 from unified_embedding.training.trainer import Trainer
 

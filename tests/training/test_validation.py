@@ -8,11 +8,12 @@ import torch
 from made_up_shop import write_shop
 from torch import nn
 
+from unified_embedding.datasets.manifest import read_manifest
 from unified_embedding.image import Preprocessing
+from unified_embedding.protocols.held_out import held_out
+from unified_embedding.protocols.measure import Cell, measure
+from unified_embedding.protocols.tasks import MAIN, build_tasks
 from unified_embedding.training.config import MadeUp
-from unified_embedding.training.evaluation.held_out import held_out
-from unified_embedding.training.evaluation.measure import Cell, measure
-from unified_embedding.training.evaluation.tasks import MAIN, build_tasks
 from unified_embedding.training.examples import (
     Examples,
     FolderReader,
@@ -20,7 +21,6 @@ from unified_embedding.training.examples import (
     made_up_rows,
     read_made_up,
 )
-from unified_embedding.training.manifest import read_manifest
 from unified_embedding.training.validation import Score, choose, embed, validate
 
 

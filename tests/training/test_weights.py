@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from unified_embedding.datasets import made_up
 from unified_embedding.errors import SpecError
-from unified_embedding.training import made_up
-from unified_embedding.training.export import zero_shot
+from unified_embedding.export.export import zero_shot
 from unified_embedding.training.model import create_trunk
 from unified_embedding.training.weights import (
     LITE0_TRUNK,

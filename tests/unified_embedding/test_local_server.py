@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from unified_embedding.local_server import free_ports
+from unified_embedding.serving.local_server import free_ports
 
 
 def test_free_ports_are_free_for_a_second_start_too() -> None:

@@ -14,7 +14,7 @@ pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 import onnxruntime
 import openvino as ov
 
-from unified_embedding.openvino_engine import OpenVinoEngine
+from unified_embedding.serving.openvino_engine import OpenVinoEngine
 from unified_embedding.spec import INPUT, ONNX_FILE, OUTPUT
 
 MODEL = "models/unified-embedder-lite0"
@@ -89,7 +89,7 @@ import signal, sys
 import subprocess
 import sys
 from pathlib import Path
-from unified_embedding.openvino_engine import OpenVinoEngine
+from unified_embedding.serving.openvino_engine import OpenVinoEngine
 
 signal.signal(signal.SIGUSR1, lambda *_: print("caught"))
 for _ in range(2):

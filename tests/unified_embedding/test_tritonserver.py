@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from unified_embedding import tritonserver
-from unified_embedding.tritonserver import SetupError, check_repositories, find_installed
+from unified_embedding.serving import tritonserver
+from unified_embedding.serving.tritonserver import SetupError, check_repositories, find_installed
 
 
 def script(folder: Path, text: str) -> Path:
@@ -18,7 +18,7 @@ def script(folder: Path, text: str) -> Path:
 
 
 def test_another_server_on_path_wins_and_our_own_script_never_does(tmp_path: Path) -> None:
-    ours = "#!/usr/bin/python\nfrom unified_embedding.tritonserver import main\nmain()\n"
+    ours = "#!/usr/bin/python\nfrom unified_embedding.serving.tritonserver import main\nmain()\n"
     script(tmp_path / "a", ours)
     script(tmp_path / "b", ours)
     real = script(tmp_path / "c", "#!/bin/sh\necho the real one $@\n")
@@ -33,7 +33,7 @@ def test_it_becomes_the_other_server_with_every_flag(tmp_path: Path) -> None:
         [
             sys.executable,
             "-m",
-            "unified_embedding.tritonserver",
+            "unified_embedding.serving.tritonserver",
             "--model-repository=x",
             "--a",
             "b",

@@ -1,1 +1,1 @@
-"""Training, evaluation and export of embedders (extra: train)."""
+"""Training embedders: trunk, heads, data order, checkpoints (extra: train)."""

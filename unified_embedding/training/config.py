@@ -7,10 +7,9 @@ from typing import Annotated, Any, Literal
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unified_embedding.datasets.manifest import LABEL_COLUMNS, TASKS
 from unified_embedding.errors import TrainingError
 from unified_embedding.image import Preprocessing
-from unified_embedding.training.examples import LABELS
-from unified_embedding.training.manifest import TASKS
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -91,7 +90,7 @@ class DataConfig(_Section):
     manifest: str | None = None
     made_up: MadeUp | None = None
     tasks: list[str] = list(TASKS)
-    labels: list[str] = list(LABELS)
+    labels: list[str] = list(LABEL_COLUMNS)
     crop_area: Share = 0.6
     flip: bool = True
     color: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -101,7 +100,8 @@ class DataConfig(_Section):
     def _known(self) -> "DataConfig":
         if self.manifest is None and self.made_up is None:
             raise ValueError("give data.manifest=PATH, or data.made_up for generated pictures")
-        for name, values, known in (("tasks", self.tasks, TASKS), ("labels", self.labels, LABELS)):
+        chosen = (("tasks", self.tasks, TASKS), ("labels", self.labels, LABEL_COLUMNS))
+        for name, values, known in chosen:
             if not values or len(set(values)) != len(values) or set(values) - set(known):
                 raise ValueError(f"{name} {values} must be some of {list(known)}, each once")
         return self
@@ -245,10 +245,10 @@ class Config(_Section):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         for name, columns in (("sampled", self.sampled), ("heads", self.heads)):
-            unknown = set(columns) - set(LABELS)
+            unknown = set(columns) - set(LABEL_COLUMNS)
             if unknown:
                 raise ValueError(
-                    f"{name} names {sorted(unknown)}; label columns are {list(LABELS)}"
+                    f"{name} names {sorted(unknown)}; label columns are {list(LABEL_COLUMNS)}"
                 )
         if self.gradnorm is not None and any(head.weight != 1 for head in self.heads.values()):
             raise ValueError("gradnorm moves the weights of heads, which therefore cannot be given")

@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from unified_embedding.datasets import made_up
+from unified_embedding.datasets.manifest import LABEL_COLUMNS, Row, read_manifest
+from unified_embedding.datasets.store import data_home
 from unified_embedding.errors import DataError, TrainingError
-from unified_embedding.training import made_up, manifest
-from unified_embedding.training.data.store import data_home
-from unified_embedding.training.manifest import Row, read_manifest
 from unified_embedding.training.subsampler import UNLABELLED
 
 if TYPE_CHECKING:
     from unified_embedding.training.config import DataConfig, MadeUp
 
-LABELS: Final = tuple(column for columns in manifest.LABELS.values() for column in columns)
-"""Every label column, in the order of the heads."""
 IDENTITY: Final = {
     "browse": "browse_class",
     "camera": "camera_category",
@@ -114,7 +112,7 @@ def select(
 
 
 def from_rows(
-    rows: list[Row], read: Callable[[str], bytes], labels: Iterable[str] = LABELS
+    rows: list[Row], read: Callable[[str], bytes], labels: Iterable[str] = LABEL_COLUMNS
 ) -> Examples:
     """Turn manifest rows into columns, keeping the label columns `labels`."""
     return Examples(

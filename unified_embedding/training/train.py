@@ -55,7 +55,7 @@ def train(config: Config, rank: Rank, console: Console) -> None:
     if rank.first:
         last = trainer.run / checkpoint.LAST
         console.print(
-            f"python -m unified_embedding.training.export --checkpoint {last} --out DIR",
+            f"python -m unified_embedding.export --checkpoint {last} --out DIR",
             soft_wrap=True,
         )
 

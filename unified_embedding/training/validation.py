@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unified_embedding.image import Preprocessing
+from unified_embedding.protocols.held_out import GALLERY_DOMAINS, of_validation
+from unified_embedding.protocols.measure import Cell, measure
+from unified_embedding.protocols.tasks import BROWSE_MERGED, MAIN, build_tasks
 from unified_embedding.training.dataset import pixels_of
-from unified_embedding.training.evaluation.held_out import GALLERY_DOMAINS, of_validation
-from unified_embedding.training.evaluation.measure import Cell, measure
-from unified_embedding.training.evaluation.tasks import BROWSE_MERGED, MAIN, build_tasks
 from unified_embedding.training.examples import IDENTITY, Examples
 
 # Pictures of one domain alone have no pairs of designs.

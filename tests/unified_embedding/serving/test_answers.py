@@ -1,16 +1,10 @@
 """What happens to one request stays with it."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-
-# The stand-in for the module that exists inside Triton's process only.
-sys.path.append(str(Path(__file__).resolve().parents[2] / "model_repository"))
-
 from triton_python_backend_utils import Logger, Request, Tensor, TritonError
 
 from unified_embedding.deadline import Late, Malformed

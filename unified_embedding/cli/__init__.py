@@ -1,0 +1,1 @@
+"""The programs: each parses its arguments, calls the library and prints."""

@@ -1,0 +1,252 @@
+"""`make gpu-check`: everything that needs an NVIDIA GPU, in one command, into one document.
+
+Builds the plan, holds it against the gates, serves it with Triton, looks for stale or
+inconsistent answers with and without CUDA graphs, times engine and server, and runs the
+end-to-end tests. Writes docs/gpu-results/<gpu>.md.
+"""
+
+import datetime
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from unified_embedding.checkout import ROOT
+from unified_embedding.client import EmbedderClient, ServerInfo
+from unified_embedding.engine import building, production_repository, targets
+from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.gates import gates, reference, server_checks, server_gate, speed
+from unified_embedding.engine.tensorrt import gpu
+from unified_embedding.engine.tensorrt import library as tensorrt_library
+from unified_embedding.engine.tensorrt.plan_options import PlanOptions
+from unified_embedding.errors import EmbeddingError
+from unified_embedding.gallery import Gallery
+from unified_embedding.spec import EmbedderSpec
+
+RESULTS: Final = ROOT / "docs" / "gpu-results"
+COMPOSE: Final = ROOT / "deploy" / "compose.yaml"
+IMAGE_COMMAND: Final = (".venv/bin/python", "build/gpu_check.py")
+RELEASED: Final = ROOT / "models" / "unified-embedder-lite0"
+BATCHES: Final = (1, 2, 4, 8, 16)
+LOADS: Final = ((1, 1), (4, 1), (16, 1), (64, 1), (8, 16))
+"""(requests in flight, pictures in each)."""
+
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was found out about one embedder on one machine.
+
+    Attributes:
+        record: the engine's engine.json.
+        server: what the server says about itself.
+        speeds: of the engine alone, by batch size.
+        loads: of the whole server.
+        problems: what does not hold; empty when all does.
+        graphs: one sentence on CUDA graphs, or None where they were not tried.
+    """
+
+    record: dict[str, Any]
+    server: ServerInfo
+    speeds: dict[int, speed.Speed]
+    loads: list[server_checks.Load]
+    problems: list[str]
+    graphs: str | None
+
+
+def main(
+    model: Annotated[
+        list[Path] | None, typer.Option(help="Embedder folder; may be given several times.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 10.0,
+) -> None:
+    """Check and time everything that needs a GPU; exits 1 when something does not hold."""
+    gpus = gpu.find()
+    if not gpus:
+        sys.exit("gpu-check: there is no NVIDIA GPU here, so nothing was checked or measured")
+    if not tensorrt_library.triton_has_tensorrt():
+        _run_in_image()
+    gallery = Gallery.load(ROOT / "demo")
+    found = []
+    for folder in model or [RELEASED]:
+        console.print(f"examining {folder.name}")
+        try:
+            found.append(examine(folder, gallery, "tensorrt", seconds, cuda_graphs=True))
+        except (BuildError, EmbeddingError, ValueError) as error:
+            sys.exit(f"gpu-check: {folder.name}: {error}")
+    console.print("running the tests")
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "e2e or gpu"]
+
+    tests_passed = subprocess.run(tests, cwd=ROOT, check=False).returncode == 0
+    document = RESULTS / f"{slug(gpus[0].name)}.md"
+    write(document, "\n".join(report(gpus[0], found, tests_passed)))
+    console.print(f"wrote {os.path.relpath(document)}")
+    problems = [sentence for findings in found for sentence in findings.problems]
+    for sentence in problems:
+        console.print(f"[red]does not hold:[/] {sentence}", highlight=False)
+    sys.exit(1 if problems or not tests_passed else 0)
+
+
+def examine(
+    model: Path,
+    gallery: Gallery,
+    target: str,
+    seconds: float,
+    cuda_graphs: bool,
+    loads: Sequence[tuple[int, int]] = LOADS,
+) -> Findings:
+    """Build, check, serve and time one embedder.
+
+    Args:
+        model: embedder folder.
+        gallery: labelled pictures.
+        target: as in TARGET=.
+        seconds: length of each measurement.
+        cuda_graphs: build a second time with CUDA graphs, whose gate looks for stale answers.
+        loads: pairs of requests in flight and pictures in each.
+
+    Raises:
+        BuildError: a gate does not hold.
+        ServerUnavailable: Triton did not start with the engine; its log is in the message.
+    """
+    spec = EmbedderSpec.load(model)
+    pixels = reference.load_gallery(gallery, spec.preprocessing)
+    images = [picture.path.read_bytes() for picture in gallery.pictures]
+    with tempfile.TemporaryDirectory() as folder:
+        repository = Path(folder) / "model_repository"
+        cores = len(os.sched_getaffinity(0))
+        production_repository.assemble(ROOT / "model_repository", repository, cores)
+        chosen = targets.choose(target, "auto", PlanOptions(), building.OUT)
+        building.build(model, chosen, repository, gallery)
+        record = json.loads((repository / "embedder/1/engine.json").read_text())
+        problems = server_gate.problems(repository, pixels)
+        console.print("timing the engine alone")
+        run = chosen.runner(repository / "embedder" / "1")
+        speeds = {
+            batch: speed.measure({"engine": run}, pixels, batch, 3, seconds / 10)["engine"]
+            for batch in BATCHES
+        }
+        console.print("timing the server")
+        with server_gate.serving(repository) as url, EmbedderClient(url) as client:
+            server = client.info()
+            found = [
+                server_checks.closed_load(url, images, concurrency, seconds, rows)
+                for concurrency, rows in loads
+            ]
+        graphs = _graphs(model, gallery, target, repository) if cuda_graphs else None
+    return Findings(record, server, speeds, found, problems, graphs)
+
+
+def _graphs(model: Path, gallery: Gallery, target: str, repository: Path) -> str:
+    chosen = targets.choose(target, "auto", PlanOptions(cuda_graphs=True), building.OUT)
+    try:
+        building.build(model, chosen, repository, gallery)
+    except (BuildError, EmbeddingError) as error:
+        return f"refused: {error}"
+    return "passed the staleness gate"
+
+
+def _run_in_image() -> None:
+    """Start over inside NVIDIA's image, where Triton can serve a plan; never returns."""
+    docker = shutil.which("docker")
+    if docker is None:
+        sys.exit(
+            "gpu-check: this machine has a GPU, but neither Triton's TensorRT backend nor docker "
+            "to fetch it with; see docs/gpu-runbook.md"
+        )
+    # Made here, or docker would make it and own it.
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    os.environ["CHECK_USER"] = f"{os.getuid()}:{os.getgid()}"
+    service = ["run", "--rm", "--build", "gpu-check", *IMAGE_COMMAND, *sys.argv[1:]]
+    os.execv(docker, [docker, "compose", "--file", str(COMPOSE), *service])
+
+
+def report(device: gpu.Gpu, found: Sequence[Findings], tests_passed: bool) -> Iterator[str]:
+    """The document's lines, in Markdown."""
+    server = found[0].server
+    yield f"# {device.name}"
+    yield ""
+    yield (
+        f"Compute capability {device.capability}, {device.memory / 2**30:.0f} GiB, driver for CUDA "
+        f"{device.cuda}, Triton {server.triton}, {len(os.sched_getaffinity(0))} CPU cores, "
+        f"{datetime.date.today().isoformat()}. Written by `make gpu-check`; the load came from the "
+        "same machine, so decoding and clients share its cores."
+    )
+    yield ""
+    yield f"End-to-end and GPU tests: {'passed' if tests_passed else '**failed**'}."
+    for findings in found:
+        yield from _section(findings)
+
+
+def _section(findings: Findings) -> Iterator[str]:
+    record, figures = findings.record, findings.record["gates"]["figures"]
+    build = record["build"]
+    yield f"\n## {record['model']} {record['version']}\n"
+    yield (
+        f"Engine `{record['engine']}`; {build.get('convolutions_fp16', 'no')} convolutions FP16; "
+        f"built in {build.get('build_seconds', 'n/a')} s; profile {build.get('profile', 'n/a')}."
+    )
+    if not record["gates"]["meaningful"]:
+        yield "\nRandom weights: the accuracy figures mean nothing."
+    yield "\n| gate | measured | limit |\n|---|---|---|"
+    limits = gates.LIMITS[record["precision"]]
+    for name in (
+        "cosine_worst",
+        "cosine_mean",
+        "flips_mean",
+        "flips_worst",
+        "flip_at",
+        "neighbours",
+    ):
+        limit = getattr(limits, name)
+        yield f"| {name} | {figures[name]:.6f} | {'reported' if limit is None else limit} |"
+    for name, value in figures["recall"].items():
+        known = figures["recall_reference"][name]
+        yield f"| R@1 {name} (fp32 {known:.3f}) | {value:.3f} | loss {limits.recall_loss} |"
+    consistent = "; ".join(findings.problems) or "consistent in every batch, no stale answer"
+    yield f"\nServed: {consistent}. CUDA graphs: {findings.graphs or 'not tried'}."
+    yield "\n| engine alone, batch | images/s | ms a batch |\n|---|---|---|"
+    for batch, found in findings.speeds.items():
+        yield f"| {batch} | {found.images_per_second:.0f} | {found.milliseconds:.2f} |"
+    yield (
+        "\n| server: requests in flight x pictures | images/s | p50 ms | p99 ms | mean batch "
+        "| failures |\n|---|---|---|---|---|---|"
+    )
+    for load in findings.loads:
+        yield (
+            f"| {load.concurrency} x {load.rows} | {load.images_per_second:.0f} "
+            f"| {load.p50_ms:.1f} | {load.p99_ms:.1f} | {load.mean_batch:.1f} | {load.failures} |"
+        )
+
+
+def slug(name: str) -> str:
+    """A file name for a GPU: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def write(document: Path, text: str) -> None:
+    """Write `text` whole or not at all."""
+    document.parent.mkdir(parents=True, exist_ok=True)
+    partial = document.with_suffix(".partial")
+    partial.write_text(text + "\n")
+    os.replace(partial, document)
+
+
+def program() -> None:
+    """Parse the command line and run."""
+    typer.run(main)
+
+
+if __name__ == "__main__":
+    program()

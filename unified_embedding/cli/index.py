@@ -1,0 +1,198 @@
+"""Build an index from a back-filled corpus, look at it, export it.
+
+python clients/index.py build out/corpus --out out/index [--kind flat|ivf|hnsw]
+python clients/index.py info out/index
+python clients/index.py verify out/index
+python clients/index.py export out/index --to postgres|milvus --out out/export
+"""
+
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from unified_embedding.corpus.corpus import Corpus, CorpusError, Entry, choose
+from unified_embedding.corpus.store import Store, StoreError
+from unified_embedding.errors import CodeIndexError, shown
+from unified_embedding.index import Batch, CodeIndex, Origin, Settings
+from unified_embedding.index.export import to_milvus, to_postgres
+from unified_embedding.search.pictures import Pictures, roots_of
+from unified_embedding.search.searching import DEFAULT_INDEX, SAMPLE, open_index
+
+console = Console(highlight=False, soft_wrap=True)
+errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+
+
+class Kind(StrEnum):
+    """How an index is searched."""
+
+    flat = "flat"
+    ivf = "ivf"
+    hnsw = "hnsw"
+
+
+class Target(StrEnum):
+    """Where an export goes."""
+
+    postgres = "postgres"
+    milvus = "milvus"
+
+
+@app.command()
+def build(
+    corpus: Annotated[str, typer.Argument(help="output of a back-fill, local or s3://")],
+    out: Annotated[Path, typer.Option(help="folder of the index")] = DEFAULT_INDEX,
+    kind: Annotated[Kind, typer.Option(help="exact, or one of the approximate kinds")] = Kind.flat,
+    version: Annotated[
+        str | None, typer.Option(help="embedder version, where the corpus holds several")
+    ] = None,
+    threads: Annotated[int, typer.Option(min=1, help="threads that build ivf and hnsw")] = 1,
+) -> None:
+    """Build an index of a complete corpus; one that stands there is replaced when it is whole."""
+    try:
+        source = choose(Store(corpus), version)
+        entries = source.require_complete()
+        engine = most_used_engine(entries)
+        with console.status("") as status:
+            index = CodeIndex.build(
+                out,
+                batches(source, entries),
+                Origin(source.header.version, engine),
+                source.header.dim,
+                settings=Settings(kind=kind.value, threads=threads),
+                embeddings=source.header.embeddings,
+                roots=roots_of(source.header.inputs),
+                progress=lambda step, rows: status.update(f"{step}, {rows:,} rows"),
+            )
+    except (CorpusError, StoreError, CodeIndexError, OSError) as error:
+        fail("build", error)
+    describe(index)
+    warn_of_unseen(index)
+
+
+@app.command()
+def info(
+    index: Annotated[Path, typer.Argument(help="folder of the index")] = DEFAULT_INDEX,
+) -> None:
+    """Say what an index holds."""
+    try:
+        describe(open_index(index))
+    except (CodeIndexError, OSError) as error:
+        fail("info", error)
+
+
+@app.command()
+def verify(
+    index: Annotated[Path, typer.Argument(help="folder of the index")] = DEFAULT_INDEX,
+) -> None:
+    """Compare every file of an index with its checksum, about a second a gigabyte."""
+    try:
+        files = CodeIndex.open(index, check=True).header.files
+    except (CodeIndexError, OSError) as error:
+        fail("verify", error)
+    if not files:
+        fail("verify", CodeIndexError(f"{index} was saved without checksums; build it again"))
+    size = sum(file.size for file in files.values())
+    console.print(f"{len(files)} files, {size / 1e6:,.1f} MB: whole", markup=False)
+
+
+@app.command()
+def export(
+    index: Annotated[Path, typer.Argument(help="folder of the index")] = DEFAULT_INDEX,
+    to: Annotated[Target, typer.Option(help="what will load it")] = Target.postgres,
+    out: Annotated[Path, typer.Option(help="folder of the files")] = Path("out/export"),
+) -> None:
+    """Write files for PostgreSQL (pgvector) or Milvus."""
+    try:
+        writer = to_postgres if to is Target.postgres else to_milvus
+        files = writer(open_index(index), out)
+    except (CodeIndexError, OSError) as error:
+        fail("export", error)
+    for path in files:
+        console.print(str(path), markup=False)
+    if to is Target.postgres:
+        console.print(f"load them: cd {out} && psql -f schema.sql -f load.sql", markup=False)
+
+
+def batches(corpus: Corpus, entries: list[Entry]) -> Iterator[Batch]:
+    """The corpus, shard by shard, as the index takes it."""
+    width, dim = corpus.header.dim // 8, corpus.header.dim
+    for table in corpus.tables(entries):
+        codes = np.frombuffer(table.column("code").combine_chunks().buffers()[1], np.uint8)
+        embeddings = None
+        if corpus.header.embeddings:
+            flat = table.column("embedding").combine_chunks().flatten()
+            embeddings = flat.to_numpy().reshape(-1, dim)
+        yield Batch(
+            table.column("id").to_pylist(),
+            codes.reshape(-1, width),
+            table.select(["source", "metadata"]),
+            embeddings,
+        )
+
+
+def most_used_engine(entries: list[Entry]) -> str:
+    """The engine id of most shards; the others of a mixed corpus differ in a few bits."""
+    counts = Counter(engine for entry in entries for engine in entry.engines)
+    if not counts:
+        raise CorpusError("the corpus holds no picture that could be embedded")
+    if len(counts) > 1:
+        told = ", ".join(f"{engine} ({count} shards)" for engine, count in counts.most_common())
+        errors.print(f"warning: the corpus was embedded by several engines: {told}", style="yellow")
+    return counts.most_common(1)[0][0]
+
+
+def warn_of_unseen(index: CodeIndex) -> None:
+    """Say so when pictures that are here will not be shown, as when inputs were relative."""
+    pictures = Pictures(index.header.roots)
+    sources = [(row.metadata["source"], row.metadata) for row in index.sample(SAMPLE)]
+    unseen = [at for at, row in sources if Path(at).is_file() and pictures.path(row) is None]
+    if unseen:
+        errors.print(
+            f"warning: pictures such as {shown(unseen[0])} lie outside the corpus' inputs, as they "
+            "are named, seen from here; search.py and page.py show them with --root FOLDER",
+            style="yellow",
+        )
+
+
+def describe(index: CodeIndex) -> None:
+    """Print an index's header."""
+    header = index.header
+    size = sum(path.stat().st_size for path in index.folder.iterdir())
+    table = Table.grid(padding=(0, 2))
+    for name, value in (
+        ("index", f"{index.folder}, {size / 1e6:,.1f} MB"),
+        ("rows", f"{len(index):,}"),
+        ("kind", header.settings.kind),
+        ("code", f"{header.dim // 8} bytes, D = {header.dim}"),
+        ("embeddings", "float16" if header.embeddings else "not stored"),
+        ("embedder", f"version {header.origin.version}"),
+        ("engine", header.origin.engine),
+        ("pictures", ", ".join(header.roots) or "nowhere on this machine"),
+    ):
+        table.add_row(f"[bold]{name}[/bold]", escape(value))
+    console.print(table)
+
+
+def fail(what: str, error: Exception) -> NoReturn:
+    """Print an error and end with exit code 2."""
+    errors.print(f"index {what}: {error}", style="red")
+    sys.exit(2)
+
+
+def program() -> None:
+    """Parse the command line and run."""
+    app()
+
+
+if __name__ == "__main__":
+    program()

@@ -1,0 +1,121 @@
+"""The search page: drop a photo, drag a box on it, see what is alike.
+
+python clients/page.py --index out/index            # beside a running server
+python clients/page.py --demo                       # brings server, corpus and index along
+
+It answers to the names of loopback, to the address it listens at, and to each --host-name.
+"""
+
+import contextlib
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import typer
+import uvicorn
+from rich.console import Console
+
+from unified_embedding.checkout import ROOT
+from unified_embedding.client import DEFAULT_URL
+from unified_embedding.errors import EmbeddingError
+from unified_embedding.index import EngineWarning, RecallMonitor
+from unified_embedding.search.page_app import make_app
+from unified_embedding.search.searching import DEFAULT_INDEX, open_index, pictures_of
+from unified_embedding.serving.local_server import running
+
+console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+def main(
+    index: Annotated[
+        Path, typer.Option(help="folder of the index", envvar="UNIFIED_EMBEDDING_INDEX")
+    ] = DEFAULT_INDEX,
+    url: Annotated[
+        str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
+    ] = DEFAULT_URL,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="port to listen on")] = 8080,
+    host_name: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="name or address by which it is visited, say behind a proxy; repeat it",
+            show_default=False,
+        ),
+    ] = None,
+    root: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="folder whose pictures may be shown; by default those that the corpus was made "
+            "from; repeat it",
+            show_default=False,
+        ),
+    ] = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="start a server and index the demo catalogue first")
+    ] = False,
+    repository: Annotated[Path, typer.Option(help="--demo: Triton's model repository")] = ROOT
+    / "model_repository",
+    work: Annotated[Path, typer.Option(help="--demo: where corpus and index are kept")] = (
+        ROOT / "out" / "page"
+    ),
+) -> None:
+    """Serve the search page."""
+    # The page itself says so when engines differ.
+    warnings.simplefilter("ignore", EngineWarning)
+    try:
+        with contextlib.ExitStack() as stack:
+            if demo:
+                url, index = stack.enter_context(_demo(repository, work))
+            opened = open_index(index)
+            if opened.header.settings.kind != "flat":
+                opened.monitor = RecallMonitor()
+            pictures = pictures_of(opened, root)
+            shown = ", ".join(map(str, pictures.roots)) or "none; name their folders by --root"
+            console.print(f"pictures shown from: {shown}")
+            console.print(f"{len(opened):,} pictures: http://{host}:{port} (Ctrl-C ends it)")
+            page = make_app(opened, url, pictures, host_name or (), host)
+            uvicorn.run(page, host=host, port=port, log_level="warning")
+    except (EmbeddingError, OSError) as error:
+        console.print(f"page: {error}", style="red")
+        sys.exit(2)
+
+
+@contextlib.contextmanager
+def _demo(repository: Path, work: Path) -> Iterator[tuple[str, Path]]:
+    """A local server, and an index of the demo catalogue for the embedder it serves."""
+    console.print("starting tritonserver ...")
+    with running(repository) as server:
+        # The server may have been built with another model since the last time: a corpus per
+        # version, and an index that is built anew, take seconds for 120 pictures.
+        program = [sys.executable, str(ROOT / "clients" / "backfill.py"), "demo/catalogue"]
+        options = ["--metadata", "demo/gallery.csv", "--embeddings", "--url", server.grpc_url]
+        _run([*program, *options, "--out", str(work / "corpus")])
+        version = _version(server.grpc_url)
+        program = [sys.executable, str(ROOT / "clients" / "index.py"), "build"]
+        options = ["--version", version, "--out", str(work / "index")]
+        _run([*program, str(work / "corpus"), *options])
+        yield server.grpc_url, work / "index"
+
+
+def _version(url: str) -> str:
+    from unified_embedding.client import EmbedderClient
+
+    with EmbedderClient(url) as client:
+        return client.info().version
+
+
+def _run(command: list[str]) -> None:
+    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+        raise OSError(f"{Path(command[1]).name} failed; see above")
+
+
+def program() -> None:
+    """Parse the command line and run."""
+    typer.run(main)
+
+
+if __name__ == "__main__":
+    program()

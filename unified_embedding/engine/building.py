@@ -1,0 +1,243 @@
+"""Compile an embedder, hold it against the gates, install it whole or not at all."""
+
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from unified_embedding import onnx_file
+from unified_embedding.checkout import ROOT
+from unified_embedding.engine import recipe, targets, triton_config
+from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.gates import consistency, gate_table, gates, reference
+from unified_embedding.engine.tuning import tuning
+from unified_embedding.gallery import Gallery
+from unified_embedding.measure.processor import cpu_name
+from unified_embedding.spec import SPEC_FILE, EmbedderSpec, digest
+
+OUT: Final = ROOT / "build" / "out"
+
+console = Console()
+
+
+def build(
+    model: Path,
+    target: targets.Target,
+    repository: Path,
+    gallery: Gallery,
+    tuned: Path = tuning.FILE,
+) -> None:
+    """Build and install unless the same engine is already there.
+
+    What Triton cannot serve is not installed: it goes to build/out/<name of the embedder>/.
+
+    Raises:
+        BuildError: a gate does not hold, or there is no repository; what was installed before
+            stays.
+    """
+    _, spec = onnx_file.load(model)
+    engine = engine_id(spec, target, gallery)
+    served = isinstance(target, targets.ServedTarget)
+    if served and not repository.is_dir():
+        raise BuildError(f"--repository {repository}: no such folder; give a model repository")
+    config = tuned_config(spec, target, tuned)
+    wanted = recipe_digest(spec, target, gallery, config)
+    place = repository / "embedder" if served else OUT / spec.name
+    if served and is_current(place, wanted):
+        triton_config.fit_binarizer(repository, spec.dim)
+        console.print(f"engine {engine} of {spec.name} {spec.version} is up to date")
+        return
+    # On the place's file system, so that installing is a rename, but not where Triton looks.
+    beside = repository.resolve().parent if served else OUT
+    staging = Path(tempfile.mkdtemp(prefix=".engine-", dir=beside))
+    try:
+        staged = staging / "embedder"
+        folder = staged / "1" if served else staged
+        folder.mkdir(parents=True)
+        console.print(f"compiling {spec.name} {spec.version} for {target.name}, {target.precision}")
+        pixels = reference.load_gallery(gallery, spec.preprocessing)
+        details = target.compile(model, folder, pixels)
+        figures, passed = run_gates(model, spec, target, folder, gallery, pixels)
+        shutil.copyfile(model / SPEC_FILE, folder / SPEC_FILE)
+        if config is not None:
+            (staged / "config.pbtxt").write_text(triton_config.render(config, spec, engine))
+            if config.cuda_graphs:
+                check_cuda_graphs(staging, pixels)
+        record = {
+            "engine": engine,
+            "version": spec.version,
+            "model": spec.name,
+            "target": target.name,
+            "precision": target.precision,
+            "recipe": wanted,
+            "built": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "environment": environment(target),
+            "build": details,
+            "gates": {
+                "gallery": gallery.digest(),
+                "meaningful": not spec.random,
+                "limits": vars(gates.LIMITS[target.precision]),
+                "figures": figures.as_dict(),
+            },
+            "files": file_hashes(staged),
+        }
+        (folder / "engine.json").write_text(json.dumps(record, indent=2) + "\n")
+        if not passed:
+            raise BuildError("a gate failed; the engine that stood there before stays")
+        install(staged, place)
+        if served:
+            triton_config.fit_binarizer(repository, spec.dim)
+        console.print(
+            f"{'installed' if served else 'wrote'} engine [bold]{engine}[/] in "
+            f"{os.path.relpath(place)}"
+        )
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def check_cuda_graphs(repository: Path, pixels: NDArray[np.uint8]) -> None:
+    """Serve the staged engine and look for stale answers. Raises BuildError."""
+    from unified_embedding.engine.gates import server_gate
+
+    found = server_gate.problems(repository, pixels)
+    if found:
+        raise BuildError(f"CUDA_GRAPHS=1: {'; '.join(found)}; build without CUDA graphs")
+
+
+def engine_id(spec: EmbedderSpec, target: targets.Target, gallery: Gallery) -> str:
+    """Target, precision and a hash of what decides the engine's bits.
+
+    The code is not part of it: a change of code that changes an engine's bits adds or changes an
+    entry of the target's `inputs()`. Everything else is the recipe's (`recipe_digest`).
+
+    Engines of one version and different id give embeddings that differ in rounding, and
+    codes that differ in about one bit of a hundred (bf16 against fp32).
+    """
+    pictures = [gallery.digest()] if target.calibrated else []
+    return f"{target.name}-{target.precision}-{digest([spec.version, target.inputs(), *pictures])}"
+
+
+def tuned_config(
+    spec: EmbedderSpec, target: targets.Target, tuned: Path
+) -> triton_config.EmbedderConfig | None:
+    """How Triton runs the engine on this machine; None for what Triton does not serve."""
+    if not isinstance(target, targets.ServedTarget):
+        return None
+    return tuning.apply(target.config(), tuning.key(spec, target), tuned)
+
+
+def recipe_digest(
+    spec: EmbedderSpec,
+    target: targets.Target,
+    gallery: Gallery,
+    config: triton_config.EmbedderConfig | None,
+) -> str:
+    """A hash of everything a build depends on: unchanged means nothing to do.
+
+    Unlike the engine's id, it changes with the code: a changed gate is run again over an engine
+    whose bits, and so whose id, stay.
+    """
+    modules = [__name__, type(target).__module__]
+    if config is not None and config.cuda_graphs:
+        modules.append("unified_embedding.engine.gates.server_gate")
+    settings = triton_config.render(config, spec, "") if config else ""
+    return digest(
+        [
+            engine_id(spec, target, gallery),
+            spec.name,
+            gallery.digest(),
+            recipe.packages(),
+            recipe.code(modules),
+            settings,
+        ]
+    )
+
+
+def is_current(installed: Path, wanted: str) -> bool:
+    """True when `installed` holds, whole, what a build of recipe `wanted` would put there."""
+    try:
+        record = json.loads((installed / "1" / "engine.json").read_text())
+        return bool(record["recipe"] == wanted and record["files"] == file_hashes(installed))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file below `folder` except engine.json, by relative path."""
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "engine.json" and "__pycache__" not in path.parts
+    )
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def run_gates(
+    model: Path,
+    spec: EmbedderSpec,
+    target: targets.Target,
+    folder: Path,
+    gallery: Gallery,
+    pixels: NDArray[np.uint8],
+) -> tuple[gates.Figures, bool]:
+    """Embed the gallery with the engine and with the fp32 ONNX, compare and print.
+
+    Returns:
+        The figures, and True when the engine may be installed.
+    """
+    truth = reference.reference_embeddings(model, spec, pixels, OUT / "reference")
+    run = target.runner(folder)
+    rows = reference.embed(run, pixels, f"{target.name} {target.precision}")
+    found = consistency.problems(
+        run, pixels, triton_config.MAX_BATCH_SIZE, target.bit_exact_across_batches
+    )
+    figures = gates.measure(truth, rows, gallery, repeatable=not found)
+    for sentence in found:
+        console.print(f"[red]inconsistent:[/] {sentence}", highlight=False)
+    return figures, gate_table.report(console, figures, spec, target.precision)
+
+
+def environment(target: targets.Target) -> dict[str, str]:
+    """Versions and processor the engine was built with."""
+    basics = {"python": platform.python_version(), "cpu": cpu_name()}
+    return {**basics, **recipe.packages(), **target.inputs()}
+
+
+def install(staged: Path, installed: Path) -> None:
+    """Put `staged` in the place of `installed`; the old one returns if that fails."""
+    old = staged.parent / "replaced"
+    if installed.exists():
+        installed.rename(old)
+    try:
+        staged.rename(installed)
+    except OSError:
+        if old.exists():
+            old.rename(installed)
+        raise
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """One build at a time: two would install over each other. Raises BuildError."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    with (OUT / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BuildError("another `make engine` is running in this checkout") from None
+        yield

@@ -1,0 +1,44 @@
+"""The gate that CUDA graphs must pass: the staged engine, served by the real Triton.
+
+With graphs, Triton has answered a request with the previous one's result (server issue 8550);
+the plan alone cannot show that.
+"""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import tritonclient.grpc as grpcclient
+from numpy.typing import NDArray
+
+from unified_embedding.engine.gates import consistency, server_checks
+from unified_embedding.engine.triton_config import MAX_BATCH_SIZE
+from unified_embedding.serving import local_server
+
+STARTUP_SECONDS = 300.0
+"""A plan warms up every batch size first."""
+
+
+@contextmanager
+def serving(repository: Path) -> Iterator[str]:
+    """The gRPC address of a server with `repository`. Raises ServerUnavailable."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "tritonserver.log"
+        server = local_server.start(repository, log, timeout=STARTUP_SECONDS)
+        try:
+            yield server.grpc_url
+        finally:
+            server.stop()
+
+
+def problems(repository: Path, pixels: NDArray[np.uint8]) -> list[str]:
+    """What does not hold when the model `embedder` of `repository` is served.
+
+    Raises:
+        ServerUnavailable: Triton does not start with it.
+    """
+    with serving(repository) as url, grpcclient.InferenceServerClient(url) as client:
+        run = server_checks.embedder_runner(client)
+        return consistency.problems(run, pixels, MAX_BATCH_SIZE, exact=False)

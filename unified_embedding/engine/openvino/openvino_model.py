@@ -1,0 +1,57 @@
+"""Triton step `embedder` on OpenVINO, copied into the engine folder as model.py."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+from numpy.typing import NDArray
+
+from unified_embedding.serving import answers
+from unified_embedding.serving.openvino_engine import OpenVinoEngine
+from unified_embedding.serving.pace import Admission, Pace, SharedPace
+from unified_embedding.serving.parent import end_with_parent
+
+
+class TritonPythonModel:
+    """pixels UINT8 [N, S, S, 3] -> embedding and features, both FP32 [N, D] with equal values."""
+
+    def initialize(self, args: dict[str, str]) -> None:
+        """Compile the network."""
+        end_with_parent()
+        config = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        folder = Path(args["model_repository"]) / args["model_version"]
+        self.engine = OpenVinoEngine.configured(
+            folder / "model.xml", parameters, config["max_batch_size"]
+        )
+        self.admission, self.pace = Admission(), Pace()
+        self.shared_pace = SharedPace(args["model_name"])
+
+    def execute(self, requests: list[Any]) -> list[Any]:
+        """Run all waiting requests as one batch and hand each its rows; drop those too late."""
+        return answers.together(requests, self._pixels, self._embeddings)
+
+    def finalize(self) -> None:
+        """The server stops."""
+        self.shared_pace.remove()
+
+    def _pixels(self, request: Any, parameters: Mapping[str, object]) -> NDArray[np.uint8]:
+        # The batch itself, and as much again for the answers' way home.
+        self.admission.check(parameters, 2 * self.pace.now)
+        pixels: NDArray[np.uint8] = pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy()
+        return pixels
+
+    def _embeddings(self, batch: list[NDArray[np.uint8]]) -> list[list[Any]]:
+        began = time.monotonic()
+        embedding = self.engine.embed([picture for pixels in batch for picture in pixels])
+        self.pace.add(time.monotonic() - began)
+        self.shared_pace.write(self.pace.now)
+        ends = np.cumsum([len(pixels) for pixels in batch])
+        return [
+            [pb_utils.Tensor("embedding", rows), pb_utils.Tensor("features", rows)]
+            for rows in np.split(embedding, ends[:-1])
+        ]

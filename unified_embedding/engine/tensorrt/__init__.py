@@ -1,0 +1,1 @@
+"""The TensorRT targets: plans for GPUs, from ONNX or through Torch-TensorRT."""

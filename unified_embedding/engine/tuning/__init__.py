@@ -1,0 +1,1 @@
+"""How Triton runs an engine best on one machine: trials, their report, and what is kept."""

@@ -1,0 +1,55 @@
+"""Compare trainings: `python -m unified_embedding.evaluation.compare [CONFIG]`.
+
+Trains every row and seed that is not done, cheap ones first, and writes the page after each. The
+same command goes on after an interruption or a kill.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from unified_embedding.errors import EmbeddingError
+from unified_embedding.evaluation.comparison import page
+from unified_embedding.evaluation.comparison.config import load_config
+from unified_embedding.evaluation.comparison.measured import measure_all
+from unified_embedding.evaluation.comparison.runner import alone, train_next
+from unified_embedding.measure.files import write_text
+from unified_embedding.training.distributed import join_ranks
+
+
+def main(
+    config: Annotated[Path, typer.Argument(help="YAML file.")] = Path("configs/compare.yaml"),
+    plan: Annotated[bool, typer.Option("--plan", help="Print budget and progress only.")] = False,
+    write: Annotated[
+        bool, typer.Option("--page", help="Train nothing; write the page of what is done.")
+    ] = False,
+    out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/comparison.md"),
+    threads: Annotated[int, typer.Option(min=0, help="For measuring; 0: all cores.")] = 0,
+) -> None:
+    """Train what is not done, measure what is, and write the page."""
+    console = Console()
+    try:
+        wanted = load_config(config)
+        if plan:
+            typer.echo(page.budget(wanted))
+            return
+        with alone(wanted.out), join_ranks() as rank:
+            job = None if write else train_next(wanted, rank, console)
+            while job is not None:
+                if job.rate is None:  # a sweep alone shows nothing new
+                    write_text(out, page.render(measure_all(wanted, console, threads)))
+                job = train_next(wanted, rank, console)
+            write_text(out, page.render(measure_all(wanted, console, threads)))
+        console.print(str(out))
+    except EmbeddingError as error:
+        console.print(f"[red]comparison failed:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        console.print("interrupted; the same command goes on")
+        raise typer.Exit(130) from None
+
+
+if __name__ == "__main__":
+    typer.run(main)

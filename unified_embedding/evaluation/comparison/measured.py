@@ -1,0 +1,209 @@
+"""The figures of finished runs, and the differences that the claims rest on."""
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+
+from unified_embedding.datasets.store import data_home
+from unified_embedding.evaluation.comparison.claims import Evidence
+from unified_embedding.evaluation.comparison.config import CompareConfig, CompareRow
+from unified_embedding.evaluation.comparison.jobs import Job, seed_job, training_config
+from unified_embedding.evaluation.config import EvaluationConfig, Row
+from unified_embedding.evaluation.rotations import Rotated, remembered_rotation, rotate
+from unified_embedding.evaluation.run import Bench, open_bench
+from unified_embedding.protocols.measure import Cell, Measurement, Samples, measure
+from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN
+from unified_embedding.retrieval import Comparison, Interval, bootstrap_trainings
+from unified_embedding.spec import digest
+from unified_embedding.training import checkpoint
+from unified_embedding.training.examples import PREPARED
+
+FIGURES: Final = (*MAIN.values(), (CAMERA_EXACT, "R@1"))
+"""(task, metric) of everything that the page shows."""
+
+Change = Callable[[Mapping[Cell, Samples]], Samples]
+
+_MEAN_PICTURES: Final = 512
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What finished runs scored.
+
+    Attributes:
+        config: the comparison.
+        digest: of the test set; "" when no run is finished.
+        scores: row name -> seed -> cell -> samples.
+        rotated: bits -> one `Rotated` per seed of the row "unified-data".
+    """
+
+    config: CompareConfig
+    digest: str
+    scores: Mapping[str, Mapping[int, Mapping[Cell, Samples]]]
+    rotated: Mapping[int, Sequence[Rotated]]
+
+    def values(self, row: str, cell: Cell) -> list[float]:
+        """The figure of each finished seed."""
+        runs = self.scores.get(row, {})
+        return [float(run[cell].values.mean()) for run in runs.values() if cell in run]
+
+    def gain(
+        self, ours: CompareRow | None, theirs: CompareRow | None, cell: Cell
+    ) -> Interval | None:
+        """Paired difference over the seeds that both rows have, and over clusters."""
+        return self.change(ours, theirs, lambda run: run[cell])
+
+    def change(
+        self, ours: CompareRow | None, theirs: CompareRow | None, of: Change
+    ) -> Interval | None:
+        """As `gain`, of any figure of a run; None when no seed is finished on both sides."""
+        if ours is None or theirs is None:
+            return None
+        left, right = self.scores.get(ours.name, {}), self.scores.get(theirs.name, {})
+        try:
+            pairs = [of(left[seed]).minus(of(right[seed])) for seed in left if seed in right]
+        except KeyError:
+            return None
+        return over_seeds(pairs)
+
+    def evidence(self) -> Evidence:
+        """Everything that the claims ask for and that was run."""
+        find = self.config.find
+        data, steps = find("unified-data"), find("unified-steps")
+        own, others, codes, norm, balance = {}, {}, {}, {}, {}
+        for task, figure in MAIN.items():
+            cell = Cell(*figure, "float")
+            for other, theirs in MAIN.items():
+                gained = self.gain(data, find("specialist-long", task), Cell(*theirs, "float"))
+                if gained is not None and other == task:
+                    own[task] = gained
+                elif gained is not None:
+                    others[task, other] = gained
+            runs = self.scores.get(steps.name, {}) if steps is not None else {}
+            lost = over_seeds([_code_loss(run, figure) for run in runs.values() if cell in run])
+            if lost is not None:
+                codes[task] = lost
+            more = self.change(steps, find("no-layer-norm"), partial(_code_loss, figure=figure))
+            if more is not None:
+                norm[task] = more  # what it loses without, minus what it loses with
+            balanced = self.gain(steps, find("gradnorm"), cell)
+            if balanced is not None:
+                balance[task] = balanced
+        camera = find("specialist-long", "camera")
+        transfer = self.gain(data, camera, Cell(CAMERA_EXACT, "R@1", "float"))
+        return Evidence(own, others, codes, norm, balance, transfer)
+
+
+def over_seeds(runs: Sequence[Samples]) -> Interval | None:
+    """Mean and interval over trainings and clusters; None for no run."""
+    if not runs:
+        return None
+    values = np.stack([run.values for run in runs])
+    return bootstrap_trainings(values, runs[0].clusters.tolist())
+
+
+def measure_all(config: CompareConfig, console: Console, threads: int) -> Measured:
+    """Measure every finished run that is not measured yet.
+
+    Raises:
+        DataError: the test set is missing or not the frozen one.
+    """
+    jobs = [seed_job(config, row, seed) for row in config.rows for seed in config.seeds]
+    done = [job for job in jobs if job.record() is not None]
+    if not done:
+        return Measured(config, "", {}, {})
+    bench = _bench(config, done, console, threads)
+    scores: dict[str, dict[int, Mapping[Cell, Samples]]] = {}
+    rotated: dict[int, list[Rotated]] = {}
+    for job in done:
+        scores.setdefault(job.row.name, {})[job.seed] = _scores(bench, job)
+        if job.row.role == "unified-data":
+            for bits in config.maps.bits:
+                rotated.setdefault(bits, []).append(_maps(bench, job, bits, config.maps.count))
+    return Measured(config, bench.pictures.digest(), scores, rotated)
+
+
+def _bench(config: CompareConfig, done: list[Job], console: Console, threads: int) -> Bench:
+    rows = [Row(name=str(j.folder), source=str(_weights(j)), kind="unified") for j in done]
+    named = training_config(config, done[0]).data.manifest
+    manifest = data_home() / "manifest.csv" if named == PREPARED else Path(str(named))
+    wanted = EvaluationConfig(rows=rows, frozen=config.frozen)
+    return open_bench(wanted, manifest, config.out / "cache", threads, console)
+
+
+def _scores(bench: Bench, job: Job) -> Mapping[Cell, Samples]:
+    embedder = bench.open(str(_weights(job)))
+    key = digest([embedder.id, bench.pictures.digest(), bench.pictures.seen_table(), FIGURES])
+    path = job.folder / f"measured-{key}.npz"
+    if not path.exists():
+        wanted = {name for name, _ in FIGURES}
+        vectors = bench.features.vectors(
+            embedder, bench.pictures.sha256, bench.pictures.read, f"{job.row.name}: embedding"
+        )
+        with bench.console.status(f"{job.row.name}: searching"):
+            found = measure(
+                bench.pictures, vectors, [task for task in bench.tasks if task.name in wanted]
+            )
+        _save(found, path)
+    return _load(path)
+
+
+def _save(found: Measurement, path: Path) -> None:
+    arrays: dict[str, NDArray[np.generic]] = {}
+    for cell, samples in found.samples.items():
+        arrays["|".join(cell)] = samples.values
+        arrays[f"clusters|{cell.task}"] = samples.clusters
+    beside = path.with_name(f".{path.name}")
+    with beside.open("wb") as file:
+        np.savez(file, **arrays)
+    beside.replace(path)
+
+
+def _load(path: Path) -> Mapping[Cell, Samples]:
+    found = {}
+    kinds: dict[str, Comparison] = {"float": "float", "asymmetric": "asymmetric", "code": "code"}
+    with np.load(path) as arrays:
+        for name in arrays:
+            task, *rest = name.split("|")
+            if len(rest) == 2:
+                cell = Cell(task, rest[0], kinds[rest[1]])
+                found[cell] = Samples(arrays[name], arrays[f"clusters|{task}"])
+    return found
+
+
+def _maps(bench: Bench, job: Job, bits: int, count: int) -> Rotated:
+    embedder = bench.open(str(_weights(job)))
+    key = [embedder.id, bench.pictures.digest(), bench.pictures.seen_table(), bits, count]
+
+    def make() -> Rotated:
+        every = sorted({row["image"] for row in bench.rows if row["split"] == "train"})
+        count_of_mean = min(_MEAN_PICTURES, len(every))
+        images = [every[number * len(every) // count_of_mean] for number in range(count_of_mean)]
+        data = [(bench.pictures.folder / image).read_bytes() for image in images]
+        hashes = [hashlib.sha256(one).hexdigest() for one in data]
+        training = bench.features.vectors(
+            embedder, hashes, lambda row: data[row], f"{job.row.name}: mean of training pictures"
+        )
+        vectors = bench.features.vectors(
+            embedder, bench.pictures.sha256, bench.pictures.read, f"{job.row.name}: embedding"
+        )
+        with bench.console.status(f"{job.row.name}: {count} maps to {bits} bits"):
+            return rotate(bench.pictures, vectors, bench.tasks, bits, training.mean(axis=0), count)
+
+    return remembered_rotation(bench.cache / "rotations", key, make)
+
+
+def _code_loss(run: Mapping[Cell, Samples], figure: tuple[str, str]) -> Samples:
+    """Code minus float, query by query."""
+    return run[Cell(*figure, "code")].minus(run[Cell(*figure, "float")])
+
+
+def _weights(job: Job) -> Path:
+    return job.folder / checkpoint.LAST

@@ -1,0 +1,200 @@
+"""docs/comparison.md: from what is done; what was not run says so."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from unified_embedding.evaluation.comparison.claims import claims
+from unified_embedding.evaluation.comparison.config import CompareConfig, CompareRow, Role
+from unified_embedding.evaluation.comparison.jobs import chosen_rate, seed_job, sweep_jobs
+from unified_embedding.evaluation.comparison.measured import FIGURES, Measured
+from unified_embedding.evaluation.page import (
+    NOT_RUN,
+    Lines,
+    claims_detail,
+    claims_table,
+    percent,
+    points,
+    table,
+)
+from unified_embedding.evaluation.rotations import STORED
+from unified_embedding.protocols.measure import Cell
+from unified_embedding.protocols.tasks import CAMERA_UNSEEN, MAIN
+from unified_embedding.training.config import load_config as load_training
+
+_PAIRS: tuple[tuple[str, Role, Role], ...] = (
+    ("equal task data, short", "unified-steps", "specialist-short"),
+    ("equal compute", "unified-steps", "specialist-long"),
+    ("equal task data, long (C1, C2, C7)", "unified-data", "specialist-long"),
+)
+_ABLATIONS: tuple[tuple[str, Role, Role], ...] = (
+    ("with LayerNorm minus without", "unified-steps", "no-layer-norm"),
+    ("equal weights minus GradNorm (C5)", "unified-steps", "gradnorm"),
+)
+
+
+def render(measured: Measured) -> str:
+    """The page as Markdown."""
+    config = measured.config
+    judged = claims(measured.evidence(), config.margins)
+    seeds = ", ".join(map(str, config.seeds))
+    opening = [
+        "# The comparison of trainings",
+        "",
+        "Written by `make compare`; do not edit. All rows share one configuration "
+        f"(`{config.training.name}` with {_code(config.common)}), one test set "
+        f"(`{measured.digest or 'not measured yet'}`) and the seeds {seeds}. Rows are a run's "
+        "last, annealed weights. Each row's rate was chosen for itself on the validation split. "
+        "Differences are paired by seed and query, in points; brackets hold 95 % intervals of a "
+        "bootstrap over trainings and over products (browse: emoji families). With few trainings "
+        "such an interval is somewhat too narrow: the SD over seeds stands beside each mean. "
+        f"`{CAMERA_UNSEEN}` searches products that no training picture shows.",
+        "",
+    ]
+    sections = [
+        opening,
+        claims_table(judged),
+        _figures(measured),
+        _differences(measured),
+        _codes(measured),
+        _budget(config),
+        claims_detail(judged),
+    ]
+    return "\n".join(line for section in sections for line in section)
+
+
+def budget(config: CompareConfig) -> str:
+    """The plan and its cost, stated before the runs, and what is done of it."""
+    return "\n".join(_budget(config))
+
+
+def _figures(measured: Measured) -> Lines:
+    rows = []
+    for row in measured.config.rows:
+        count = len(measured.scores.get(row.name, {}))
+        for kind in ("float", "code") if count else ("float",):
+            cells = [Cell(*figure, kind) for figure in FIGURES]
+            texts = [_mean_and_sd(measured.values(row.name, cell)) for cell in cells]
+            first = kind == "float"
+            rows.append([row.name if first else "", str(count) if first else "", kind, *texts])
+    head = ["row", "seeds", "by", *(f"{t} {m}" for t, m in FIGURES)]
+    return ["## Figures", "", "Mean over seeds (SD over seeds), percent.", "", *table(head, rows)]
+
+
+def _mean_and_sd(values: Sequence[float]) -> str:
+    if not values:
+        return NOT_RUN
+    text = percent(float(np.mean(values)))
+    return text if len(values) == 1 else f"{text} ({100 * np.std(values, ddof=1):.1f})"
+
+
+def _differences(measured: Measured) -> Lines:
+    find = measured.config.find
+    rows = []
+    for what, ours, theirs in _PAIRS:
+        for task in MAIN:
+            rows.append(_difference(measured, what, find(ours), find(theirs, task)))
+    for what, ours, theirs in _ABLATIONS:
+        rows.append(_difference(measured, what, find(ours), find(theirs)))
+    head = ["", "difference", *(f"{t} {m}" for t, m in FIGURES)]
+    shown = [row for row in rows if row]
+    return ["## Differences", "", "By float.", "", *table(head, shown)]
+
+
+def _difference(
+    measured: Measured, what: str, ours: CompareRow | None, theirs: CompareRow | None
+) -> list[str]:
+    if ours is None or theirs is None:
+        return []
+    gains = [points(measured.gain(ours, theirs, Cell(*figure, "float"))) for figure in FIGURES]
+    return [what, f"{ours.name} minus {theirs.name}", *gains]
+
+
+def _codes(measured: Measured) -> Lines:
+    row = measured.config.find("unified-data")
+    if row is None:
+        return []
+    rows = []
+    for bits in measured.config.maps.bits:
+        each = measured.rotated.get(bits, ())
+        for kind in STORED:
+            texts = [_over_maps(each, Cell(*figure, kind)) for figure in MAIN.values()]
+            rows.append([f"{bits:,}", kind, *texts])
+    head = ["bits", "minus float", *(f"{t} {m}" for t, m in MAIN.values())]
+    return [
+        "## Codes under random maps",
+        "",
+        f"`{row.name}`, the mean of training pictures subtracted, then "
+        f"{measured.config.maps.count} random maps, none chosen (a departure from the paper, which "
+        "has no map). Points: mean over seeds and maps; SD over maps, mean of the seeds.",
+        "",
+        *table(head, rows),
+    ]
+
+
+def _over_maps(each: Sequence[Any], cell: Cell) -> str:
+    means = [found.mean(cell) for found in each]
+    if not means or any(mean is None for mean in means):
+        return NOT_RUN
+    mean = float(np.mean([one.mean for one in means]))
+    spread = float(np.mean([found.spread(cell) for found in each]))
+    return f"{100 * mean:+.1f}, SD {100 * spread:.1f}"
+
+
+def _budget(config: CompareConfig) -> Lines:
+    rows = []
+    for row in config.rows:
+        records = [seed_job(config, row, seed).record() for seed in config.seeds]
+        done = [record for record in records if record is not None]
+        sweep = len(sweep_jobs(config, row)) * min(config.sweep.steps, row.steps) / row.steps
+        stated = row.minutes * (len(config.seeds) + sweep)
+        rows.append(
+            [
+                row.name,
+                f"{row.steps:,}",
+                f"{_images_of_each_task(config, row):,}",
+                f"{stated:.0f}",
+                f"{len(done)} of {len(config.seeds)}",
+                _spent(done),
+                _rate(config, row),
+            ]
+        )
+    total = sum(float(row[3]) for row in rows)
+    head = ["row", "trunk steps", "images of each own task", "minutes of all cores, stated"]
+    head += ["seeds done", "CPU seconds a step", "rate chosen"]
+    return [
+        "## Budget and progress",
+        "",
+        f"Stated before the runs, sweeps included: {total:.0f} minutes of all cores in all. Cheap "
+        "rows run first.",
+        "",
+        *table(head, rows),
+    ]
+
+
+def _images_of_each_task(config: CompareConfig, row: CompareRow) -> int:
+    """What a run shows its trunk of each task that it is trained on."""
+    settings = load_training(config.training, [*config.common, *row.overrides])
+    tasks = 1 if row.task is not None else len(settings.data.tasks)
+    return row.steps * settings.batch // tasks
+
+
+def _spent(done: Sequence[dict[str, Any]]) -> str:
+    known = [one["cpu_seconds_per_step"] for one in done if one["cpu_seconds_per_step"] is not None]
+    return f"{np.mean(known):.2f}" if known else NOT_RUN
+
+
+def _rate(config: CompareConfig, row: CompareRow) -> str:
+    rate = chosen_rate(config, row)
+    if rate is None:
+        return NOT_RUN
+    edge = len(config.sweep.rates) > 1 and rate in (
+        min(config.sweep.rates),
+        max(config.sweep.rates),
+    )
+    return f"{rate:g}" + (", at the edge of the sweep" if edge else "")
+
+
+def _code(overrides: Sequence[str]) -> str:
+    return ", ".join(f"`{one}`" for one in overrides) or "no change"

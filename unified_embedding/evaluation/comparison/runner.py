@@ -1,0 +1,94 @@
+"""Train what is not done yet, and measure what is. Killed at any moment, it goes on."""
+
+import fcntl
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.console import Console
+
+from unified_embedding.checkout import ROOT
+from unified_embedding.errors import DataError
+from unified_embedding.evaluation.comparison.config import CompareConfig
+from unified_embedding.evaluation.comparison.jobs import (
+    DONE,
+    Job,
+    check_same,
+    in_order,
+    training_config,
+)
+from unified_embedding.measure.files import write_json
+from unified_embedding.measure.provenance import commit
+from unified_embedding.training import checkpoint
+from unified_embedding.training.distributed import Rank
+from unified_embedding.training.train import train
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold the folder; the system lets go when the process dies, however it dies.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise DataError(f"another comparison is running in {folder}") from None
+        yield
+
+
+def train_next(config: CompareConfig, rank: Rank, console: Console) -> Job | None:
+    """Train the first job that is not done; None when all are.
+
+    Raises:
+        TrainingError, SpecError, DataError: configuration, data or a finished run do not fit.
+    """
+    jobs = list(in_order(config))
+    for number, job in enumerate(jobs, 1):
+        record = job.record()
+        if record is not None:
+            check_same(config, job, record)
+            continue
+        console.print(f"[bold]{number} of {len(jobs)}: {job.row.name}, {job.folder.name}[/bold]")
+        _train(config, job, rank, console)
+        return job
+    return None
+
+
+def _train(config: CompareConfig, job: Job, rank: Rank, console: Console) -> None:
+    settings = training_config(config, job)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    last = job.folder / checkpoint.LAST
+    before = checkpoint.read(last)["step"] if last.exists() else 0
+    begin = time.process_time()
+    train(settings, rank, console)
+    spent = time.process_time() - begin
+    values = checkpoint.read(last)
+    summary, steps = values["summary"], values["step"]
+    scores = [one["float_"] for one in summary["validation"].values()]
+    if not scores:
+        raise DataError("the manifest has nothing to validate on, so no rate can be chosen")
+    write_json(
+        job.folder / DONE,
+        {
+            "row": job.row.name,
+            "seed": job.seed,
+            "rate": settings.schedule.rate,
+            "steps": steps,
+            "trunk_steps": summary["trunk_steps"],
+            "images_of_each_task": summary["trunk_steps"]
+            * summary["batch"]
+            // len(summary["tasks"]),
+            # Of this session's steps: a run that was killed takes no note of its time.
+            "cpu_seconds_per_step": spent / max(1, steps - before) if steps > before else None,
+            "validation": summary["validation"],
+            "score": sum(scores) / len(scores),
+            "loss_weights": summary["loss_weights"],
+            "identity": settings.identity(),
+            "commit": commit(ROOT),
+        },
+    )

@@ -1,0 +1,1 @@
+"""A trained embedder as files: ONNX, spec, weights and card (extra: train)."""

@@ -1,0 +1,7 @@
+"""`python -m unified_embedding.export`."""
+
+import typer
+
+from unified_embedding.export.export import main
+
+typer.run(main)

@@ -1,0 +1,1 @@
+"""Malformed input of every kind, beside good requests to a real server (`make fuzz`)."""

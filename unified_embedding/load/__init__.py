@@ -1,0 +1,1 @@
+"""What the Locust files and the benchmarks share: systems, tables, recordings, reports."""

@@ -1,0 +1,1 @@
+"""Retrieval protocols: which pictures are searched by which, and how hits are counted."""

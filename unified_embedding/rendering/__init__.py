@@ -1,0 +1,1 @@
+"""Synthetic photographs of 3D models, for training and for the demo (extra: train)."""
