@@ -44,7 +44,7 @@ console = Console()
 
 
 @dataclass
-class Row:
+class OnlineRow:
     """Online requests beside one back-fill.
 
     Attributes:
@@ -92,7 +92,7 @@ def main(
             "the same, at a third of capacity": ["--batch", "4", *third],
             "back-fill, 8 requests in flight": ["--max-inflight", "8"],
         }
-        rows: list[Row] = []
+        rows: list[OnlineRow] = []
         source = corpus(Path(folder), pictures, round(3 * rate * seconds))
         for name, options in cases.items():
             console.print(f"{name} ...")
@@ -102,7 +102,7 @@ def main(
                 latencies, failed = online(client, pictures, rate / 3, seconds, seed)
                 done = (finished(place) - before) / (time.monotonic() - began)
             p50, p99 = np.quantile(latencies, (0.5, 0.99)) * 1e3
-            rows.append(Row(name, rate / 3, float(p50), float(p99), failed, done))
+            rows.append(OnlineRow(name, rate / 3, float(p50), float(p99), failed, done))
     report = {
         "engine": info.engine,
         "cores": len(os.sched_getaffinity(0)),
@@ -203,7 +203,7 @@ def finished(out: Path) -> int:
     return SHARD * len(list(out.glob("*/manifest/*.json")))
 
 
-def table(rows: list[Row]) -> Table:
+def table(rows: list[OnlineRow]) -> Table:
     """The rows for people."""
     drawn = Table(title="online requests at a third of capacity")
     drawn.add_column("beside them")

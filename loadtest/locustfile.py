@@ -22,11 +22,11 @@ from locust.env import Environment
 from locust.runners import WorkerRunner
 
 from unified_embedding.client import DEFAULT_URL
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import EmbeddingError, SettingsError
 from unified_embedding.load.locust_report import failure_of_the_run
 from unified_embedding.load.recording import recording
 from unified_embedding.load.service import connect
-from unified_embedding.load.settings import Settings, SettingsError
+from unified_embedding.load.settings import Settings
 
 # Without it a waiting gRPC call stops every other user of the process, while the reported
 # latencies look the same. It must run before the first channel is created.

@@ -12,31 +12,10 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from unified_embedding.errors import EmbeddingError, shown
+from unified_embedding.errors import Malformed, shown
 
 DEADLINE: Final = "deadline"
 """Name of the request parameter."""
-
-
-class Malformed(EmbeddingError, ValueError):
-    """A parameter of a request cannot be read, or a deadline is no moment; the message names it."""
-
-
-class Late(EmbeddingError):
-    """A request can no longer be answered in time; the message says by how much."""
-
-    def __init__(self, left: float, needed: float) -> None:
-        """`left` seconds are left until its deadline, and an answer takes `needed`."""
-        if left < 0:
-            when = f"its deadline passed {-left:.3f} s ago"
-        else:
-            when = (
-                f"{left:.3f} s are left until its deadline and an answer takes {needed:.3f} s now"
-            )
-        super().__init__(
-            f"overloaded, the request was dropped: {when}. Send less or allow more time; if the "
-            "caller waited no longer than its timeout, its clock and this server's differ"
-        )
 
 
 def left(parameters: Mapping[str, object]) -> float:

@@ -10,16 +10,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import GalleryError
 
 MANIFEST: Final = "gallery.csv"
 CATALOGUE: Final = "catalogue"
 SHOT: Final = "shot"
 _COLUMNS: Final = ("image", "product", "role")
-
-
-class GalleryError(EmbeddingError, ValueError):
-    """The gallery's manifest is missing, malformed, or names a picture that is not there."""
 
 
 @dataclass(frozen=True)

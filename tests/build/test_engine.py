@@ -75,6 +75,7 @@ def test_a_failed_gate_leaves_the_old_engine(
 ) -> None:
     from unified_embedding.cli import engine as build_step
     from unified_embedding.engine.openvino.target import OpenVinoTarget
+    from unified_embedding.errors import BuildError
     from unified_embedding.gallery import Gallery
 
     class Noisy(OpenVinoTarget):
@@ -86,7 +87,7 @@ def test_a_failed_gate_leaves_the_old_engine(
             return {"openvino": "a version with a defect"}
 
     before = snapshot(installed)
-    with pytest.raises(build_step.BuildError, match="a gate failed"):
+    with pytest.raises(BuildError, match="a gate failed"):
         build_step.build(root / MODEL, Noisy("fp32"), installed, Gallery.load(root / "demo"))
     assert snapshot(installed) == before
     assert "worst cosine 0." in capsys.readouterr().out

@@ -14,7 +14,7 @@ import tiny_embedder as tiny
 from onnx import TensorProto, helper
 
 from unified_embedding.engine.tensorrt import fp16_graph
-from unified_embedding.engine.tensorrt.fp16_graph import Fp16Error
+from unified_embedding.errors import Fp16Error
 
 
 def run(model, pixels: np.ndarray) -> np.ndarray:

@@ -36,7 +36,7 @@ def test_the_reference_passes_every_gate(reference: np.ndarray, gallery: Gallery
     assert (figures.flips_mean, figures.flip_at, figures.neighbours) == (0, 0, 1)
     assert figures.recall == figures.recall_reference
     assert figures.recall["float"] == 1
-    for limits in gates.LIMITS.values():
+    for limits in gates.TOLERANCES.values():
         assert gates.failures(figures, limits) == []
     json.dumps(figures.as_dict())
 
@@ -57,10 +57,10 @@ def test_figures_against_their_definitions(reference: np.ndarray, gallery: Galle
     assert figures.flip_at == pytest.approx(np.abs(reference[flipped]).max())
 
 
-@pytest.mark.parametrize("precision", gates.LIMITS)
+@pytest.mark.parametrize("precision", gates.TOLERANCES)
 def test_every_gate_can_fail(precision: str, reference: np.ndarray, gallery: Gallery) -> None:
     good = gates.measure(reference, reference.copy(), gallery, repeatable=True)
-    limits = gates.LIMITS[precision]
+    limits = gates.TOLERANCES[precision]
     worse = {
         "finite": False,
         "repeatable": False,
@@ -83,12 +83,12 @@ def test_nan_is_reported_not_hidden(reference: np.ndarray, gallery: Gallery) -> 
     candidate[3, 5] = np.nan
     figures = gates.measure(reference, candidate, gallery, repeatable=True)
     assert not figures.finite
-    assert "NaN" in gates.failures(figures, gates.LIMITS["bf16"])[0]
+    assert "NaN" in gates.failures(figures, gates.TOLERANCES["bf16"])[0]
 
 
 def test_fp32_allows_one_query_either_way(reference: np.ndarray, gallery: Gallery) -> None:
     good = gates.measure(reference, reference.copy(), gallery, repeatable=True)
     one = replace(good, recall={**good.recall, "float": 1 - 1 / 20})
     two = replace(good, recall={**good.recall, "float": 1 - 2 / 20})
-    assert gates.failures(one, gates.LIMITS["fp32"]) == []
-    assert len(gates.failures(two, gates.LIMITS["fp32"])) == 1
+    assert gates.failures(one, gates.TOLERANCES["fp32"]) == []
+    assert len(gates.failures(two, gates.TOLERANCES["fp32"])) == 1

@@ -16,8 +16,9 @@ from unified_embedding.cli import gpu_check
 from unified_embedding.engine import production_repository
 from unified_embedding.engine.gates import server_gate
 from unified_embedding.engine.tensorrt import gpu
+from unified_embedding.errors import SetupError
 from unified_embedding.gallery import Gallery
-from unified_embedding.serving.tritonserver import SetupError, resolve
+from unified_embedding.serving.tritonserver import resolve
 
 STALE_MODEL = '''
 import numpy as np

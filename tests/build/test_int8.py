@@ -13,11 +13,11 @@ pytest.importorskip("nncf", reason="the extra `int8` is not installed")
 
 
 from unified_embedding.cli import engine
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.openvino.target import OpenVinoTarget
+from unified_embedding.errors import BuildError, SetupError
 from unified_embedding.gallery import Gallery
 from unified_embedding.image import load_pixels
-from unified_embedding.serving.tritonserver import SetupError, resolve
+from unified_embedding.serving.tritonserver import resolve
 from unified_embedding.spec import EmbedderSpec
 
 MODEL = "models/unified-embedder-lite0"

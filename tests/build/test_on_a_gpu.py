@@ -85,8 +85,8 @@ def test_torch_tensorrt_builds_the_same_embedder(
 def test_triton_serves_the_plan_with_and_without_cuda_graphs_or_the_gate_says_why(
     root: Path, gallery: Gallery, plan, tmp_path: Path
 ) -> None:
-    from unified_embedding.engine.build_error import BuildError
     from unified_embedding.engine.gates import reference, server_gate
+    from unified_embedding.errors import BuildError
     from unified_embedding.image import Preprocessing
 
     pixels = reference.load_gallery(gallery, Preprocessing())[:16]

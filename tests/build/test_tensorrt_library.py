@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt import library as tensorrt_library
+from unified_embedding.errors import BuildError
 
 pytestmark = pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler")
 

@@ -18,11 +18,11 @@ import tensorrt_rtx
 import tiny_embedder as tiny
 
 from unified_embedding.engine import targets, triton_config
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.engine.tensorrt import library as tensorrt_library
 from unified_embedding.engine.tensorrt import target as tensorrt_target
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
+from unified_embedding.errors import BuildError
 
 L4 = gpu.Gpu("NVIDIA L4", "8.9", 24 << 30, "13.4")
 

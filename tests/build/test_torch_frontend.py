@@ -10,10 +10,10 @@ import onnxruntime as ort
 import tiny_embedder as tiny
 import torch
 
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt import fp16_emulation, fp16_graph, gpu, torch_frontend
-from unified_embedding.engine.tensorrt.builder import Options, Profile, TrtError
+from unified_embedding.engine.tensorrt.builder import Options, Profile
 from unified_embedding.engine.tensorrt.torch_graph import OnnxModule
+from unified_embedding.errors import BuildError, TrtError
 
 OPTIONS = Options(profile=Profile(1, 4, 8), optimization_level=3)
 

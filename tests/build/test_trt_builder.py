@@ -23,7 +23,8 @@ from unified_embedding.engine.tensorrt import builder as trt_builder
 from unified_embedding.engine.tensorrt import fp16_graph
 from unified_embedding.engine.tensorrt import observers as trt_observers
 from unified_embedding.engine.tensorrt import plan as tensorrt_plan
-from unified_embedding.engine.tensorrt.builder import Options, Profile, TrtError
+from unified_embedding.engine.tensorrt.builder import Options, Profile
+from unified_embedding.errors import TrtError
 
 OPTIONS = Options(profile=Profile(1, 4, 8), optimization_level=3)
 

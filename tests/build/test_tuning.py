@@ -7,10 +7,10 @@ import pytest
 
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.openvino.target import OpenVinoTarget
 from unified_embedding.engine.triton_config import EmbedderConfig, render
 from unified_embedding.engine.tuning import tuning
+from unified_embedding.errors import BuildError
 from unified_embedding.spec import EmbedderSpec
 
 NAME = "a network on a processor"

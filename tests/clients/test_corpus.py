@@ -9,17 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unified_embedding.corpus.corpus import (
-    MANIFEST,
-    QUARANTINE,
-    Corpus,
-    CorpusError,
-    Embedding,
-    choose,
-)
-from unified_embedding.corpus.sources import InputError, Item, PassedOver
+from unified_embedding.corpus.corpus import MANIFEST, QUARANTINE, Corpus, Embedding, choose
+from unified_embedding.corpus.sources import Item, PassedOver
 from unified_embedding.corpus.sources.item import FILE
 from unified_embedding.corpus.store import Store
+from unified_embedding.errors import CorpusError, InputError
 
 VERSION = "0123456789ab"
 

@@ -19,7 +19,7 @@ from kserve_peer import (
     vectors,
 )
 
-from unified_embedding.corpus.fleet import PAUSE, Fleet, Pace
+from unified_embedding.corpus.fleet import PAUSE, Fleet, RateLimiter
 from unified_embedding.errors import ClientError, RequestAborted, ServerError, VersionMismatch
 
 
@@ -202,11 +202,11 @@ def test_other_failures_and_other_versions_are_not_tried_again() -> None:
             Fleet([broken.url, other.url]).info()
 
 
-def test_the_pace_spreads_pictures_over_time() -> None:
+def test_the_rate_limiter_spreads_pictures_over_time() -> None:
     clock = Clock()
-    pace = Pace(8, clock.now, clock.sleep)
+    limiter = RateLimiter(8, clock.now, clock.sleep)
     for _ in range(3):
-        pace.wait(4)
+        limiter.wait(4)
     assert clock.slept == [0.0, 0.5, 0.5]
-    Pace(0, clock.now, clock.sleep).wait(1000)
+    RateLimiter(0, clock.now, clock.sleep).wait(1000)
     assert clock.time == 1.0

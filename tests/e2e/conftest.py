@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from unified_embedding.engine.production_repository import assemble
+from unified_embedding.errors import SetupError
 from unified_embedding.gallery import Gallery
 from unified_embedding.serving.local_server import start
-from unified_embedding.serving.tritonserver import SetupError, resolve
+from unified_embedding.serving.tritonserver import resolve
 from unified_embedding.spec import EmbedderSpec
 
 MODEL = "models/unified-embedder-lite0"

@@ -72,7 +72,7 @@ def test_embedder_lies_within_its_gates_of_the_reference(server, images, root: P
     assert np.array_equal(answer["embedding"], answer["features"])
     truth = reference.reference_runner(root / "models" / server.spec.name)(pixels)
     engine = json.loads((server.repository / "embedder/1/engine.json").read_text())
-    limits = gates.LIMITS[engine["precision"]]
+    limits = gates.TOLERANCES[engine["precision"]]
     cosine = (truth * answer["embedding"]).sum(axis=1) / (
         np.linalg.norm(truth, axis=1) * np.linalg.norm(answer["embedding"], axis=1)
     )

@@ -16,10 +16,10 @@ from unified_embedding.evaluation.agreement import (
 )
 from unified_embedding.evaluation.charts import all_charts
 from unified_embedding.evaluation.config import (
+    EmbedderRow,
     EvaluationConfig,
     LastLayers,
     Rotations,
-    Row,
 )
 from unified_embedding.evaluation.experiments import MAPPED, PLAIN, Findings
 from unified_embedding.evaluation.results import Results, RowResult, Searched
@@ -50,9 +50,9 @@ def level(
 
 
 ROWS = [
-    Row(name="zero-shot", source="trunk:made-up@64", kind="zero-shot"),
+    EmbedderRow(name="zero-shot", source="trunk:made-up@64", kind="zero-shot"),
     *(
-        Row(
+        EmbedderRow(
             name=f"{task} specialist",
             source=f"{task}.pt",
             kind="specialist",
@@ -61,8 +61,10 @@ ROWS = [
         )
         for task in ("camera", "shop", "browse")
     ),
-    Row(name="unified", source="unified.pt", kind="unified", baseline="zero-shot", compared=True),
-    Row(name="released", source="released", kind="unified", baseline="zero-shot"),
+    EmbedderRow(
+        name="unified", source="unified.pt", kind="unified", baseline="zero-shot", compared=True
+    ),
+    EmbedderRow(name="released", source="released", kind="unified", baseline="zero-shot"),
 ]
 
 

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from unified_embedding import deadline
+from unified_embedding.errors import Late, Malformed
 
 
 def test_a_request_without_a_deadline_has_for_ever() -> None:
@@ -29,20 +30,20 @@ def test_a_deadline_is_a_number_or_its_text(value: object) -> None:
 
 @pytest.mark.parametrize("value", ["soon", "", "nan", "inf", None, [1], 10**400, "9" * 400])
 def test_anything_else_is_refused_by_name(value: object) -> None:
-    with pytest.raises(deadline.Malformed, match="is not a moment"):
+    with pytest.raises(Malformed, match="is not a moment"):
         deadline.left({"deadline": value})
 
 
 def test_a_huge_value_is_not_echoed() -> None:
-    with pytest.raises(deadline.Malformed) as caught:
+    with pytest.raises(Malformed) as caught:
         deadline.left({"deadline": "x" * 20_000})
     assert "x" * 60 in str(caught.value)
     assert str(caught.value).count("x") < 85
 
 
 def test_lateness_is_told_in_seconds() -> None:
-    assert "99.500 s are left" in str(deadline.Late(99.5, 110.0))
-    assert "takes 110.000 s now" in str(deadline.Late(99.5, 110.0))
-    passed = str(deadline.Late(-30.0, 0.0))
+    assert "99.500 s are left" in str(Late(99.5, 110.0))
+    assert "takes 110.000 s now" in str(Late(99.5, 110.0))
+    passed = str(Late(-30.0, 0.0))
     assert "passed 30.000 s ago" in passed
     assert "clock" in passed

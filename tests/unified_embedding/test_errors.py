@@ -2,6 +2,7 @@
 
 import ast
 import builtins
+import pickle
 import re
 from pathlib import Path
 
@@ -11,12 +12,15 @@ from hypothesis import strategies as st
 
 from unified_embedding import errors
 
+# An answer of the search page's web server, which no caller of the library meets.
+ELSEWHERE = {"EmbeddingProblem"}
 
-def raised_on_purpose() -> dict[str, str]:
-    """Every exception class that a module of the package defines, and its first base."""
+
+def defined() -> dict[str, tuple[str, Path]]:
+    """Every exception class that a module of the package defines: its first base, and where."""
     package = Path(errors.__file__).parent
     classes = {
-        node.name: [ast.unparse(base).rpartition(".")[2] for base in node.bases]
+        node.name: ([ast.unparse(base).rpartition(".")[2] for base in node.bases], path)
         for path in sorted(package.rglob("*.py"))
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.ClassDef)
@@ -24,11 +28,20 @@ def raised_on_purpose() -> dict[str, str]:
 
     def is_exception(name: str) -> bool:
         if name in classes:
-            return any(is_exception(base) for base in classes[name])
+            return any(is_exception(base) for base in classes[name][0])
         found = getattr(builtins, name, object)
-        return issubclass(found, Exception) and not issubclass(found, Warning)
+        return name == "HTTPException" or issubclass(found, Exception)
 
-    return {name: bases[0] for name, bases in classes.items() if bases and is_exception(name)}
+    return {
+        name: (bases[0], path)
+        for name, (bases, path) in classes.items()
+        if bases and is_exception(name)
+    }
+
+
+def test_every_error_stands_in_errors() -> None:
+    elsewhere = {name for name, (_, path) in defined().items() if path != Path(errors.__file__)}
+    assert elsewhere == ELSEWHERE
 
 
 def test_the_tree_is_complete() -> None:
@@ -40,7 +53,42 @@ def test_the_tree_is_complete() -> None:
             continue
         above = [*above[: len(match[1]) // 4], match[2]]
         drawn[match[2]] = above[-2] if len(above) > 1 else "Exception"
-    assert drawn == raised_on_purpose()
+    raised = {name: base for name, (base, _) in defined().items() if base != "UserWarning"}
+    assert drawn == {name: base for name, base in raised.items() if name not in ELSEWHERE}
+
+
+def test_every_error_is_used() -> None:
+    package = Path(errors.__file__).parent
+    used = {
+        alias.name
+        for path in package.rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.ImportFrom) and node.module == errors.__name__
+        for alias in node.names
+    }
+    assert set(defined()) - ELSEWHERE <= used
+
+
+@pytest.mark.parametrize("name", sorted(set(defined()) - ELSEWHERE))
+def test_errors_cross_processes(name: str) -> None:
+    kind = getattr(errors, name)
+    arguments = {
+        errors.Late: (0.5, 1.0),
+        errors.ServerDied: ("lost", True),
+        errors.RequestAborted: ("died twice", (3,)),
+        errors.RequestRejected: ("no picture", 3),
+    }
+    error = kind(*arguments.get(kind, ("said",)))
+    again = pickle.loads(pickle.dumps(error))
+    assert (type(again), str(again), vars(again)) == (kind, str(error), vars(error))
+
+
+def test_the_reason_stands_apart_from_the_row() -> None:
+    refused = errors.RequestRejected("the image is empty", 3)
+    assert (refused.reason, refused.row) == ("the image is empty", 3)
+    assert str(refused) == "image 3: the image is empty"
+    several = errors.RequestAborted("died twice", range(2, 4))
+    assert (str(several), several.row, several.rows) == ("died twice", None, (2, 3))
 
 
 @given(st.one_of(st.text(), st.binary(), st.integers(), st.lists(st.text())))

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from unified_embedding.gallery import Gallery, GalleryError, relevance
+from unified_embedding.errors import GalleryError
+from unified_embedding.gallery import Gallery, relevance
 
 
 def write(folder: Path, *rows: str) -> Path:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from unified_embedding.errors import PicturesError
 from unified_embedding.measure import pictures
 from unified_embedding.measure.files import write_csv, write_json
 from unified_embedding.measure.plots import Axis, Series, line_chart
@@ -27,7 +28,7 @@ def test_a_folder_is_sent_in_the_order_of_its_names(tmp_path: Path) -> None:
     for name in ("b.JPG", "a.png", "notes.txt"):
         (tmp_path / name).write_bytes(name.encode())
     assert pictures.load(str(tmp_path), 0) == (b"a.png", b"b.JPG")
-    with pytest.raises(pictures.PicturesError, match="holds no picture"):
+    with pytest.raises(PicturesError, match="holds no picture"):
         pictures.load(str(tmp_path / "nowhere"), 0)
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from unified_embedding.errors import SetupError
 from unified_embedding.serving import tritonserver
-from unified_embedding.serving.tritonserver import SetupError, check_repositories, find_installed
+from unified_embedding.serving.tritonserver import check_repositories, find_installed
 
 
 def script(folder: Path, text: str) -> Path:

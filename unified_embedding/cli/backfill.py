@@ -36,20 +36,22 @@ from rich.progress import (
 )
 
 from unified_embedding.client import DEFAULT_URL, ServerInfo
-from unified_embedding.corpus.corpus import FOLDERS, HEADER, QUARANTINE, Corpus, CorpusError, Entry
+from unified_embedding.corpus.corpus import FOLDERS, HEADER, QUARANTINE, Corpus, Entry
 from unified_embedding.corpus.fleet import Fleet
-from unified_embedding.corpus.ray_session import (
-    RayFailedError,
-    each_shard,
-    is_started,
-    leave,
-    start,
-)
-from unified_embedding.corpus.sources import InputError, PassedOver, find
-from unified_embedding.corpus.store import Store, StoreError
+from unified_embedding.corpus.ray_session import each_shard, is_started, leave, start
+from unified_embedding.corpus.sources import PassedOver, find
+from unified_embedding.corpus.store import Store
 from unified_embedding.corpus.text import printable
 from unified_embedding.corpus.worker import Load, ShardWorker
-from unified_embedding.errors import ClientError, ImageError
+from unified_embedding.errors import (
+    ClientError,
+    CorpusError,
+    ImageError,
+    InputError,
+    RayFailedError,
+    RunError,
+    StoreError,
+)
 from unified_embedding.image import Limits
 
 REPORT: Final = "report.json"
@@ -57,10 +59,6 @@ REPORT: Final = "report.json"
 ATTEMPTS: Final = 3
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
-
-class RunError(Exception):
-    """The run cannot go on; the message says why."""
 
 
 FAILURES: Final = (

@@ -148,7 +148,7 @@ def sheet(answers: Answers, gallery: Gallery) -> Image.Image:
     by_code = similarity(answers, gallery, "code")
     chosen = np.linspace(0, len(shots) - 1, min(SHEET_ROWS, len(shots))).astype(int)
     rows = [
-        _contact_sheet.Row(
+        _contact_sheet.SheetRow(
             shots[index].path,
             shots[index].name,
             [
@@ -168,10 +168,10 @@ def sheet(answers: Answers, gallery: Gallery) -> Image.Image:
 
 def _hits(
     shot: Picture, catalogue: tuple[Picture, ...], row: NDArray[np.float32], form: str
-) -> list[_contact_sheet.Hit]:
+) -> list[_contact_sheet.Tile]:
     best = np.argsort(-row, kind="stable")[:SHEET_TOP]
     return [
-        _contact_sheet.Hit(
+        _contact_sheet.Tile(
             catalogue[index].path,
             f"{form.format(abs(row[index]))}  {catalogue[index].name}",
             catalogue[index].product == shot.product,

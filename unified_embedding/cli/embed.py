@@ -41,18 +41,14 @@ from unified_embedding.cli.options import (
     tls_from,
 )
 from unified_embedding.client import DEFAULT_URL, OUTPUTS, EmbedderClient, ServerInfo
-from unified_embedding.corpus.journal import PART_SIZE, Journal, JournalError, Part, fingerprint
-from unified_embedding.corpus.picture_files import InputError, find_pictures
+from unified_embedding.corpus.journal import PART_SIZE, Journal, Part, fingerprint
+from unified_embedding.corpus.picture_files import find_pictures
 from unified_embedding.corpus.pipeline import Chunk, cut, embed_files, in_order, joined
 from unified_embedding.corpus.vector_files import FORMATS, write_rows
-from unified_embedding.errors import ClientError, ImageError
+from unified_embedding.errors import ClientError, ImageError, InputError, JournalError, RunError
 from unified_embedding.image import parse_crops
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
-
-class RunError(Exception):
-    """The command cannot be carried out; the message says why and what to do."""
 
 
 def main(

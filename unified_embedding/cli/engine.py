@@ -10,11 +10,10 @@ from rich.markup import escape
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine import targets
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.building import OUT, alone, build, console
 from unified_embedding.engine.tensorrt import plan_options
 from unified_embedding.engine.tuning import tuning
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import BuildError, EmbeddingError
 from unified_embedding.gallery import Gallery
 
 

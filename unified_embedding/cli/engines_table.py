@@ -45,7 +45,7 @@ console = Console(stderr=True)
 
 
 @dataclass(frozen=True)
-class Row:
+class EngineRow:
     """One engine against fp32.
 
     Attributes:
@@ -106,11 +106,11 @@ def _openvino_engines(
 
 def _rows(
     model: Path, gallery: Gallery, pixels: NDArray[np.uint8], engines: dict[str, Runner]
-) -> Iterator[Row]:
+) -> Iterator[EngineRow]:
     truth = reference.embed(reference.reference_runner(model), pixels, "onnxruntime fp32")
     for name, run in engines.items():
         rows = reference.embed(run, pixels, name)
-        yield Row(
+        yield EngineRow(
             name,
             gates.measure(truth, rows, gallery, repeatable=True),
             {kind: _recall_change(truth, rows, gallery, kind) for kind in COMPARISONS},
@@ -156,7 +156,7 @@ def _same_first(
     return float((firsts[0] == firsts[1]).mean())
 
 
-def _accuracy(rows: list[Row]) -> Iterator[str]:
+def _accuracy(rows: list[EngineRow]) -> Iterator[str]:
     yield (
         "| engine | cosine worst / mean | bits flipped mean / worst image | largest abs(x) flipped "
         "| float top-10 overlap | R@1 float / asymmetric / code "

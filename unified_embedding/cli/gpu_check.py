@@ -24,12 +24,11 @@ from rich.console import Console
 from unified_embedding.checkout import ROOT
 from unified_embedding.client import EmbedderClient, ServerInfo
 from unified_embedding.engine import building, production_repository, targets
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.gates import gates, reference, server_checks, server_gate, speed
 from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.engine.tensorrt import library as tensorrt_library
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import BuildError, EmbeddingError
 from unified_embedding.gallery import Gallery
 from unified_embedding.spec import EmbedderSpec
 
@@ -200,7 +199,7 @@ def _section(findings: Findings) -> Iterator[str]:
     if not record["gates"]["meaningful"]:
         yield "\nRandom weights: the accuracy figures mean nothing."
     yield "\n| gate | measured | limit |\n|---|---|---|"
-    limits = gates.LIMITS[record["precision"]]
+    limits = gates.TOLERANCES[record["precision"]]
     for name in (
         "cosine_worst",
         "cosine_mean",

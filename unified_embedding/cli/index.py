@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unified_embedding.corpus.corpus import Corpus, CorpusError, Entry, choose
-from unified_embedding.corpus.store import Store, StoreError
-from unified_embedding.errors import CodeIndexError, shown
+from unified_embedding.corpus.corpus import Corpus, Entry, choose
+from unified_embedding.corpus.store import Store
+from unified_embedding.errors import CodeIndexError, CorpusError, StoreError, shown
 from unified_embedding.index import Batch, CodeIndex, Origin, Settings
 from unified_embedding.index.export import to_milvus, to_postgres
 from unified_embedding.search.pictures import Pictures, roots_of

@@ -215,7 +215,7 @@ def draw(
         if path is not None:
             measure = f"{hit.distance} bits" if hit.score is None else f"{hit.score:.3f}"
             name = title(hit.id, facts(hit.metadata))
-            shown.append(contact_sheet.Hit(path, f"{measure}  {name}", False))
+            shown.append(contact_sheet.Tile(path, f"{measure}  {name}", False))
     if not shown:
         errors.print(
             "search: no hit's picture can be read here, so there is no sheet; name their folders "
@@ -230,7 +230,7 @@ def draw(
             f"Pictures like {image.name}",
             f"{len(index):,} codes, embedder {index.header.origin.version}",
             [f"nearest by {order.value}"],
-            [contact_sheet.Row(query, "query", [shown])],
+            [contact_sheet.SheetRow(query, "query", [shown])],
         )
     sheet.parent.mkdir(parents=True, exist_ok=True)
     drawn.save(sheet)

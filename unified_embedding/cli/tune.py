@@ -26,14 +26,13 @@ from rich.progress import Progress
 from unified_embedding import onnx_file
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine import building, targets
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt import plan_options
 from unified_embedding.engine.triton_config import EmbedderConfig
 from unified_embedding.engine.tuning import report as tune_report
 from unified_embedding.engine.tuning import tuning
 from unified_embedding.engine.tuning.report import Seen
 from unified_embedding.engine.tuning.server import Reading, TunedServer, one_round
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import BuildError, EmbeddingError
 from unified_embedding.measure.pictures import PHOTOGRAPH, scaled
 from unified_embedding.measure.provenance import commit, machine
 from unified_embedding.serving.local_server import end_in_order

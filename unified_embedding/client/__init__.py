@@ -14,7 +14,6 @@ Needs tritonclient: pip install 'unified-embedding[client]'.
 """
 
 from unified_embedding.client._aio import AsyncEmbedderClient
-from unified_embedding.client._base import EngineWarning
 from unified_embedding.client._calls import DEFAULT_URL, TLS
 from unified_embedding.client._results import (
     OUTPUTS,
@@ -25,6 +24,7 @@ from unified_embedding.client._results import (
 )
 from unified_embedding.client._retry import Retry
 from unified_embedding.client._sync import EmbedderClient
+from unified_embedding.errors import EngineWarning
 
 __all__ = [
     "DEFAULT_URL",

@@ -26,6 +26,7 @@ from unified_embedding.client._results import CODE, EMBEDDING, OUTPUTS, Embedded
 from unified_embedding.client._retry import Lives, Retry, Sent
 from unified_embedding.errors import (
     ClientError,
+    EngineWarning,
     RequestRejected,
     ServerUnavailable,
     VersionMismatch,
@@ -33,10 +34,6 @@ from unified_embedding.errors import (
 
 # One might be answered by a living process of a model, of which another is dead.
 PROBES: Final = 4
-
-
-class EngineWarning(UserWarning):
-    """Vectors come from another engine than expected; given once per client."""
 
 
 class BaseClient(ABC):
@@ -103,7 +100,7 @@ class BaseClient(ABC):
         return Deadline(self._timeout if timeout is None else timeout)
 
     def _request(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Any:
-        return kserve.infer_request(job, rows, deadline.moment if self._send_deadline else None)
+        return kserve.infer_request(job, rows, deadline if self._send_deadline else None)
 
     def _probe(self, deadline: Deadline) -> Any:
         """A request of one picture that can harm nobody."""
@@ -179,10 +176,8 @@ def in_callers_rows(rows: Sequence[int]) -> Iterator[None]:
     try:
         yield
     except RequestRejected as error:
-        if error.row is None or error.row >= len(rows):
-            raise RequestRejected(str(error)) from error
-        row = rows[error.row]
-        raise RequestRejected(f"image {row}: {error}", row) from error
+        row = None if error.row is None or error.row >= len(rows) else rows[error.row]
+        raise RequestRejected(error.reason, row) from error
 
 
 def nothing(server: ServerInfo, job: Job) -> Embedded:

@@ -108,7 +108,7 @@ class Salvage:
             self.pending[:0] = [(half, None) for half in halves(rows)]
             return
         bad = rows[0] if error.row is None else error.row
-        self.errors[bad] = RequestRejected(str(error), bad)
+        self.errors[bad] = RequestRejected(error.reason, bad)
         good = [row for row in rows if row != bad]
         if good:
             self.pending.insert(0, (good, None))

@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.client._calls import MAX_MESSAGE_BYTES
+from unified_embedding.client._calls import MAX_MESSAGE_BYTES, Deadline
 from unified_embedding.client._job import Job
 from unified_embedding.client._results import (
     CODE,
@@ -77,8 +77,8 @@ _LOST_STEP: Final = re.compile(r"in ensemble .* expected \d+ inputs but got \d+ 
 _MOST_DETAILS: Final = 1000
 
 
-def infer_request(job: Job, rows: Sequence[int], deadline: float | None) -> Any:
-    """The ModelInferRequest for `rows` of a job, to be answered by `deadline` (time.time()).
+def infer_request(job: Job, rows: Sequence[int], deadline: Deadline | None) -> Any:
+    """The ModelInferRequest for `rows` of a job, which tells the server `deadline` if given.
 
     Raises:
         RequestRejected: one picture alone is larger than a gRPC message may be.
@@ -101,7 +101,7 @@ def infer_request(job: Job, rows: Sequence[int], deadline: float | None) -> Any:
         boxes = ["" if crop is None else str(crop) for crop in crops]
         request.parameters[CROP].string_param = ";".join(boxes)
     if deadline is not None:
-        request.parameters[DEADLINE].string_param = f"{deadline:.3f}"
+        request.parameters[DEADLINE].string_param = f"{deadline.moment:.3f}"
     return request
 
 

@@ -193,10 +193,7 @@ class Attempts:
 
 def _verdict(rows: Sequence[int], death: ServerDied) -> str:
     if len(rows) == 1:
-        return (
-            f"image {rows[0]}: the server died twice while it had this picture, which is not sent "
-            f"again ({death})"
-        )
+        return f"the server died twice while it had this picture, which is not sent again ({death})"
     return (
         f"the server died twice while it had the images {rows[0]} to {rows[-1]}, one of which may "
         f"be the cause; they are not sent again, embed_each finds out which ({death})"

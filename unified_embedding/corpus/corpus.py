@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 
 from unified_embedding.corpus.sources import Item, PassedOver
 from unified_embedding.corpus.store import Store
+from unified_embedding.errors import CorpusError
 
 HEADER: Final = "corpus.json"
 PLAN: Final = "plan.parquet"
@@ -58,10 +59,6 @@ _PLAN_SCHEMA: Final = pa.schema(
 _PLAN_ROWS: Final = 65_536
 _ENTRY_NAME: Final = re.compile(r"(\d{5,})\.json")
 _CHECKERS: Final = 8
-
-
-class CorpusError(Exception):
-    """A corpus cannot be read or continued; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ _NO_BOUND: Final = 1_000_000
 _FOR_EVER: Final = 1e8
 
 
-class Pace:
+class RateLimiter:
     """Lets at most `rate` pictures a second pass; 0 lets all pass at once."""
 
     def __init__(
@@ -206,8 +206,7 @@ class _Salvage:
         for place, error in answer.errors.items():
             row = request.rows[place]
             if isinstance(error, RequestRejected):
-                reason = str(error).removeprefix(f"image {place}: ")
-                self._errors[row] = RequestRejected(f"image {row}: {reason}", row)
+                self._errors[row] = RequestRejected(error.reason, row)
                 continue
             if not isinstance(error, PASSING):
                 raise error
@@ -217,8 +216,8 @@ class _Salvage:
                 continue
             if request.suspect and error.was_well:
                 self._errors[row] = RequestAborted(
-                    f"image {row}: a server died twice while it had this picture, which is not "
-                    f"sent again ({error})",
+                    "a server died twice while it had this picture, which is not sent again "
+                    f"({error})",
                     (row,),
                 )
             else:

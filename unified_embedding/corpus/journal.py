@@ -17,13 +17,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from unified_embedding.corpus.vector_files import Rows, whole_file
+from unified_embedding.errors import JournalError
 
 PART_SIZE: Final = 512
 _HEADER: Final = "run.json"
-
-
-class JournalError(Exception):
-    """An earlier run cannot be continued; the message says why and what to do."""
 
 
 @dataclass(frozen=True)

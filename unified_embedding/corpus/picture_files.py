@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from unified_embedding.corpus.places import local_place
-from unified_embedding.corpus.sources import InputError, PassedOver
+from unified_embedding.corpus.sources import PassedOver
 from unified_embedding.corpus.sources.finding import local_matches
 from unified_embedding.corpus.sources.folders import files_below
 from unified_embedding.corpus.text import printable
+from unified_embedding.errors import InputError
 from unified_embedding.image import SUFFIXES
 
 __all__ = ["SUFFIXES", "InputError", "find_pictures"]

@@ -63,7 +63,7 @@ def embed_files(
     for row, error in answer.errors.items():
         if not isinstance(error, (RequestRejected, RequestAborted)):
             raise error
-        skipped.append((names[row], str(error).removeprefix(f"image {row}: ")))
+        skipped.append((names[row], error.reason))
     good = answer.embedded
     if good.version != version:
         raise VersionMismatch(

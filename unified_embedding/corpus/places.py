@@ -18,16 +18,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from unified_embedding.corpus.text import printable
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import StoreError
 from unified_embedding.image.limits import setting
 
 LOCAL: Final = "file://"
 # Sizes of reads: headers of a tar are small and close together.
 _BUFFER: Final = 1 << 16
-
-
-class StoreError(EmbeddingError):
-    """A place cannot be used; the message says why."""
 
 
 def is_uri(place: str) -> bool:

@@ -20,6 +20,7 @@ import ray
 from ray.exceptions import RayActorError, RayError
 
 from unified_embedding.corpus.lanes import Lanes
+from unified_embedding.errors import RayFailedError
 
 # The object store carries shard numbers and counts, no pictures.
 OBJECT_STORE_BYTES: Final = 100_000_000
@@ -37,10 +38,6 @@ LAST_WORDS: Final = (
 )
 
 _watchers: Final[list[subprocess.Popen[bytes]]] = []
-
-
-class RayFailedError(Exception):
-    """Ray did not start or broke down; the message says why and where its logs are."""
 
 
 def start(

@@ -12,13 +12,8 @@ from typing import Any, BinaryIO, Final
 
 import pyarrow.fs as pafs
 
-from unified_embedding.corpus.places import (
-    StoreError,
-    is_uri,
-    resolve,
-    split_options,
-    with_options,
-)
+from unified_embedding.corpus.places import is_uri, resolve, split_options, with_options
+from unified_embedding.errors import StoreError
 
 __all__ = ["Store", "StoreError"]
 

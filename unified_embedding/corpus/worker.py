@@ -11,10 +11,10 @@ from typing import Final
 import numpy as np
 
 from unified_embedding.client import EmbeddedEach
-from unified_embedding.corpus.corpus import Corpus, CorpusError, Embedding, Entry
-from unified_embedding.corpus.fleet import Fleet, Pace
+from unified_embedding.corpus.corpus import Corpus, Embedding, Entry
+from unified_embedding.corpus.fleet import Fleet, RateLimiter
 from unified_embedding.corpus.sources import Item, Reader, Unreadable
-from unified_embedding.errors import ClientError
+from unified_embedding.errors import ClientError, CorpusError
 from unified_embedding.image import DEFAULT_LIMITS
 
 # So that slow storage does not leave the servers without work.
@@ -51,7 +51,7 @@ class ShardWorker:
         self._corpus, self._load = corpus, load
         self._reader = reader or Reader(load.max_bytes)
         self._fleet = Fleet(load.urls, corpus.header.version, load.timeout, load.patience)
-        self._pace = Pace(load.rate)
+        self._rate = RateLimiter(load.rate)
         self._ahead = max(load.inflight, READERS)
         self._pool = ThreadPoolExecutor(self._ahead, thread_name_prefix="embed")
         self._free = Semaphore(load.inflight)
@@ -100,7 +100,7 @@ class ShardWorker:
     def _embed(
         self, items: Sequence[Item], read: Callable[[], list[bytes | Unreadable]]
     ) -> list[tuple[Item, Embedding | str]]:
-        self._pace.wait(len(items))
+        self._rate.wait(len(items))
         contents = read()
         answers: dict[int, Embedding | str] = {
             row: data.reason for row, data in enumerate(contents) if isinstance(data, Unreadable)
@@ -117,7 +117,7 @@ class ShardWorker:
 def _by_row(answer: EmbeddedEach, rows: Sequence[int]) -> dict[int, Embedding | str]:
     good = answer.embedded
     found: dict[int, Embedding | str] = {
-        rows[row]: str(error).removeprefix(f"image {row}: ") for row, error in answer.errors.items()
+        rows[row]: error.reason for row, error in answer.errors.items()
     }
     for place, row in enumerate(answer.rows):
         if good.code is None:

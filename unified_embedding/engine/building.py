@@ -20,9 +20,9 @@ from rich.console import Console
 from unified_embedding import onnx_file
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine import recipe, targets, triton_config
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.gates import consistency, gate_table, gates, reference
 from unified_embedding.engine.tuning import tuning
+from unified_embedding.errors import BuildError
 from unified_embedding.gallery import Gallery
 from unified_embedding.measure.processor import cpu_name
 from unified_embedding.spec import SPEC_FILE, EmbedderSpec, digest
@@ -88,7 +88,7 @@ def build(
             "gates": {
                 "gallery": gallery.digest(),
                 "meaningful": not spec.random,
-                "limits": vars(gates.LIMITS[target.precision]),
+                "limits": vars(gates.TOLERANCES[target.precision]),
                 "figures": figures.as_dict(),
             },
             "files": file_hashes(staged),

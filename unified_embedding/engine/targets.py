@@ -10,9 +10,9 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.engine.triton_config import EmbedderConfig
+from unified_embedding.errors import BuildError
 
 TARGETS: Final = ("auto", "openvino", "tensorrt", "tensorrt-rtx")
 
@@ -22,7 +22,7 @@ class Target(Protocol):
 
     Attributes:
         name: as in TARGET=name.
-        precision: key of `gates.LIMITS`.
+        precision: key of `gates.TOLERANCES`.
         calibrated: the gallery's pictures decide the engine's bits too.
         bit_exact_across_batches: a picture's embedding does not depend on its batch at all.
     """

@@ -17,7 +17,7 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Row(_Section):
+class EmbedderRow(_Section):
     """One embedder of the table.
 
     Attributes:
@@ -37,7 +37,7 @@ class Row(_Section):
     compared: bool = False
 
     @model_validator(mode="after")
-    def _task_of_specialist(self) -> "Row":
+    def _task_of_specialist(self) -> "EmbedderRow":
         if (self.kind == "specialist") != (self.task is not None):
             raise ValueError(f"row {self.name!r}: a specialist, and only that, names its task")
         return self
@@ -127,7 +127,7 @@ class EvaluationConfig(_Section):
 
     manifest: Path | None = None
     frozen: str = ""
-    rows: list[Row]
+    rows: list[EmbedderRow]
     elsewhere: list[Elsewhere] = []
     last_layers: LastLayers | None = None
     rotations: Rotations | None = None
@@ -155,11 +155,11 @@ class EvaluationConfig(_Section):
             raise ValueError(f"one specialist per task at most, got {tasks}")
         return self
 
-    def compared(self) -> Row | None:
+    def compared(self) -> EmbedderRow | None:
         """The unified row that stands against the specialists."""
         return next((row for row in self.rows if row.compared), None)
 
-    def specialists(self) -> dict[str, Row]:
+    def specialists(self) -> dict[str, EmbedderRow]:
         """Specialists by their product, in the order of `MAIN`."""
         found = {row.task: row for row in self.rows if row.task is not None}
         return {task: found[task] for task in MAIN if task in found}

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from unified_embedding.evaluation.config import Elsewhere, EvaluationConfig, Row
+from unified_embedding.evaluation.config import Elsewhere, EmbedderRow, EvaluationConfig
 from unified_embedding.evaluation.experiments import Findings
 from unified_embedding.evaluation.rotations import Rotated
 from unified_embedding.protocols.measure import Cell, Measurement, paired
@@ -46,7 +46,7 @@ class RowResult:
         rotated: codes under random fixed maps, one per width.
     """
 
-    row: Row
+    row: EmbedderRow
     measurement: Measurement | None = None
     dim: int = 0
     facts: Mapping[str, Any] | None = None

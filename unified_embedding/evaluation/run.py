@@ -16,7 +16,7 @@ from unified_embedding.datasets.manifest import read_manifest
 from unified_embedding.errors import DataError
 from unified_embedding.evaluation import costs, experiments, frozen, rotations
 from unified_embedding.evaluation.agreement import Agreement, agreement
-from unified_embedding.evaluation.config import EvaluationConfig, LastLayers, Row
+from unified_embedding.evaluation.config import EmbedderRow, EvaluationConfig, LastLayers
 from unified_embedding.evaluation.embedders import (
     Embedder,
     ServedEmbedder,
@@ -110,7 +110,7 @@ def evaluate(bench: Bench, fresh: bool = False) -> Results:
     )
 
 
-def measure_row(bench: Bench, row: Row) -> RowResult:
+def measure_row(bench: Bench, row: EmbedderRow) -> RowResult:
     """Embed the test set with one row's embedder and search it; empty when it is not there."""
     if not is_there(row.source):
         bench.console.print(f"{row.name}: not run, {row.source} is not there", soft_wrap=True)
@@ -266,7 +266,7 @@ def _with_speeds(bench: Bench, rows: list[RowResult]) -> list[RowResult]:
     return [replace(result, speed=found.get(result.row.name)) for result in rows]
 
 
-def _row_of(bench: Bench, embedder: Embedder, name: str | None) -> Row:
+def _row_of(bench: Bench, embedder: Embedder, name: str | None) -> EmbedderRow:
     rows = bench.config.rows
     if name is not None:
         chosen = [row for row in rows if row.name == name]

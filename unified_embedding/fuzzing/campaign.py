@@ -99,7 +99,7 @@ def good_requests() -> list[bytes]:
         pictures.append(written.getvalue())
     messages = [wire.request([picture]) for picture in pictures]
     messages += [wire.request(pictures[:2]), wire.request(pictures, "0.1,0.1,0.6,0.9")]
-    messages.append(wire.request(pictures[2:3], deadline_s=10**6))
+    messages.append(wire.request(pictures[2:3], timeout_s=10**6))
     return [message.SerializeToString() for message in messages]
 
 

@@ -23,7 +23,7 @@ import numpy as np
 
 from unified_embedding import deadline
 from unified_embedding.checkout import ROOT
-from unified_embedding.errors import CodeIndexError, ImageError
+from unified_embedding.errors import Breach, CodeIndexError, ImageError, Malformed
 from unified_embedding.fuzzing import mutation
 from unified_embedding.image import Box, Limits, Preprocessing, load_pixels, parse_crops
 
@@ -36,10 +36,6 @@ _CPU_S: Final = 5.0
 _MEMORY_KB: Final = 300_000
 _LONGEST_MESSAGE: Final = 500
 _INDEXED: Final = 64
-
-
-class Breach(AssertionError):
-    """A promise did not hold for one case."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +114,7 @@ def _check_deadline(case: Case) -> str:
             value = json.loads(value)
     try:
         left = deadline.left({"deadline": value})
-    except deadline.Malformed as error:
+    except Malformed as error:
         _readable(error)
         return "refused"
     if not math.isfinite(left):
@@ -199,7 +195,8 @@ def _make_csv(random: Random) -> Case:
 
 
 def _check_source(case: Case) -> str:
-    from unified_embedding.corpus.sources import InputError, Reader, Unreadable, find
+    from unified_embedding.corpus.sources import Reader, Unreadable, find
+    from unified_embedding.errors import InputError
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -44,7 +44,7 @@ class Answer:
     tensors: dict[str, bytes]
 
 
-def request(images: Sequence[bytes], crop: str = "", deadline_s: float = 0) -> Any:
+def request(images: Sequence[bytes], crop: str = "", timeout_s: float = 0) -> Any:
     """A well-formed ModelInfer message."""
     message = service_pb2.ModelInferRequest(model_name=MODEL)
     message.inputs.add(name="image", datatype="BYTES", shape=[len(images), 1])
@@ -53,8 +53,8 @@ def request(images: Sequence[bytes], crop: str = "", deadline_s: float = 0) -> A
         message.outputs.add(name=name)
     if crop:
         message.parameters["crop"].string_param = crop
-    if deadline_s:
-        message.parameters["deadline"].string_param = f"{time.time() + deadline_s:.3f}"
+    if timeout_s:
+        message.parameters["deadline"].string_param = f"{time.time() + timeout_s:.3f}"
     return message
 
 

@@ -18,9 +18,10 @@ except ImportError as missing:
         "install them with: pip install 'unified-embedding[search]'"
     ) from missing
 
+from unified_embedding.errors import EngineWarning
 from unified_embedding.index.checks import Batch
 from unified_embedding.index.code_index import CodeIndex, Stored
-from unified_embedding.index.header import EngineWarning, Header, Origin, Settings
+from unified_embedding.index.header import Header, Origin, Settings
 from unified_embedding.index.matches import Hit, Matches
 from unified_embedding.index.monitor import RecallMonitor
 from unified_embedding.index.records import facts

@@ -12,10 +12,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from unified_embedding.codes import hamming
-from unified_embedding.errors import CodeIndexError, IndexMismatch, shown
+from unified_embedding.errors import CodeIndexError, EngineWarning, IndexMismatch, shown
 from unified_embedding.index import checksums
 from unified_embedding.index.checks import Batch, Metadata, check_codes, check_rerank, check_rows
-from unified_embedding.index.header import EngineWarning, Header, Origin, Settings
+from unified_embedding.index.header import Header, Origin, Settings
 from unified_embedding.index.matches import Matches, Rerank, Snapshot, by_embedding, rescored
 from unified_embedding.index.records import ID, Record
 from unified_embedding.index.saving import carried, locked, next_generation, write_living

@@ -25,10 +25,6 @@ _LISTS_PER_PROBE: Final = 32
 Kind = Literal["flat", "ivf", "hnsw"]
 
 
-class EngineWarning(UserWarning):
-    """Codes of two engines of one version are compared; a small share of their bits differs."""
-
-
 @dataclass(frozen=True)
 class Origin:
     """Who computed a code: the embedder's version and the engine that ran it.

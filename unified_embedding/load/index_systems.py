@@ -30,7 +30,7 @@ Search = Callable[[Codes], NDArray[np.int32]]
 
 
 @dataclass
-class Row:
+class SystemRow:
     """One line of the table; times in seconds, memory in bytes."""
 
     system: str
@@ -76,7 +76,7 @@ def resident() -> int:
 
 def measure(
     searches: dict[tuple[str, str], Search], job: Job, build_s: float, before: int
-) -> list[Row]:
+) -> list[SystemRow]:
     """Time the searches in turn, query by query, so that drift of the machine hits all alike."""
     times: dict[tuple[str, str], list[float]] = {name: [] for name in searches}
     found: dict[tuple[str, str], list[bool]] = {name: [] for name in searches}
@@ -92,7 +92,7 @@ def measure(
             found[name] += [bool(d <= job.truth[row]) for d in distances]
     memory = resident() - before
     return [
-        Row(
+        SystemRow(
             *name,
             build_s,
             float(np.quantile(times[name], 0.5)),
@@ -104,7 +104,7 @@ def measure(
     ]
 
 
-def exact(job: Job) -> list[Row]:
+def exact(job: Job) -> list[SystemRow]:
     """Bare FAISS flat, our exact index, and ours with ids and metadata, query by query in turn."""
     before, start = resident(), time.perf_counter()
     bare = faiss.IndexBinaryFlat(job.dim)
@@ -136,17 +136,17 @@ def exact(job: Job) -> list[Row]:
     return rows
 
 
-def ivf(job: Job) -> list[Row]:
+def ivf(job: Job) -> list[SystemRow]:
     """Our index with FAISS' binary IVF."""
     return _approximate(job, Settings(kind="ivf", threads=BUILD_THREADS))
 
 
-def hnsw(job: Job) -> list[Row]:
+def hnsw(job: Job) -> list[SystemRow]:
     """Our index with FAISS' binary HNSW."""
     return _approximate(job, Settings(kind="hnsw", threads=BUILD_THREADS))
 
 
-def usearch(job: Job) -> list[Row]:
+def usearch(job: Job) -> list[SystemRow]:
     """USearch HNSW on packed bits, with the same graph settings as ours."""
     from usearch.index import Index
 
@@ -171,7 +171,7 @@ def usearch(job: Job) -> list[Row]:
     return measure({("USearch", "HNSW"): search}, job, build_s, before)
 
 
-def lancedb(job: Job) -> list[Row]:
+def lancedb(job: Job) -> list[SystemRow]:
     """LanceDB on a local folder: flat, then IVF_FLAT with as many lists and probes as ours."""
     import lancedb as lance
 
@@ -197,7 +197,7 @@ def lancedb(job: Job) -> list[Row]:
     return rows + measure({("LanceDB", "IVF_FLAT"): search}, job, build_s, before)
 
 
-def _approximate(job: Job, settings: Settings) -> list[Row]:
+def _approximate(job: Job, settings: Settings) -> list[SystemRow]:
     build_s = _in_child(_build, job, settings)
     before = resident()
     index = CodeIndex.open(job.folder / settings.kind)

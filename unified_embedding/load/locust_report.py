@@ -10,10 +10,10 @@ from locust.runners import WorkerRunner
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.client import DEFAULT_URL
-from unified_embedding.errors import ClientError
+from unified_embedding.errors import ClientError, SettingsError
 from unified_embedding.load.recording import finish, recording
 from unified_embedding.load.service import Service, connect
-from unified_embedding.load.settings import Settings, SettingsError
+from unified_embedding.load.settings import Settings
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.provenance import provenance
 from unified_embedding.measure.report import CLOSED_LOOP, OPEN_LOOP, SLO_PERCENTILE, LoadTest

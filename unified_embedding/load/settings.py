@@ -10,6 +10,7 @@ from locust.argument_parser import LocustArgumentParser
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.client import OUTPUTS
+from unified_embedding.errors import PicturesError, SettingsError
 from unified_embedding.measure import pictures
 from unified_embedding.measure.arrivals import RateProfile
 
@@ -87,10 +88,6 @@ def add_options(parser: LocustArgumentParser) -> None:
         )
 
 
-class SettingsError(Exception):
-    """An option's value cannot be used; the message says why."""
-
-
 @dataclass(frozen=True)
 class Settings:
     """The options, checked.
@@ -141,7 +138,7 @@ class Settings:
         try:
             rate = RateProfile.parse(options.rate)
             found = pictures.load(options.images, options.seed)
-        except pictures.PicturesError as error:
+        except PicturesError as error:
             raise SettingsError(f"{error}; give --images FOLDER or set LOADTEST_IMAGES") from None
         except ValueError as error:
             raise SettingsError(f"--rate: {error}") from None

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import PicturesError
 
 SUFFIXES: Final = (".jpg", ".jpeg", ".png", ".webp")
 MIX: Final = "mix"
@@ -26,10 +26,6 @@ _SIZES: Final = (
     (500, 500, "PNG", 1),
     (800, 600, "WEBP", 2),
 )
-
-
-class PicturesError(EmbeddingError, ValueError):
-    """No pictures can be had from what was named; the message says why."""
 
 
 def load(source: str, seed: int) -> tuple[bytes, ...]:

@@ -156,11 +156,11 @@ class Recorder:
     @classmethod
     def decode(cls, raw: Mapping[str, Any]) -> Self:
         """The inverse of `encode`."""
-        answered, images, unsent = raw["counts"]
+        completed, images, dropped = raw["counts"]
         return cls(
-            completed=answered,
+            completed=completed,
             images=images,
-            dropped=unsent,
+            dropped=dropped,
             errors=Counter(raw["errors"]),
             examples=dict(raw["examples"]),
             latencies=Latencies.decode(raw["latencies"]),

@@ -23,8 +23,8 @@ EDGE: Final = (224, 224, 220)
 
 
 @dataclass(frozen=True)
-class Hit:
-    """One answer: the picture, what to write under it, and whether it is right."""
+class Tile:
+    """One answer of the sheet: the picture, what to write under it, and whether it is right."""
 
     picture: Path
     caption: str
@@ -32,15 +32,17 @@ class Hit:
 
 
 @dataclass(frozen=True)
-class Row:
+class SheetRow:
     """One query with its answers in several columns, for instance by float and by code."""
 
     query: Path
     caption: str
-    answers: Sequence[Sequence[Hit]]
+    answers: Sequence[Sequence[Tile]]
 
 
-def draw(title: str, subtitle: str, columns: Sequence[str], rows: Sequence[Row]) -> Image.Image:
+def draw(
+    title: str, subtitle: str, columns: Sequence[str], rows: Sequence[SheetRow]
+) -> Image.Image:
     """The whole sheet, RGB. `columns` names the answer groups of every row."""
     wide = len(rows[0].answers[0])
     group = wide * CELL + (wide - 1) * GAP

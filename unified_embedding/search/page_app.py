@@ -392,8 +392,7 @@ def _server_problem(error: ClientError) -> EmbeddingProblem:
     again = {"Retry-After": "2"}
     match error:
         case RequestRejected():
-            sentence = str(error).removeprefix("image 0: ").removeprefix("image 0: ")
-            return EmbeddingProblem(422, f"This photo cannot be read: {sentence}.")
+            return EmbeddingProblem(422, f"This photo cannot be read: {error.reason}.")
         case Overloaded():
             sentence = "The embedding server has too much work at the moment. Try again soon."
             return EmbeddingProblem(503, sentence, again)

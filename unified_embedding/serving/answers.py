@@ -23,9 +23,7 @@ from typing import Any, Final, TypeVar
 
 import triton_python_backend_utils as pb_utils
 
-from unified_embedding.deadline import Late, Malformed
-from unified_embedding.errors import CodeError, ImageError
-from unified_embedding.serving.workload import Busy
+from unified_embedding.errors import Busy, CodeError, ImageError, Late, Malformed
 
 Parameters = Mapping[str, object]
 Tensors = Sequence[Any]

@@ -118,8 +118,8 @@ def end_in_order() -> None:
 
 
 def _wait_until_ready(server: LocalServer, timeout: float) -> None:
-    deadline = time.monotonic() + timeout
-    while server.process.poll() is None and time.monotonic() < deadline:
+    end = time.monotonic() + timeout
+    while server.process.poll() is None and time.monotonic() < end:
         try:
             with urllib.request.urlopen(f"{server.http_url}/v2/health/ready", timeout=1):
                 return

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from unified_embedding import deadline
+from unified_embedding.errors import Late
 from unified_embedding.serving import server_files
 
 # Of a new reading, what enters the estimate: slower ones count at once, faster ones slowly.
@@ -121,7 +122,7 @@ class Admission:
         left, now = deadline.left(parameters), self._clock()
         probe = left > 0 and now - self._last >= _PROBE_S
         if left < needed and not probe:
-            raise deadline.Late(left, needed)
+            raise Late(left, needed)
         self._last = now
 
 

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import SetupError
 from unified_embedding.serving import supervisor
 
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
@@ -42,10 +42,6 @@ OPERATOR_KEY: Final = "UNIFIED_EMBEDDING_OPERATOR_KEY"
 _OPERATOR_HEADER: Final = "operator-key"
 _EXIT_TIMEOUT_FLAG: Final = "--exit-timeout-secs"
 _EXIT_TIMEOUT_S: Final = 30.0
-
-
-class SetupError(EmbeddingError):
-    """Triton cannot be started; the message says what to do."""
 
 
 class Start(NamedTuple):

@@ -4,12 +4,8 @@ import queue
 import threading
 from collections.abc import Callable
 
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import Busy
 from unified_embedding.image import Limits
-
-
-class Busy(EmbeddingError):
-    """The server has too much work of one kind for a request; the message says which."""
 
 
 class LargeRequests:

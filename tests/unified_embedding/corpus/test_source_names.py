@@ -7,7 +7,8 @@ import pytest
 from source_files import contents, searched, write_tar
 
 from unified_embedding.corpus.places import split_options, with_options
-from unified_embedding.corpus.sources import InputError, Item, find
+from unified_embedding.corpus.sources import Item, find
+from unified_embedding.errors import InputError
 
 
 @pytest.fixture(autouse=True)

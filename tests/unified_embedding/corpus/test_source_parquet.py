@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 from source_files import contents, searched
 
-from unified_embedding.corpus.sources import InputError, Item, Reader, find
+from unified_embedding.corpus.sources import Item, Reader, find
+from unified_embedding.errors import InputError
 
 
 @pytest.fixture(autouse=True)

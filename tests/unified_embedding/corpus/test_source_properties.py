@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unified_embedding.corpus.sources import InputError, Item, PassedOver, Reader, Unreadable, find
+from unified_embedding.corpus.sources import Item, PassedOver, Reader, Unreadable, find
+from unified_embedding.errors import InputError
 
 NAMES = st.text(st.sampled_from("aé.?[#:*% \udce9\n"), min_size=1, max_size=8).filter(
     lambda name: name.strip(".") and not name.startswith(".")

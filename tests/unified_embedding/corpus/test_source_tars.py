@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from source_files import searched, write_tar
 
-from unified_embedding.corpus.sources import InputError
 from unified_embedding.corpus.sources.tars import key_and_suffix
+from unified_embedding.errors import InputError
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from unified_embedding.corpus.places import StoreError, resolve
-from unified_embedding.corpus.sources import InputError, PassedOver, Reader, Unreadable, find
+from unified_embedding.corpus.places import resolve
+from unified_embedding.corpus.sources import PassedOver, Reader, Unreadable, find
+from unified_embedding.errors import InputError, StoreError
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:

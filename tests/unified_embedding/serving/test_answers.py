@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 from triton_python_backend_utils import Logger, Request, Tensor, TritonError
 
-from unified_embedding.deadline import Late, Malformed
-from unified_embedding.errors import CodeError, ImageError
+from unified_embedding.errors import Busy, CodeError, ImageError, Late, Malformed
 from unified_embedding.serving import answers
-from unified_embedding.serving.workload import Busy
 
 ERRORS = {
     TritonError.INVALID_ARG: [ImageError("bad"), CodeError("bad"), Malformed("bad")],

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unified_embedding.deadline import Late, Malformed
+from unified_embedding.errors import Late, Malformed
 from unified_embedding.serving import server_files
 from unified_embedding.serving.pace import Admission, Pace, SharedPace
 

@@ -4,8 +4,9 @@ import threading
 
 import pytest
 
+from unified_embedding.errors import Busy
 from unified_embedding.image import Limits
-from unified_embedding.serving.workload import Busy, LargeRequests
+from unified_embedding.serving.workload import LargeRequests
 
 LIMITS = Limits(max_request_pixels=1000, max_pixels_in_work=2000)
 GUARD_S = 60

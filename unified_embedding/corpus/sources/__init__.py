@@ -5,7 +5,8 @@ left out is counted by reason.
 """
 
 from unified_embedding.corpus.sources.finding import find
-from unified_embedding.corpus.sources.item import InputError, Item, PassedOver
+from unified_embedding.corpus.sources.item import Item, PassedOver
 from unified_embedding.corpus.sources.reading import Reader, Unreadable
+from unified_embedding.errors import InputError
 
 __all__ = ["InputError", "Item", "PassedOver", "Reader", "Unreadable", "find"]

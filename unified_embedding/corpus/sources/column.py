@@ -7,7 +7,7 @@ from typing import Any, Final
 import pyarrow.parquet as pq
 
 from unified_embedding.corpus.places import open_for_arrow
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import DamagedRows
 
 _BATCH_BYTES: Final = 4_000_000
 _MAX_BATCH_ROWS: Final = 4096
@@ -41,10 +41,6 @@ def closing_parquet(file: pq.ParquetFile) -> Iterator[None]:
         yield
     finally:
         file.close(force=True)
-
-
-class DamagedRows(EmbeddingError):
-    """The column cannot be read from here on; the message says why."""
 
 
 class ColumnReader:

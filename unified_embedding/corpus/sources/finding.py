@@ -12,7 +12,6 @@ from typing import Any, Final
 import pyarrow.fs as pafs
 
 from unified_embedding.corpus.places import (
-    StoreError,
     is_uri,
     local_path,
     local_place,
@@ -23,11 +22,12 @@ from unified_embedding.corpus.places import (
     with_options,
 )
 from unified_embedding.corpus.sources.folders import files_below
-from unified_embedding.corpus.sources.item import FILE, LISTED, InputError, Item, PassedOver
+from unified_embedding.corpus.sources.item import FILE, LISTED, Item, PassedOver
 from unified_embedding.corpus.sources.parquet import Table, in_parquet
 from unified_embedding.corpus.sources.tables import METADATA_TABLES, read_table
-from unified_embedding.corpus.sources.tars import COMPRESSED, NO_PICTURE, DamagedError, in_tar
+from unified_embedding.corpus.sources.tars import COMPRESSED, NO_PICTURE, in_tar
 from unified_embedding.corpus.text import printable
+from unified_embedding.errors import DamagedError, InputError, StoreError
 from unified_embedding.image import SUFFIXES
 
 _BROKEN: Final = "tar and Parquet files, and tables, that cannot be used"

@@ -15,8 +15,9 @@ from unified_embedding.corpus.places import (
     split_options,
     with_options,
 )
-from unified_embedding.corpus.sources.item import InputError, PassedOver
+from unified_embedding.corpus.sources.item import PassedOver
 from unified_embedding.corpus.sources.tars import MAC, is_of_a_mac
+from unified_embedding.errors import InputError
 
 HIDDEN: Final = "hidden files and folders"
 VISITED: Final = "links to a folder that is visited by another way"

@@ -6,16 +6,11 @@ from typing import Any, Final
 
 from unified_embedding.corpus.places import shown
 from unified_embedding.corpus.text import json_object, printable
-from unified_embedding.errors import EmbeddingError
 
 FILE: Final = "file"
 LISTED: Final = "listed"
 TAR: Final = "tar"
 PARQUET: Final = "parquet"
-
-
-class InputError(EmbeddingError):
-    """The arguments name no picture, or cannot be understood; the message says which and why."""
 
 
 @dataclass(frozen=True)

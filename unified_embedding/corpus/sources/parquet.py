@@ -15,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from unified_embedding.corpus.places import (
-    StoreError,
     folder_of,
     is_below,
     is_uri,
@@ -27,14 +26,8 @@ from unified_embedding.corpus.places import (
     split_options,
     with_options,
 )
-from unified_embedding.corpus.sources.column import (
-    ColumnReader,
-    DamagedRows,
-    closing_parquet,
-    open_parquet,
-)
-from unified_embedding.corpus.sources.item import LISTED, PARQUET, InputError, Item, PassedOver
-from unified_embedding.corpus.sources.tars import DamagedError
+from unified_embedding.corpus.sources.column import ColumnReader, closing_parquet, open_parquet
+from unified_embedding.corpus.sources.item import LISTED, PARQUET, Item, PassedOver
 from unified_embedding.corpus.sources.values import (
     flat_columns,
     is_bytes,
@@ -44,6 +37,7 @@ from unified_embedding.corpus.sources.values import (
     usable,
 )
 from unified_embedding.corpus.text import printable
+from unified_embedding.errors import DamagedError, DamagedRows, InputError, StoreError
 
 IMAGE_COLUMNS: Final = ("image", "jpg", "jpeg", "png", "bytes", "path", "file_name")
 _SAMPLE: Final = 16

@@ -9,16 +9,10 @@ from functools import partial
 
 import pyarrow.parquet as pq
 
-from unified_embedding.corpus.places import (
-    StoreError,
-    is_uri,
-    local_path,
-    open_regular,
-    reason,
-    too_large,
-)
-from unified_embedding.corpus.sources.column import ColumnReader, DamagedRows, open_parquet
+from unified_embedding.corpus.places import is_uri, local_path, open_regular, reason, too_large
+from unified_embedding.corpus.sources.column import ColumnReader, open_parquet
 from unified_embedding.corpus.sources.item import LISTED, PARQUET, TAR, Item
+from unified_embedding.errors import DamagedRows, StoreError
 from unified_embedding.image import DEFAULT_LIMITS
 
 

@@ -9,10 +9,11 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from unified_embedding.corpus.places import StoreError, open_regular, reason
+from unified_embedding.corpus.places import open_regular, reason
 from unified_embedding.corpus.sources.item import PassedOver
-from unified_embedding.corpus.sources.tars import DamagedError, decoded, json_facts
+from unified_embedding.corpus.sources.tars import decoded, json_facts
 from unified_embedding.corpus.sources.values import flat_columns, is_text, python_values
+from unified_embedding.errors import DamagedError, StoreError
 
 # The column with a picture's path relative to the table's folder. The last three are what
 # Hugging Face's imagefolder reads (huggingface.co/docs/datasets/image_dataset).

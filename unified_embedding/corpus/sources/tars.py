@@ -11,20 +11,16 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
-from unified_embedding.corpus.places import StoreError, open_regular, reason
-from unified_embedding.corpus.sources.item import TAR, InputError, Item, PassedOver
+from unified_embedding.corpus.places import open_regular, reason
+from unified_embedding.corpus.sources.item import TAR, Item, PassedOver
 from unified_embedding.corpus.text import printable
-from unified_embedding.errors import EmbeddingError
+from unified_embedding.errors import DamagedError, InputError, StoreError
 from unified_embedding.image import SUFFIXES
 
 COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 MAC: Final = "files that macOS puts beside others (._*, __MACOSX)"
 NO_PICTURE: Final = "files whose names are no picture's"
 _MAX_METADATA_BYTES: Final = 16_000_000
-
-
-class DamagedError(EmbeddingError):
-    """A source file cannot be read at all; the message says why."""
 
 
 def is_of_a_mac(path: str) -> bool:

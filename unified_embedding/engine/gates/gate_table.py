@@ -11,7 +11,7 @@ from unified_embedding.spec import EmbedderSpec
 
 def report(console: Console, figures: gates.Figures, spec: EmbedderSpec, precision: str) -> bool:
     """Print the figures beside their limits; True when the engine may be installed."""
-    limits = gates.LIMITS[precision]
+    limits = gates.TOLERANCES[precision]
     table = Table(title=f"gates over {figures.images} pictures, against onnxruntime fp32")
     for column in ("figure", "measured", "limit"):
         table.add_column(column, justify="left" if column == "figure" else "right")
@@ -27,7 +27,7 @@ def report(console: Console, figures: gates.Figures, spec: EmbedderSpec, precisi
     return not found
 
 
-def _rows(figures: gates.Figures, limits: gates.Limits) -> Iterator[tuple[str, str, str]]:
+def _rows(figures: gates.Figures, limits: gates.Tolerances) -> Iterator[tuple[str, str, str]]:
     def shown(limit: float | None, sign: str, percent: bool = False) -> str:
         if limit is None:
             return "reported"

@@ -16,7 +16,7 @@ NEIGHBOURS: Final = 10
 
 
 @dataclass(frozen=True)
-class Limits:
+class Tolerances:
     """What one precision may cost. None means reported, not limited.
 
     Attributes:
@@ -37,12 +37,12 @@ class Limits:
     in_queries: bool = False
 
 
-LIMITS: Final[Mapping[str, Limits]] = MappingProxyType(
+TOLERANCES: Final[Mapping[str, Tolerances]] = MappingProxyType(
     {
-        "fp32": Limits(0.99999, None, 0.0001, 0.002, 0.01, 0.999, 1, in_queries=True),
-        "fp16": Limits(0.9995, 0.9999, 0.003, 0.015, 0.1, 0.98, 0.01),
-        "bf16": Limits(0.93, 0.996, 0.02, 0.08, None, 0.92, 0.03),
-        "int8": Limits(None, 0.95, 0.06, 0.20, None, 0.75, 0.03),
+        "fp32": Tolerances(0.99999, None, 0.0001, 0.002, 0.01, 0.999, 1, in_queries=True),
+        "fp16": Tolerances(0.9995, 0.9999, 0.003, 0.015, 0.1, 0.98, 0.01),
+        "bf16": Tolerances(0.93, 0.996, 0.02, 0.08, None, 0.92, 0.03),
+        "int8": Tolerances(None, 0.95, 0.06, 0.20, None, 0.75, 0.03),
     }
 )
 
@@ -107,7 +107,7 @@ def measure(
     )
 
 
-def failures(figures: Figures, limits: Limits) -> list[str]:
+def failures(figures: Figures, limits: Tolerances) -> list[str]:
     """One sentence with the figure and its limit for every gate that does not hold."""
     found = []
     if not figures.finite:

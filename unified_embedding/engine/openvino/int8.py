@@ -9,7 +9,7 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from unified_embedding.engine.build_error import BuildError
+from unified_embedding.errors import BuildError
 
 CALIBRATION_PICTURES: Final = 360
 

@@ -16,11 +16,8 @@ from typing import Any
 from rich.console import Console
 
 from unified_embedding.engine.tensorrt import observers as trt_observers
+from unified_embedding.errors import TrtError
 from unified_embedding.spec import FEATURES, INPUT, OUTPUT
-
-
-class TrtError(ValueError):
-    """TensorRT refused the graph or did not build it; the message names the node if it did."""
 
 
 @dataclass(frozen=True)

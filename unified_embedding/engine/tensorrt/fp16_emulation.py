@@ -14,7 +14,8 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from unified_embedding.engine.tensorrt.fp16_graph import FP16_MAX, Fp16Error, Fp16Graph
+from unified_embedding.engine.tensorrt.fp16_graph import FP16_MAX, Fp16Graph
+from unified_embedding.errors import Fp16Error
 from unified_embedding.spec import INPUT
 
 HEADROOM: Final = 2.0

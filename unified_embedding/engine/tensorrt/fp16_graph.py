@@ -22,6 +22,7 @@ from unified_embedding.engine.tensorrt.onnx_nodes import (
     label,
     lift_constants,
 )
+from unified_embedding.errors import Fp16Error
 from unified_embedding.spec import INPUT
 
 FP16_MAX: Final = 65504.0
@@ -33,10 +34,6 @@ _POINTWISE: Final = (
     *("Add", "Mul", "Sub", "Div", "Relu", "Clip", "Sigmoid", "HardSigmoid", "HardSwish"),
     *("Tanh", "Elu", "LeakyRelu", "PRelu", "Gelu", "Erf", "Swish", "Mish", "Softplus", "Identity"),
 )
-
-
-class Fp16Error(ValueError):
-    """The graph cannot run in FP16; the message names the node."""
 
 
 @dataclass(frozen=True)

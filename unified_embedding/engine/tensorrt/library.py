@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Final
 
-from unified_embedding.engine.build_error import BuildError
+from unified_embedding.errors import BuildError
 
 TRITON_ROOT: Final = Path("/opt/tritonserver")
 _BACKEND: Final = Path("backends/tensorrt/libtriton_tensorrt.so")

@@ -13,6 +13,7 @@ from unified_embedding.engine.tensorrt import builder as trt_builder
 from unified_embedding.engine.tensorrt import fp16_emulation, fp16_graph
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.engine.triton_config import MAX_BATCH_SIZE
+from unified_embedding.errors import TrtError
 from unified_embedding.spec import ONNX_FILE
 
 PLAN_FILE: Final = "model.plan"
@@ -93,8 +94,8 @@ def compile_plan(
 def check_types(types: trt_builder.NetworkTypes) -> None:
     """Raise TrtError, naming the layers, unless every type is the one an FP16 engine has."""
     if not types.convolutions:
-        raise trt_builder.TrtError("the parsed network has no convolution")
+        raise TrtError("the parsed network has no convolution")
     if types.problems:
         more = len(types.problems) - _SHOWN
         shown = [*types.problems[:_SHOWN], *([f"and {more} more"] if more > 0 else [])]
-        raise trt_builder.TrtError("\n  ".join(["the network is not the FP16 one:", *shown]))
+        raise TrtError("\n  ".join(["the network is not the FP16 one:", *shown]))

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt import observers as trt_observers
+from unified_embedding.errors import BuildError
 from unified_embedding.spec import INPUT, OUTPUT
 
 

@@ -13,11 +13,11 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt import fp16_emulation
 from unified_embedding.engine.tensorrt import plan as tensorrt_plan
 from unified_embedding.engine.tensorrt.plan import PLAN_FILE
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
+from unified_embedding.errors import BuildError
 from unified_embedding.spec import INPUT, OUTPUT
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import onnx
 import torch
 
-from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt import builder as trt_builder
 from unified_embedding.engine.tensorrt.torch_graph import OnnxModule
+from unified_embedding.errors import BuildError, TrtError
 from unified_embedding.spec import FEATURES, INPUT, OUTPUT
 
 
@@ -55,9 +55,7 @@ def compile_plan(
     types = convolution_types(program)
     half = types[torch.float16]
     if half != types.total() or not half:
-        raise trt_builder.TrtError(
-            f"{half} of {types.total()} convolutions of the exported program are FP16"
-        )
+        raise TrtError(f"{half} of {types.total()} convolutions of the exported program are FP16")
     torch_tensorrt = _torch_tensorrt()
     side = tuple(d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim)[1:]
     batches = options.profile

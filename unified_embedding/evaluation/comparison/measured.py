@@ -15,7 +15,7 @@ from unified_embedding.datasets.store import data_home
 from unified_embedding.evaluation.comparison.claims import Evidence
 from unified_embedding.evaluation.comparison.config import CompareConfig, CompareRow
 from unified_embedding.evaluation.comparison.jobs import Job, seed_job, training_config
-from unified_embedding.evaluation.config import EvaluationConfig, Row
+from unified_embedding.evaluation.config import EmbedderRow, EvaluationConfig
 from unified_embedding.evaluation.rotations import Rotated, remembered_rotation, rotate
 from unified_embedding.evaluation.run import Bench, open_bench
 from unified_embedding.protocols.measure import Cell, Measurement, Samples, measure
@@ -131,7 +131,7 @@ def measure_all(config: CompareConfig, console: Console, threads: int) -> Measur
 
 
 def _bench(config: CompareConfig, done: list[Job], console: Console, threads: int) -> Bench:
-    rows = [Row(name=str(j.folder), source=str(_weights(j)), kind="unified") for j in done]
+    rows = [EmbedderRow(name=str(j.folder), source=str(_weights(j)), kind="unified") for j in done]
     named = training_config(config, done[0]).data.manifest
     manifest = data_home() / "manifest.csv" if named == PREPARED else Path(str(named))
     wanted = EvaluationConfig(rows=rows, frozen=config.frozen)
