@@ -69,7 +69,8 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
     """Set the attributes to change its behaviour; `requests` is what it received.
 
     `respond` sees every request (counted from 1) before it is answered: it may wait, and it
-    may return a failure to answer with. `alter` may change a good answer.
+    may return a failure to answer with. `alter` may change a good answer. `metadata` is what came
+    with each call; a call without `token` is refused if there is one.
     """
 
     max_batch_size: int = 4
@@ -81,6 +82,8 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
     config_version: str = VERSION
     config_engine: str = ENGINE
     unknown: bool = False
+    token: str = ""
+    metadata: list[dict[str, str | bytes]] = field(default_factory=list)
     most_at_once: int = 0
     _at_once: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -153,12 +156,30 @@ def slowly(seconds: float) -> Callable[[int, Request], Failure | None]:
     return respond
 
 
+class Gate(grpc.ServerInterceptor):  # type: ignore[misc]
+    """Notes what came with each call, and refuses those without the peer's token if it has one."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._peer = peer
+
+    def intercept_service(self, continuation: Any, details: Any) -> Any:
+        sent = dict(details.invocation_metadata)
+        self._peer.metadata.append(sent)
+        if self._peer.token and sent.get("authorization") != f"Bearer {self._peer.token}":
+            return grpc.unary_unary_rpc_method_handler(_unauthenticated)
+        return continuation(details)
+
+
+def _unauthenticated(request: bytes, context: Any) -> None:
+    context.abort(grpc.StatusCode.UNAUTHENTICATED, "no such token")
+
+
 @contextmanager
 def serving(
     peer: Peer, credentials: grpc.ServerCredentials | None = None, port: int = 0
 ) -> Iterator[Peer]:
     """Serve on loopback for the length of a `with` block; sets `peer.url`."""
-    server = grpc.server(ThreadPoolExecutor(32))
+    server = grpc.server(ThreadPoolExecutor(32), interceptors=[Gate(peer)])
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(peer, server)
     address = f"127.0.0.1:{port}"
     if credentials is None:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified_embedding.errors import GalleryError
+from unified_embedding.paths import StrPath
 
 MANIFEST: Final = "gallery.csv"
 CATALOGUE: Final = "catalogue"
@@ -36,8 +37,9 @@ class Gallery:
     pictures: tuple[Picture, ...]
 
     @classmethod
-    def load(cls, folder: Path) -> "Gallery":
+    def load(cls, folder: StrPath) -> "Gallery":
         """Read `folder/gallery.csv` (needs image, product, role). Raises GalleryError."""
+        folder = Path(folder)
         manifest = folder / MANIFEST
         try:
             with manifest.open(newline="") as file:

@@ -11,6 +11,7 @@ from typing import Final
 import onnx
 
 from unified_embedding.errors import SpecError
+from unified_embedding.paths import StrPath
 from unified_embedding.spec import (
     FEATURES,
     INPUT,
@@ -29,7 +30,7 @@ def graph_sha256(model: onnx.ModelProto) -> str:
     return hashlib.sha256(model.graph.SerializeToString(deterministic=True)).hexdigest()
 
 
-def save(model: onnx.ModelProto, spec: EmbedderSpec, folder: Path) -> None:
+def save(model: onnx.ModelProto, spec: EmbedderSpec, folder: StrPath) -> None:
     """Write `folder/embedder.onnx`, stamped with the version, and `folder/spec.json`.
 
     The same model and spec give the same bytes.
@@ -42,11 +43,11 @@ def save(model: onnx.ModelProto, spec: EmbedderSpec, folder: Path) -> None:
     stamped.CopyFrom(model)
     del stamped.metadata_props[:]
     onnx.helper.set_model_props(stamped, {VERSION_KEY: spec.version})
-    (folder / ONNX_FILE).write_bytes(stamped.SerializeToString(deterministic=True))
+    Path(folder, ONNX_FILE).write_bytes(stamped.SerializeToString(deterministic=True))
     spec.save(folder)
 
 
-def load(folder: Path) -> tuple[onnx.ModelProto, EmbedderSpec]:
+def load(folder: StrPath) -> tuple[onnx.ModelProto, EmbedderSpec]:
     """Read an embedder folder and verify that weights and description belong together.
 
     Raises:
@@ -54,7 +55,7 @@ def load(folder: Path) -> tuple[onnx.ModelProto, EmbedderSpec]:
             not the spec's, or inputs and outputs are not those of an embedder.
     """
     spec = EmbedderSpec.load(folder)
-    path = folder / ONNX_FILE
+    path = Path(folder, ONNX_FILE)
     try:
         model = onnx.load(str(path))
     except FileNotFoundError:

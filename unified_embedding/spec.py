@@ -10,6 +10,7 @@ from typing import Any, Final
 from unified_embedding.codes import BIT_RULE, code_bytes
 from unified_embedding.errors import ImageError, SpecError
 from unified_embedding.image import PREPROCESSING_REVISION, Preprocessing
+from unified_embedding.paths import StrPath
 
 SPEC_FILE: Final = "spec.json"
 ONNX_FILE: Final = "embedder.onnx"
@@ -76,20 +77,20 @@ class EmbedderSpec:
         """True when the weights are untrained: numbers computed with them mean nothing."""
         return self.weights == RANDOM_WEIGHTS
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: StrPath) -> None:
         """Write `folder/spec.json`, with the version for readers' convenience."""
         text = json.dumps({"version": self.version, **asdict(self)}, indent=2) + "\n"
-        (folder / SPEC_FILE).write_text(text)
+        Path(folder, SPEC_FILE).write_text(text)
 
     @classmethod
-    def load(cls, folder: Path) -> "EmbedderSpec":
+    def load(cls, folder: StrPath) -> "EmbedderSpec":
         """Read `folder/spec.json`.
 
         Raises:
             SpecError: the file is missing, malformed, or states another version than its
                 contents have (edited by hand, or written by another revision of the library).
         """
-        path = folder / SPEC_FILE
+        path = Path(folder, SPEC_FILE)
         try:
             raw = json.loads(path.read_text())
         except FileNotFoundError:

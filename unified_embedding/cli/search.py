@@ -25,7 +25,7 @@ from unified_embedding import Box
 from unified_embedding.client import DEFAULT_URL, EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import decode, parse_crops
-from unified_embedding.index import CodeIndex, EngineWarning, Hit, Matches, Origin, facts
+from unified_embedding.index import CodeIndex, EngineWarning, Hit, Matches, facts
 from unified_embedding.index.matches import Rerank
 from unified_embedding.search import contact_sheet
 from unified_embedding.search.pictures import Pictures
@@ -149,7 +149,7 @@ def search(
         warnings.simplefilter("always", EngineWarning)
         matches: Matches = index.search(
             answer.code,
-            Origin(answer.version, answer.engine),
+            answer.origin,
             k=k,
             embedding=answer.embedding,
             rerank=RERANK[order],

@@ -6,8 +6,9 @@
 >>> answer.embedding.shape, answer.code.shape, answer.version
 ((1, 1280), (1, 160), '3f1c0a9be2d4')
 
-Both clients take lists of any length, split them at the server's max_batch_size, keep a
-bounded number of requests in flight, and wait for a server that is being restarted. Create
+Both clients take lists of any length, and streams (`embed_iter`), split them at the server's
+max_batch_size, keep a bounded number of requests in flight, and wait for a server that is being
+restarted. Create
 one client and share it: it is safe to use from many threads (or tasks), and all calls share
 one connection.
 Needs tritonclient: pip install 'unified-embedding[client]'.
@@ -15,8 +16,11 @@ Needs tritonclient: pip install 'unified-embedding[client]'.
 
 from unified_embedding.client._aio import AsyncEmbedderClient
 from unified_embedding.client._calls import DEFAULT_URL, TLS
+from unified_embedding.client._connection import Connection
+from unified_embedding.client._metadata import bearer
 from unified_embedding.client._results import (
     OUTPUTS,
+    Answer,
     Embedded,
     EmbeddedEach,
     ServerInfo,
@@ -30,7 +34,9 @@ __all__ = [
     "DEFAULT_URL",
     "OUTPUTS",
     "TLS",
+    "Answer",
     "AsyncEmbedderClient",
+    "Connection",
     "Embedded",
     "EmbeddedEach",
     "EmbedderClient",
@@ -38,4 +44,5 @@ __all__ = [
     "Retry",
     "ServerInfo",
     "StageStatistics",
+    "bearer",
 ]

@@ -1,9 +1,20 @@
 """The asyncio client."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
+from collections import deque
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterable,
+    Sequence,
+)
 from contextlib import asynccontextmanager
 from functools import cached_property
+from inspect import isawaitable
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -12,9 +23,11 @@ from unified_embedding.client._base import PROBES, BaseClient, in_callers_rows, 
 from unified_embedding.client._calls import Deadline
 from unified_embedding.client._job import Crops, Job, Salvage, collect, halves
 from unified_embedding.client._kserve import grpc, pb
+from unified_embedding.client._metadata import pairs
 from unified_embedding.client._places import AsyncPlaces
 from unified_embedding.client._results import (
     OUTPUTS,
+    Answer,
     Embedded,
     EmbeddedEach,
     ServerInfo,
@@ -22,6 +35,7 @@ from unified_embedding.client._results import (
     join,
 )
 from unified_embedding.client._retry import Attempts, Retry
+from unified_embedding.client._stream import Picture, Stream
 from unified_embedding.errors import ClientError, RequestRejected, ServerDied, ServerUnavailable
 
 _T = TypeVar("_T")
@@ -65,6 +79,22 @@ class AsyncEmbedderClient(BaseClient):
         salvaged = await _map(lambda rows: self._salvage(job, rows, deadline), requests)
         return collect(salvaged, nothing(server, job))
 
+    def embed_iter(
+        self,
+        images: Iterable[Picture] | AsyncIterable[Picture],
+        *,
+        outputs: Collection[str] = OUTPUTS,
+        timeout: float | None = None,
+        batch: int | None = None,
+    ) -> AsyncGenerator[Answer, None]:
+        """Embed a stream of any length. See EmbedderClient.embed_iter.
+
+        An answer that is there is given while the next picture is still waited for.
+        """
+        stream = Stream(outputs, batch)
+        self._deadline(timeout)
+        return self._answers(stream, images, timeout)
+
     async def info(self, *, timeout: float | None = None) -> ServerInfo:
         """What the server runs, asked anew. Raises as `embed`."""
         return await self._ask(self._deadline(timeout))
@@ -102,7 +132,7 @@ class AsyncEmbedderClient(BaseClient):
     # An asyncio channel binds to the loop that runs when it is created: not before the first call.
     @cached_property
     def _channel(self) -> Any:
-        return self._channel_of(grpc.aio)
+        return self._channel_of(grpc.aio, interceptors=self._interceptors)
 
     @cached_property
     def _stub(self) -> Any:
@@ -122,6 +152,35 @@ class AsyncEmbedderClient(BaseClient):
         ]
         server = await self._call("ServerMetadata", pb.ServerMetadataRequest(), deadline)
         return self._server_info(server, ensemble, embedder)
+
+    async def _answers(
+        self,
+        stream: Stream,
+        images: Iterable[Picture] | AsyncIterable[Picture],
+        timeout: float | None,
+    ) -> AsyncGenerator[Answer, None]:
+        stream.limit((await self._info(self._deadline(timeout))).max_batch_size)
+        jobs = stream.jobs_async(images)
+        reading: asyncio.Future[Job | None] | None = asyncio.ensure_future(anext(jobs, None))
+        waiting: deque[asyncio.Future[Salvage]] = deque()
+        try:
+            while reading or waiting:
+                full = len(waiting) == self._max_inflight
+                due: list[asyncio.Future[Any]] = [*waiting][:1]
+                if reading and not full:
+                    due.append(reading)
+                await asyncio.wait(due, return_when=asyncio.FIRST_COMPLETED)
+                if reading and reading.done() and not full:
+                    job, reading = reading.result(), None
+                    if job is not None:
+                        work = self._salvage(job, range(len(job.images)), self._deadline(timeout))
+                        waiting.append(asyncio.ensure_future(work))
+                        reading = asyncio.ensure_future(anext(jobs, None))
+                while waiting and waiting[0].done():
+                    for answer in stream.answers(waiting.popleft().result()):
+                        yield answer
+        finally:
+            await _end([*([reading] if reading else []), *waiting])
 
     async def _whole(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Embedded:
         """All of them, or raise. What is too much for one request is sent as two."""
@@ -202,9 +261,12 @@ class AsyncEmbedderClient(BaseClient):
 
     async def _once(self, method: str, request: Any, deadline: Deadline) -> Any:
         self._check_open()
+        values = self._metadata() if callable(self._metadata) else self._metadata
+        metadata = pairs(await values if isawaitable(values) else values)
         sent = self._lives.sent()
         try:
-            response = await getattr(self._stub, method)(request, timeout=deadline.remaining())
+            call = getattr(self._stub, method)
+            response = await call(request, timeout=deadline.remaining(), metadata=metadata)
         except grpc.RpcError as error:
             raise self._problem(error, sent) from None
         except asyncio.CancelledError:
@@ -221,9 +283,13 @@ async def _map(work: Callable[[range], Awaitable[_T]], requests: Sequence[range]
         # In order, so that of several bad pictures the first one is reported.
         return [await task for task in tasks]
     finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await _end(tasks)
+
+
+async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _cancelled() -> bool:

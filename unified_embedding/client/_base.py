@@ -22,6 +22,7 @@ from unified_embedding.client._calls import (
 )
 from unified_embedding.client._job import Job
 from unified_embedding.client._kserve import grpc
+from unified_embedding.client._metadata import AsyncMetadata, pairs
 from unified_embedding.client._results import CODE, EMBEDDING, OUTPUTS, Embedded, ServerInfo
 from unified_embedding.client._retry import Lives, Retry, Sent
 from unified_embedding.errors import (
@@ -49,12 +50,15 @@ class BaseClient(ABC):
         max_inflight: int = 16,
         retry: Retry | None = None,
         tls: TLS | None = None,
+        metadata: AsyncMetadata | None = None,
+        interceptors: Sequence[Any] = (),
         send_deadline: bool = True,
     ) -> None:
         """Configure a client.
 
         Args:
-            url: the server's gRPC address, host:port.
+            url: the server's gRPC address, host:port. Of a name with several addresses all
+                are used in turn.
             expect_version: version the vectors must have; another one raises VersionMismatch.
             expect_engine: engine id the vectors should have; by default that of the first
                 answer. Another one is accepted with one EngineWarning.
@@ -63,6 +67,10 @@ class BaseClient(ABC):
             retry: how long to call again while the server is away; by default until the
                 call's deadline, and two seconds when it has never answered.
             tls: certificates; None for an unencrypted connection.
+            metadata: sent with every call, for instance `bearer(token)`; or what returns it,
+                asked before every call (the asyncio client awaits it where it must be).
+            interceptors: gRPC's, the first outermost: grpc.UnaryUnaryClientInterceptor, for
+                the asyncio client grpc.aio.UnaryUnaryClientInterceptor.
             send_deadline: tell the server by when an answer is needed, so that it drops in
                 time what it cannot answer in time. Needs clocks that differ by much less than
                 the timeout; switch it off for a client whose clock nobody sets.
@@ -78,6 +86,10 @@ class BaseClient(ABC):
         self._max_inflight = max_inflight
         self._retry = retry or Retry()
         self._send_deadline = send_deadline
+        self._metadata = metadata or {}
+        if not callable(self._metadata):
+            pairs(self._metadata)
+        self._interceptors = list(interceptors)
         self._credentials = grpc.ssl_channel_credentials(**tls.read()) if tls else None
         self._server: ServerInfo | None = None
         self._lives = Lives()
@@ -89,12 +101,13 @@ class BaseClient(ABC):
     def _open(self) -> None:
         """Create the channel, or what creates it, and what bounds the calls."""
 
-    def _channel_of(self, channels: Any) -> Any:
-        """Open a channel; `channels` is the module grpc or grpc.aio."""
+    def _channel_of(self, channels: Any, **more: Any) -> Any:
+        """Open a channel; `channels` is the module grpc or grpc.aio, which may take `more`."""
         self._proxy = proxy.advice(self.url)  # gRPC reads the environment now and never again.
+        more["options"] = CHANNEL_OPTIONS
         if self._credentials is None:
-            return channels.insecure_channel(self.url, options=CHANNEL_OPTIONS)
-        return channels.secure_channel(self.url, self._credentials, options=CHANNEL_OPTIONS)
+            return channels.insecure_channel(self.url, **more)
+        return channels.secure_channel(self.url, self._credentials, **more)
 
     def _deadline(self, timeout: float | None) -> Deadline:
         return Deadline(self._timeout if timeout is None else timeout)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from unified_embedding.errors import DeadlineExceeded, shown
+from unified_embedding.paths import StrPath
 
 DEFAULT_URL: Final = "127.0.0.1:8001"
 # Triton's own limit of one gRPC message (MAX_GRPC_MESSAGE_SIZE in its constants.h).
@@ -21,6 +22,8 @@ CHANNEL_OPTIONS: Final = (
     # Despite its name how long one attempt to connect may take; 20 s by default, which is most
     # of a caller's deadline where a lost machine's address swallows everything.
     ("grpc.min_reconnect_backoff_ms", 5000),
+    # Of a name with several addresses gRPC would use one, and leave the other servers idle.
+    ("grpc.service_config", '{"loadBalancingConfig": [{"round_robin": {}}]}'),
 )
 
 
@@ -34,9 +37,9 @@ class TLS:
         certificate_chain: the client's certificate, for mutual TLS; needs `private_key`.
     """
 
-    root_certificates: Path | None = None
-    private_key: Path | None = None
-    certificate_chain: Path | None = None
+    root_certificates: StrPath | None = None
+    private_key: StrPath | None = None
+    certificate_chain: StrPath | None = None
 
     def __post_init__(self) -> None:
         if (self.private_key is None) != (self.certificate_chain is None):

@@ -39,11 +39,7 @@ class Job:
                 "write embed([data])"
             )
         for row, image in enumerate(images):
-            if not isinstance(image, bytes):
-                raise TypeError(
-                    f"image {row} is {type(image).__name__}, not bytes; "
-                    "pass encoded pictures, for instance Path(...).read_bytes()"
-                )
+            check_picture(row, image)
         if isinstance(outputs, str) or not outputs or set(outputs) - set(OUTPUTS):
             raise ValueError(f"outputs {shown(outputs)} is not a selection of {OUTPUTS}")
         if crops is None or isinstance(crops, Box):
@@ -70,6 +66,15 @@ class Job:
         if start < len(self.images):
             requests.append(range(start, len(self.images)))
         return requests
+
+
+def check_picture(row: int, image: object) -> None:
+    """Raise TypeError unless a picture is bytes."""
+    if not isinstance(image, bytes):
+        raise TypeError(
+            f"image {row} is {type(image).__name__}, not bytes; "
+            "pass encoded pictures, for instance Path(...).read_bytes()"
+        )
 
 
 class Salvage:

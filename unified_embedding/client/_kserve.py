@@ -201,7 +201,10 @@ def client_error(error: Any, url: str, was_well: bool, advice: str) -> ClientErr
         return ServerUnavailable(f"{url} is unavailable: {details}{advice}")
     if code == grpc.StatusCode.NOT_FOUND and _NOT_READY.search(details):
         return ServerUnavailable(f"{url} is starting, stopping or another server: {details}")
-    return ServerError(f"{url} answered {code.name}: {details}")
+    text = f"{url} answered {code.name}: {details}"
+    if code in (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.PERMISSION_DENIED):
+        text += "; give a token that it accepts (metadata=bearer(token))"
+    return ServerError(text)
 
 
 def stub_died(error: Any) -> bool:

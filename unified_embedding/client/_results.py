@@ -7,7 +7,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.errors import ClientError, VersionMismatch
+from unified_embedding.errors import ClientError, RequestAborted, RequestRejected, VersionMismatch
+from unified_embedding.origin import Origin
 
 EMBEDDING = "embedding"
 CODE = "code"
@@ -32,6 +33,21 @@ class Embedded:
     code: NDArray[np.uint8] | None
     version: str
     engine: str
+
+    @property
+    def origin(self) -> Origin:
+        """Who computed the vectors, as `CodeIndex.search` and `add` want to know it."""
+        return Origin(self.version, self.engine)
+
+    def __getitem__(self, row: int) -> "Embedded":
+        """One picture's vectors, as an answer of one row."""
+        row = range(len(self))[row]
+        return Embedded(
+            None if self.embedding is None else self.embedding[row : row + 1],
+            None if self.code is None else self.code[row : row + 1],
+            self.version,
+            self.engine,
+        )
 
     def __len__(self) -> int:
         for rows in (self.embedding, self.code):
@@ -122,6 +138,10 @@ class StageStatistics:
         return self.inferences / self.executions if self.executions else 0.0
 
 
+Answer = Embedded | RequestRejected | RequestAborted
+"""What `embed_iter` has for one picture: one row of vectors, or why there is none."""
+
+
 def join(parts: Sequence[Embedded]) -> Embedded:
     """Put the answers of several requests below one another; at least one is needed.
 
@@ -129,18 +149,22 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         VersionMismatch: the parts come from different embedders, as happens when a rolling
             restart changes the model between two requests of one list.
     """
-    versions = {part.version for part in parts}
-    if len(versions) != 1:
-        raise VersionMismatch(
-            f"one list was answered by embedder versions {sorted(versions)}: the server changed "
-            "its model in between; embed the list again"
-        )
+    check_versions({part.version for part in parts})
     return Embedded(
         embedding=_stack([part.embedding for part in parts]),
         code=_stack([part.code for part in parts]),
         version=parts[0].version,
         engine=" + ".join(dict.fromkeys(part.engine for part in parts)),
     )
+
+
+def check_versions(versions: set[str]) -> None:
+    """Raise VersionMismatch unless all answers of one call come from one embedder version."""
+    if len(versions) != 1:
+        raise VersionMismatch(
+            f"one list was answered by embedder versions {sorted(versions)}: the server changed "
+            "its model in between; embed the list again"
+        )
 
 
 def _stack(blocks: Sequence[NDArray[_T] | None]) -> NDArray[_T] | None:

@@ -2,20 +2,23 @@
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 from unified_embedding.client import _kserve as kserve
 from unified_embedding.client._base import PROBES, BaseClient, in_callers_rows, nothing
 from unified_embedding.client._calls import Deadline
 from unified_embedding.client._job import Crops, Job, Salvage, collect, halves
 from unified_embedding.client._kserve import grpc, pb
+from unified_embedding.client._metadata import Values, pairs
 from unified_embedding.client._places import Places
 from unified_embedding.client._results import (
     OUTPUTS,
+    Answer,
     Embedded,
     EmbeddedEach,
     ServerInfo,
@@ -23,6 +26,7 @@ from unified_embedding.client._results import (
     join,
 )
 from unified_embedding.client._retry import Attempts, Retry
+from unified_embedding.client._stream import Picture, Stream
 from unified_embedding.errors import (
     ClientError,
     RequestRejected,
@@ -98,6 +102,48 @@ class EmbedderClient(BaseClient):
         salvaged = self._map(lambda rows: self._salvage(job, rows, deadline), requests)
         return collect(salvaged, nothing(server, job))
 
+    def embed_iter(
+        self,
+        images: Iterable[Picture],
+        *,
+        outputs: Collection[str] = OUTPUTS,
+        timeout: float | None = None,
+        batch: int | None = None,
+    ) -> Iterator[Answer]:
+        """Embed a stream of any length: one answer for each picture, in the stream's order.
+
+        >>> for path, answer in zip(paths, client.embed_iter(path.read_bytes() for path in paths)):
+        ...     if isinstance(answer, Embedded):
+        ...         index.add([path.name], answer.code, answer.origin)
+        ...     else:
+        ...         print(path, answer.reason)
+
+        At most `max_inflight` requests are read ahead of the answer that is due, so that memory
+        stays bounded; `images` is asked for pictures in the caller's thread, between answers.
+
+        Args:
+            images: encoded bytes of each picture, or a pair of them and the Box to embed.
+            outputs: as of `embed`.
+            timeout: seconds for each request from when its last picture was read, not for the
+                stream; by default the client's.
+            batch: pictures in a request, which is sent when it is full; by default as many as
+                the server takes. 1 for a source that delivers seldom.
+
+        Yields:
+            Embedded: of one row.
+            RequestRejected, RequestAborted: why this picture cannot be embedded; `row` is its
+                place in the stream. The stream goes on.
+
+        Raises:
+            ServerUnavailable, Overloaded, DeadlineExceeded, VersionMismatch, ServerError: as
+                `embed`, where the picture's answer would stand. The stream ends: everything
+                before has been answered.
+            TypeError, ValueError: a picture is not bytes, or the arguments make no sense.
+        """
+        stream = Stream(outputs, batch)
+        self._deadline(timeout)
+        return self._answers(stream, images, timeout)
+
     def info(self, *, timeout: float | None = None) -> ServerInfo:
         """What the server runs, asked anew. Raises as `embed`."""
         return self._ask(self._deadline(timeout))
@@ -138,7 +184,7 @@ class EmbedderClient(BaseClient):
 
     def _open(self) -> None:
         self._channel = self._channel_of(grpc)
-        self._stub = kserve.Stub(self._channel)
+        self._stub = kserve.Stub(grpc.intercept_channel(self._channel, *self._interceptors))
         self._lock = threading.Lock()
         self._places = Places(self._max_inflight)
         self._pool = ThreadPoolExecutor(self._max_inflight, "embedder-client")
@@ -157,6 +203,23 @@ class EmbedderClient(BaseClient):
         )
         server = self._call("ServerMetadata", pb.ServerMetadataRequest(), deadline)
         return self._server_info(server, ensemble, embedder)
+
+    def _answers(
+        self, stream: Stream, images: Iterable[Picture], timeout: float | None
+    ) -> Iterator[Answer]:
+        stream.limit(self._info(self._deadline(timeout)).max_batch_size)
+        waiting: deque[Future[Salvage]] = deque()
+        try:
+            for job in stream.jobs(images):
+                rows = range(len(job.images))
+                waiting.append(self._pool.submit(self._salvage, job, rows, self._deadline(timeout)))
+                while waiting and (len(waiting) == self._max_inflight or waiting[0].done()):
+                    yield from stream.answers(waiting.popleft().result())
+            while waiting:
+                yield from stream.answers(waiting.popleft().result())
+        finally:
+            for future in waiting:
+                future.cancel()
 
     def _map(self, work: Callable[[range], _T], requests: Sequence[range]) -> list[_T]:
         if len(requests) < 2:
@@ -247,9 +310,12 @@ class EmbedderClient(BaseClient):
 
     def _once(self, method: str, request: Any, deadline: Deadline) -> Any:
         self._check_open()
+        values = self._metadata() if callable(self._metadata) else self._metadata
+        metadata = pairs(cast(Values, values))
         sent = self._lives.sent()
         try:
-            response = getattr(self._stub, method)(request, timeout=deadline.remaining())
+            call = getattr(self._stub, method)
+            response = call(request, timeout=deadline.remaining(), metadata=metadata)
         except grpc.RpcError as error:
             raise self._problem(error, sent) from None
         self._note(response, sent)

@@ -14,6 +14,7 @@ import pyarrow.fs as pafs
 
 from unified_embedding.corpus.places import is_uri, resolve, split_options, with_options
 from unified_embedding.errors import StoreError
+from unified_embedding.paths import StrPath
 
 __all__ = ["Store", "StoreError"]
 
@@ -25,7 +26,8 @@ _OTHERS_ARE_DEAD_AFTER: Final = 86_400.0
 class Store:
     """Files below one place. Objects of it can be sent to other machines."""
 
-    def __init__(self, place: str) -> None:
+    def __init__(self, place: StrPath) -> None:
+        place = os.fspath(place)
         self.place = place if is_uri(place) else os.path.abspath(place)
 
     def __str__(self) -> str:

@@ -21,10 +21,11 @@ except ImportError as missing:
 from unified_embedding.errors import EngineWarning
 from unified_embedding.index.checks import Batch
 from unified_embedding.index.code_index import CodeIndex, Stored
-from unified_embedding.index.header import Header, Origin, Settings
+from unified_embedding.index.header import Header, Settings
 from unified_embedding.index.matches import Hit, Matches
 from unified_embedding.index.monitor import RecallMonitor
 from unified_embedding.index.records import facts
+from unified_embedding.origin import Origin
 
 __all__ = [
     "Batch",

@@ -15,12 +15,14 @@ from unified_embedding.codes import hamming
 from unified_embedding.errors import CodeIndexError, EngineWarning, IndexMismatch, shown
 from unified_embedding.index import checksums
 from unified_embedding.index.checks import Batch, Metadata, check_codes, check_rerank, check_rows
-from unified_embedding.index.header import Header, Origin, Settings
+from unified_embedding.index.header import Header, Settings
 from unified_embedding.index.matches import Matches, Rerank, Snapshot, by_embedding, rescored
 from unified_embedding.index.records import ID, Record
 from unified_embedding.index.saving import carried, locked, next_generation, write_living
 from unified_embedding.index.segments import Base, Tail, as_records, cast_to
 from unified_embedding.index.writer import Progress, Writer
+from unified_embedding.origin import Origin
+from unified_embedding.paths import StrPath
 
 if TYPE_CHECKING:
     from unified_embedding.index.monitor import RecallMonitor
@@ -73,7 +75,7 @@ class CodeIndex:
     @classmethod
     def create(
         cls,
-        folder: Path,
+        folder: StrPath,
         origin: Origin,
         dim: int,
         *,
@@ -85,6 +87,7 @@ class CodeIndex:
         Raises:
             CodeIndexError: something is there already.
         """
+        folder = Path(folder)
         if folder.is_dir() and any(folder.iterdir()):
             raise CodeIndexError(f"{folder} is not empty; open it, or name a new folder")
         return cls.build(folder, (), origin, dim, settings=settings, embeddings=embeddings)
@@ -92,7 +95,7 @@ class CodeIndex:
     @classmethod
     def build(
         cls,
-        folder: Path,
+        folder: StrPath,
         batches: Iterable[Batch],
         origin: Origin,
         dim: int,
@@ -111,6 +114,7 @@ class CodeIndex:
             CodeIndexError: bad rows (ids that occur twice, shapes), `folder` holds other things,
                 or the disk is full.
         """
+        folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -130,7 +134,7 @@ class CodeIndex:
     @classmethod
     def open(
         cls,
-        folder: Path,
+        folder: StrPath,
         *,
         nprobe: int | None = None,
         ef_search: int | None = None,
@@ -149,6 +153,7 @@ class CodeIndex:
         Raises:
             CodeIndexError: not an index, damaged, or of another format.
         """
+        folder = Path(folder)
         for _ in range(_OPENINGS):
             header = Header.read(folder)
             settings = replace(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from unified_embedding.index.code_index import CodeIndex
 from unified_embedding.index.matches import Snapshot
 from unified_embedding.index.records import ID, Record, facts, plain
+from unified_embedding.paths import StrPath
 
 TABLE: Final = "images"
 ROWS_PER_FILE: Final = 500_000
@@ -26,7 +27,9 @@ _COPY_TRAILER: Final = struct.pack(">h", -1)
 _JSONB_VERSION: Final = b"\x01"
 
 
-def to_postgres(index: CodeIndex, folder: Path, rows_per_file: int = ROWS_PER_FILE) -> list[Path]:
+def to_postgres(
+    index: CodeIndex, folder: StrPath, rows_per_file: int = ROWS_PER_FILE
+) -> list[Path]:
     """Write what psql loads: schema.sql, codes-*.copy (binary COPY), load.sql, hnsw.sql.
 
     A code becomes `bit(D)`, first dimension first, as both sides put the most significant bit
@@ -37,7 +40,7 @@ def to_postgres(index: CodeIndex, folder: Path, rows_per_file: int = ROWS_PER_FI
     Returns:
         The files, in the order of their use.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
     header = index.header
     schema = f"""\
 -- embedder {header.origin.version}, engine {header.origin.engine}
@@ -72,7 +75,7 @@ CREATE INDEX ON {TABLE} USING hnsw (code bit_hamming_ops);
     return [folder / "schema.sql", *files, folder / "load.sql", folder / "hnsw.sql"]
 
 
-def to_milvus(index: CodeIndex, folder: Path, rows_per_file: int = ROWS_PER_FILE) -> list[Path]:
+def to_milvus(index: CodeIndex, folder: StrPath, rows_per_file: int = ROWS_PER_FILE) -> list[Path]:
     """Write Parquet files for Milvus' bulk import.
 
     Columns: `id` VARCHAR (the primary key), `code` BINARY_VECTOR as list<uint8>, `metadata` JSON
@@ -81,7 +84,7 @@ def to_milvus(index: CodeIndex, folder: Path, rows_per_file: int = ROWS_PER_FILE
     Returns:
         The files.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder := Path(folder)).mkdir(parents=True, exist_ok=True)
     snapshot = index.snapshot()
     written = []
     for path, blocks in _files(index, folder, "codes-{:05d}.parquet", rows_per_file):

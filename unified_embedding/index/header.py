@@ -12,6 +12,7 @@ from typing import Any, Final, Literal, get_args
 from unified_embedding.codes import code_bytes
 from unified_embedding.errors import CodeError, CodeIndexError, shown
 from unified_embedding.index.checksums import REMEDY, File
+from unified_embedding.origin import Origin
 
 HEADER_FILE: Final = "header.json"
 # 2 states what each file holds. An index of format 1 is read as it is; a save brings it up to date.
@@ -23,33 +24,6 @@ _LEAST_PROBES: Final = 32
 _LISTS_PER_PROBE: Final = 32
 
 Kind = Literal["flat", "ivf", "hnsw"]
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Who computed a code: the embedder's version and the engine that ran it.
-
-    Codes of equal version may be compared. Engines of one version (say bf16 and fp16) round
-    differently, so that a measurable share of their bits disagrees.
-    """
-
-    version: str
-    engine: str
-
-    @classmethod
-    def parse(cls, text: str) -> "Origin":
-        """Read the server's `version` output, "<spec version> <engine id>".
-
-        Raises:
-            CodeIndexError: not two words.
-        """
-        parts = text.split()
-        if len(parts) != 2:
-            raise CodeIndexError(f"version {shown(text)} is not '<spec version> <engine id>'")
-        return cls(*parts)
-
-    def __str__(self) -> str:
-        return f"{self.version} {self.engine}"
 
 
 @dataclass(frozen=True)

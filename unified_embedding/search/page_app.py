@@ -186,7 +186,7 @@ class Page:
             raise _server_problem(error) from error
         if answer.code is None or answer.embedding is None:
             raise EmbeddingProblem(502, "The embedding server left out an output.")
-        origin = Origin(answer.version, answer.engine)
+        origin = answer.origin
         note = await self._engine_note(origin)
         columns, searched = await self._columns(answer.code, answer.embedding, origin, k, compare)
         times = _server_times(before, after, 1e3 * (answered - asked))
