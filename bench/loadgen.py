@@ -53,15 +53,16 @@ _FIGURE: Final = re.compile(r"^(.+?)\s*: (.+)$", re.MULTILINE)
 class SystemUnderTest:
     """LoadGen's queries as requests through EmbedderClient."""
 
-    def __init__(self, url: str, max_batch_size: int) -> None:
+    def __init__(self, server: Served) -> None:
         self._client = EmbedderClient(
-            url,
+            server.url,
             timeout=TIMEOUT_S,
             max_inflight=THREADS,
             retry=Retry(attempts=1),
             send_deadline=False,
+            **server.connection.options(),
         )
-        self._batch = max_batch_size
+        self._batch = server.info.max_batch_size
         self._pictures = pictures()
         self._pool = ThreadPoolExecutor(THREADS)
         self._errors: list[EmbeddingError] = []
@@ -128,7 +129,7 @@ def main(
     console.print(f"LoadGen: about {(4 + 2 * 14) * (seconds + WARM_UP_S) / 60:.0f} minutes")
     try:
         with served(host) as server:
-            sut = SystemUnderTest(server.url, server.info.max_batch_size)
+            sut = SystemUnderTest(server)
             try:
                 result = asyncio.run(measure(server, sut, slo_p99_ms, seconds, seed))
             finally:
@@ -144,7 +145,7 @@ async def measure(
     server: Served, sut: SystemUnderTest, slo_p99_ms: float, seconds: float, seed: int
 ) -> dict[str, Any]:
     """Everything, as JSON values."""
-    async with client_of(server.url, patience_s(slo_p99_ms)) as client:
+    async with client_of(server.url, patience_s(slo_p99_ms), server.connection) as client:
         request = embed_request(client, pictures())
         with steps("closed loop"):
             _, maximum = await closed_maximum(request, seconds)

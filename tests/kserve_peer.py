@@ -194,6 +194,26 @@ def serving(
         server.stop(grace=None).wait()
 
 
+def made_certificates(folder: Path) -> Path:
+    """Fill a folder with an authority, a certificate for 127.0.0.1 and one for a client."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=folder, check=True, capture_output=True)
+
+    new = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    openssl("req", "-x509", *new, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca")
+    for name in ("server", "client"):
+        openssl(
+            "req", *new, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}"
+        )
+        (folder / "names").write_text("subjectAltName=IP:127.0.0.1")
+        openssl(
+            *("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key"),
+            *("-CAcreateserial", "-extfile", "names", "-out", f"{name}.pem"),
+        )
+    return folder
+
+
 @dataclass
 class Mortal:
     """A peer in a process of its own; whatever ends it, it is started again.

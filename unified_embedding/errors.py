@@ -34,7 +34,7 @@ EmbeddingError
 ├── Late                 in the server: a request cannot be answered in time
 ├── Busy                 in the server: too much work for a large request
 ├── PicturesError        no pictures for a measurement
-├── SettingsError        an option of a load test cannot be used
+├── SettingsError        an option or environment variable cannot be used
 └── Breach               a fuzzer found a promise broken
 
 EngineWarning (a UserWarning): vectors of two engines of one embedder version meet.
@@ -239,7 +239,7 @@ class PicturesError(EmbeddingError, ValueError):
     """No pictures can be had from what was named; the message says why."""
 
 
-class SettingsError(EmbeddingError):
+class SettingsError(EmbeddingError, ValueError):
     """An option's value cannot be used; the message says why."""
 
 

@@ -204,8 +204,8 @@ def test_nothing_is_written_when_no_picture_is_good(
         (["one.jpg"], {"out": "e.csv"}, "--out e.csv ends with none of .parquet, .npz, .jsonl"),
         (["one.jpg"], {"outputs": "code,cod"}, "--outputs code,cod is not a selection"),
         (["one.jpg"], {"crop": "0,0,2,2"}, "crop"),
-        (["one.jpg"], {"root_certificates": Path("none.pem")}, "none.pem"),
-        (["one.jpg"], {"private_key": Path("none.pem")}, "certificate_chain"),
+        (["one.jpg"], {"ca": Path("none.pem")}, "none.pem"),
+        (["one.jpg"], {"key": Path("none.pem")}, "--tls-cert"),
     ],
 )
 def test_mistakes_of_the_command_line_are_named(

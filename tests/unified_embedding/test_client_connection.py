@@ -168,7 +168,7 @@ def test_a_connection_from_the_environment(monkeypatch: pytest.MonkeyPatch, peer
     monkeypatch.setenv("UNIFIED_EMBEDDING_TLS_CA", "ca.pem")
     assert Connection.from_environment().tls == TLS("ca.pem")
     monkeypatch.setenv("UNIFIED_EMBEDDING_TLS_KEY", "key.pem")
-    with pytest.raises(ValueError, match="only one of them"):
+    with pytest.raises(ValueError, match="only one was given"):
         Connection.from_environment()
     monkeypatch.setenv("UNIFIED_EMBEDDING_TLS", "yes")
     with pytest.raises(ValueError, match="UNIFIED_EMBEDDING_TLS='yes' is neither 0 nor 1"):

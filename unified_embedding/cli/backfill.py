@@ -35,7 +35,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from unified_embedding.client import DEFAULT_URL, ServerInfo
+from unified_embedding.cli.options import connecting
+from unified_embedding.client import DEFAULT_URL, Connection, ServerInfo
 from unified_embedding.corpus.corpus import FOLDERS, HEADER, QUARANTINE, Corpus, Entry
 from unified_embedding.corpus.fleet import Fleet
 from unified_embedding.corpus.ray_session import each_shard, is_started, leave, start
@@ -96,6 +97,7 @@ class Outcome:
     seconds: float
 
 
+@connecting
 def main(
     inputs: Annotated[
         list[str], typer.Argument(help="pictures, folders, globs, .tar, .parquet; local or s3://")
@@ -156,11 +158,13 @@ def main(
     patience: Annotated[
         float, typer.Option(min=0, help="seconds to keep trying while no server answers")
     ] = 300.0,
+    *,
+    connection: Connection,
 ) -> None:
     """Embed a corpus, shard by shard."""
     urls = tuple(url or [os.environ.get("UNIFIED_EMBEDDING_URL", DEFAULT_URL)])
     try:
-        server = _ask(urls, timeout)
+        server = _ask(urls, timeout, connection)
         asked = Asked(
             tuple(inputs), embeddings, shard_size, image_column, metadata, tuple(root or ())
         )
@@ -180,6 +184,7 @@ def main(
             timeout=timeout,
             patience=patience,
             max_bytes=Limits.from_environment().max_bytes,
+            connection=connection,
         )
         outcome = run(corpus, load, workers, ray_address)
         report(outcome, urls)
@@ -283,8 +288,8 @@ def _embed(
             yield entry
 
 
-def _ask(urls: tuple[str, ...], timeout: float) -> ServerInfo:
-    fleet = Fleet(urls, timeout=timeout)
+def _ask(urls: tuple[str, ...], timeout: float, connection: Connection) -> ServerInfo:
+    fleet = Fleet(urls, timeout=timeout, connection=connection)
     try:
         return fleet.info()
     finally:

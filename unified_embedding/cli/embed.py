@@ -33,14 +33,8 @@ from rich.progress import (
 from rich.text import Text
 
 from unified_embedding import Box
-from unified_embedding.cli.options import (
-    CertificateChain,
-    PrivateKey,
-    RootCertificates,
-    Url,
-    tls_from,
-)
-from unified_embedding.client import DEFAULT_URL, OUTPUTS, EmbedderClient, ServerInfo
+from unified_embedding.cli.options import Url, connecting
+from unified_embedding.client import DEFAULT_URL, OUTPUTS, Connection, EmbedderClient, ServerInfo
 from unified_embedding.corpus.journal import PART_SIZE, Journal, Part, fingerprint
 from unified_embedding.corpus.picture_files import find_pictures
 from unified_embedding.corpus.pipeline import Chunk, cut, embed_files, in_order, joined
@@ -51,6 +45,7 @@ from unified_embedding.image import parse_crops
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
+@connecting
 def main(
     inputs: Annotated[list[str], typer.Argument(help="pictures, folders or glob patterns")],
     out: Annotated[Path, typer.Option(help=f"file to write: {', '.join(FORMATS)}")],
@@ -64,9 +59,8 @@ def main(
     restart: Annotated[
         bool, typer.Option("--restart", help="drop an interrupted run of the same output")
     ] = False,
-    root_certificates: RootCertificates = None,
-    private_key: PrivateKey = None,
-    certificate_chain: CertificateChain = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Embed pictures and write one row for each."""
     try:
@@ -75,8 +69,9 @@ def main(
             raise RunError(f"--out {out} ends with none of {', '.join(FORMATS)}")
         box = parse_crops(crop, 1)[0] if crop else None
         files = find_pictures(inputs)
-        tls = tls_from(root_certificates, private_key, certificate_chain)
-        with EmbedderClient(url, timeout=timeout, max_inflight=inflight, tls=tls) as client:
+        with EmbedderClient(
+            url, timeout=timeout, max_inflight=inflight, **connection.options()
+        ) as client:
             skipped = run(client, files, out, columns, box, inflight, restart)
     except KeyboardInterrupt:
         console.print("embed: interrupted; the same command continues from here")

@@ -1,27 +1,110 @@
-"""Options that every program talking to the server has."""
+"""Options that every program talking to a server has."""
 
+import inspect
+import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
+from rich.console import Console
 
-from unified_embedding.client import TLS
+from unified_embedding.client import Connection
+from unified_embedding.client import _connection as variables
+from unified_embedding.errors import SettingsError
 
-Url = Annotated[
-    str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
-]
-RootCertificates = Annotated[
-    Path | None, typer.Option(help="connect by TLS, trusting this PEM file")
-]
-PrivateKey = Annotated[Path | None, typer.Option(help="mutual TLS: PEM file of our key")]
-CertificateChain = Annotated[
-    Path | None, typer.Option(help="mutual TLS: PEM file of our certificate")
-]
+Url = Annotated[str, typer.Option(help="gRPC address of the server", envvar=variables.URL)]
+
+_PANEL: Final = "Connection"
+_OPTIONS: Final[dict[str, tuple[Any, Any]]] = {
+    "tls": (
+        Annotated[
+            bool,
+            typer.Option(
+                "--tls",
+                envvar=variables.USE_TLS,
+                help="connect by TLS, trusting the roots that gRPC brings",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        False,
+    ),
+    "ca": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--tls-ca",
+                "--root-certificates",
+                envvar=variables.CA,
+                help="connect by TLS, trusting this PEM file",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "cert": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--tls-cert",
+                "--certificate-chain",
+                envvar=variables.CERT,
+                help="mutual TLS: PEM file of our certificate",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "key": (
+        Annotated[
+            Path | None,
+            typer.Option(
+                "--tls-key",
+                "--private-key",
+                envvar=variables.KEY,
+                help="mutual TLS: PEM file of our key",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
+    "token": (
+        Annotated[
+            str | None,
+            typer.Option(
+                envvar=variables.TOKEN,
+                help="sent with every call as 'authorization: Bearer TOKEN'; better set by its "
+                "variable, since other users of a machine see command lines",
+                rich_help_panel=_PANEL,
+            ),
+        ],
+        None,
+    ),
+}
 
 
-def tls_from(
-    root_certificates: Path | None, private_key: Path | None, certificate_chain: Path | None
-) -> TLS | None:
-    """TLS when any of the files is given, else None. Raises ValueError as TLS does."""
-    tls = TLS(root_certificates, private_key, certificate_chain)
-    return None if tls == TLS() else tls
+def connecting(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options of TLS and token; it receives them as `connection`."""
+    signature = inspect.signature(command)
+    own = [value for name, value in signature.parameters.items() if name != "connection"]
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+        for name, (kind, default) in _OPTIONS.items()
+    ]
+
+    @wraps(command)
+    def connected(*arguments: Any, **values: Any) -> None:
+        given = {name: values.pop(name) for name in _OPTIONS if name in values}
+        try:
+            connection = Connection.of(**given)
+        except SettingsError as error:
+            program = command.__module__.rpartition(".")[2]
+            Console(stderr=True).print(f"{program}: {error}", style="red", markup=False)
+            sys.exit(2)
+        command(*arguments, connection=connection, **values)
+
+    parameters = [*own, *added]
+    connected.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    connected.__annotations__ = {one.name: one.annotation for one in parameters}
+    return connected

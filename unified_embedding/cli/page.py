@@ -7,6 +7,7 @@ It answers to the names of loopback, to the address it listens at, and to each -
 """
 
 import contextlib
+import os
 import subprocess
 import sys
 import warnings
@@ -19,7 +20,9 @@ import uvicorn
 from rich.console import Console
 
 from unified_embedding.checkout import ROOT
-from unified_embedding.client import DEFAULT_URL
+from unified_embedding.cli.options import Url, connecting
+from unified_embedding.client import DEFAULT_URL, Connection
+from unified_embedding.client._connection import VARIABLES
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.index import EngineWarning, RecallMonitor
 from unified_embedding.search.page_app import make_app
@@ -29,13 +32,12 @@ from unified_embedding.serving.local_server import running
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
+@connecting
 def main(
     index: Annotated[
         Path, typer.Option(help="folder of the index", envvar="UNIFIED_EMBEDDING_INDEX")
     ] = DEFAULT_INDEX,
-    url: Annotated[
-        str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
-    ] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8080,
     host_name: Annotated[
@@ -61,6 +63,8 @@ def main(
     work: Annotated[Path, typer.Option(help="--demo: where corpus and index are kept")] = (
         ROOT / "out" / "page"
     ),
+    *,
+    connection: Connection,
 ) -> None:
     """Serve the search page."""
     # The page itself says so when engines differ.
@@ -69,6 +73,7 @@ def main(
         with contextlib.ExitStack() as stack:
             if demo:
                 url, index = stack.enter_context(_demo(repository, work))
+                connection = Connection()
             opened = open_index(index)
             if opened.header.settings.kind != "flat":
                 opened.monitor = RecallMonitor()
@@ -76,7 +81,7 @@ def main(
             shown = ", ".join(map(str, pictures.roots)) or "none; name their folders by --root"
             console.print(f"pictures shown from: {shown}")
             console.print(f"{len(opened):,} pictures: http://{host}:{port} (Ctrl-C ends it)")
-            page = make_app(opened, url, pictures, host_name or (), host)
+            page = make_app(opened, url, pictures, host_name or (), host, connection=connection)
             uvicorn.run(page, host=host, port=port, log_level="warning")
     except (EmbeddingError, OSError) as error:
         console.print(f"page: {error}", style="red")
@@ -108,7 +113,9 @@ def _version(url: str) -> str:
 
 
 def _run(command: list[str]) -> None:
-    if subprocess.run(command, cwd=ROOT, check=False).returncode:
+    # The server that was started here has neither TLS nor tokens.
+    ours = {name: value for name, value in os.environ.items() if name not in VARIABLES}
+    if subprocess.run(command, cwd=ROOT, check=False, env=ours).returncode:
         raise OSError(f"{Path(command[1]).name} failed; see above")
 
 

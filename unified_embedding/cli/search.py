@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from unified_embedding import Box
-from unified_embedding.client import DEFAULT_URL, EmbedderClient, Retry
+from unified_embedding.cli.options import Url, connecting
+from unified_embedding.client import DEFAULT_URL, Connection, EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import decode, parse_crops
 from unified_embedding.index import CodeIndex, EngineWarning, Hit, Matches, facts
@@ -65,6 +66,7 @@ class Found:
     search_ms: float
 
 
+@connecting
 def main(
     image: Annotated[Path, typer.Argument(help="the picture to search with")],
     crop: Annotated[
@@ -94,10 +96,10 @@ def main(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    url: Annotated[
-        str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
-    ] = DEFAULT_URL,
+    url: Url = DEFAULT_URL,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 30.0,
+    *,
+    connection: Connection,
 ) -> None:
     """Search an index with a picture."""
     try:
@@ -105,7 +107,8 @@ def main(
         data = image.read_bytes()
         opened = open_index(index)
         pictures = pictures_of(opened, root)
-        with EmbedderClient(url, timeout=timeout, retry=Retry(attempts=2)) as client:
+        retry = Retry(attempts=2)
+        with EmbedderClient(url, timeout=timeout, retry=retry, **connection.options()) as client:
             found = search(opened, client, data, box, k, order, exact, pictures)
     except (EmbeddingError, OSError) as error:
         errors.print(f"search: {error}", style="red")

@@ -26,15 +26,10 @@ from rich.console import Console
 from rich.table import Table
 
 from unified_embedding import pack
-from unified_embedding.cli.options import (
-    CertificateChain,
-    PrivateKey,
-    RootCertificates,
-    Url,
-    tls_from,
-)
+from unified_embedding.cli.options import Url, connecting
 from unified_embedding.client import (
     DEFAULT_URL,
+    Connection,
     Embedded,
     EmbedderClient,
     Retry,
@@ -70,6 +65,7 @@ class Status:
     stages: dict[str, StageStatistics]
 
 
+@connecting
 def main(
     url: Url = DEFAULT_URL,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
@@ -80,16 +76,14 @@ def main(
         int, typer.Option(min=1, help="how often to time it, after a first call")
     ] = 10,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 10.0,
-    root_certificates: RootCertificates = None,
-    private_key: PrivateKey = None,
-    certificate_chain: CertificateChain = None,
+    *,
+    connection: Connection,
 ) -> None:
     """Ask a server what it serves, send it a picture, and show the times of each stage."""
     try:
-        tls = tls_from(root_certificates, private_key, certificate_chain)
         data = image.read_bytes() if image else example_picture()
         once = Retry(attempts=1)
-        with EmbedderClient(url, timeout=timeout, retry=once, tls=tls) as client:
+        with EmbedderClient(url, timeout=timeout, retry=once, **connection.options()) as client:
             status = probe(client, data, pictures)
     except (ClientError, ValueError, OSError) as error:
         if as_json:

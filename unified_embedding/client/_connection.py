@@ -7,7 +7,7 @@ from typing import Final, TypedDict
 
 from unified_embedding.client._calls import TLS
 from unified_embedding.client._metadata import bearer
-from unified_embedding.errors import shown
+from unified_embedding.errors import SettingsError, shown
 from unified_embedding.paths import StrPath
 
 URL: Final = "UNIFIED_EMBEDDING_URL"
@@ -16,6 +16,7 @@ CA: Final = "UNIFIED_EMBEDDING_TLS_CA"
 CERT: Final = "UNIFIED_EMBEDDING_TLS_CERT"
 KEY: Final = "UNIFIED_EMBEDDING_TLS_KEY"
 TOKEN: Final = "UNIFIED_EMBEDDING_TOKEN"
+VARIABLES: Final = (USE_TLS, CA, CERT, KEY, TOKEN)
 
 
 class Options(TypedDict):
@@ -49,21 +50,30 @@ class Connection:
         """Connect by TLS when `tls` says so or a file of it is given.
 
         Raises:
-            ValueError: half of mutual TLS, or a token that is none.
+            SettingsError: half of mutual TLS, or a token that is none.
         """
+        if bool(cert) != bool(key):
+            raise SettingsError(
+                "mutual TLS needs a certificate and its key, and only one was given; give "
+                f"--tls-cert and --tls-key, or set {CERT} and {KEY}"
+            )
         files = TLS(ca or None, key or None, cert or None)
-        return cls(files if tls or files != TLS() else None, bearer(token) if token else {})
+        try:
+            metadata = bearer(token) if token else {}
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
+        return cls(files if tls or files != TLS() else None, metadata)
 
     @classmethod
     def from_environment(cls) -> "Connection":
         """What UNIFIED_EMBEDDING_TLS, _TLS_CA, _TLS_CERT, _TLS_KEY and _TOKEN say.
 
         Raises:
-            ValueError: as `of`, or UNIFIED_EMBEDDING_TLS is neither 0 nor 1.
+            SettingsError: as `of`, or UNIFIED_EMBEDDING_TLS is neither 0 nor 1.
         """
         said = os.environ.get(USE_TLS) or "0"
         if said not in ("0", "1"):
-            raise ValueError(f"{USE_TLS}={shown(said)} is neither 0 nor 1")
+            raise SettingsError(f"{USE_TLS}={shown(said)} is neither 0 nor 1")
         ca, cert, key, token = (os.environ.get(name) for name in (CA, CERT, KEY, TOKEN))
         return cls.of(said == "1", ca, cert, key, token)
 

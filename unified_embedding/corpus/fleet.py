@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from unified_embedding.client import EmbeddedEach, EmbedderClient, Retry, ServerInfo
+from unified_embedding.client import Connection, EmbeddedEach, EmbedderClient, Retry, ServerInfo
 from unified_embedding.client._calls import Deadline
 from unified_embedding.client._places import Places
 from unified_embedding.client._results import Embedded, join
@@ -79,6 +79,7 @@ class Fleet:
         version: str | None = None,
         timeout: float = 60.0,
         patience: float = 300.0,
+        connection: Connection = Connection(),  # noqa: B008 - frozen
         now: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -89,11 +90,22 @@ class Fleet:
             version: the only embedder version that is accepted; None takes the first answer's.
             timeout: seconds per call.
             patience: seconds during which a call is tried again while no server answers.
+            connection: TLS and token of all of them.
             now: the clock.
             sleep: how to wait.
         """
-        options = {"expect_version": version, "timeout": timeout, "retry": Retry(attempts=1)}
-        self._members = [_Member(EmbedderClient(url, **options)) for url in urls]  # type: ignore[arg-type]
+        self._members = [
+            _Member(
+                EmbedderClient(
+                    url,
+                    expect_version=version,
+                    timeout=timeout,
+                    retry=Retry(attempts=1),
+                    **connection.options(),
+                )
+            )
+            for url in urls
+        ]
         self._patience, self._now, self._sleep = patience, now, sleep
         self._places = Places(_NO_BOUND)
         self._lock = threading.Lock()

@@ -4,13 +4,13 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from threading import Semaphore
 from typing import Final
 
 import numpy as np
 
-from unified_embedding.client import EmbeddedEach
+from unified_embedding.client import Connection, EmbeddedEach
 from unified_embedding.corpus.corpus import Corpus, Embedding, Entry
 from unified_embedding.corpus.fleet import Fleet, RateLimiter
 from unified_embedding.corpus.sources import Item, Reader, Unreadable
@@ -33,6 +33,7 @@ class Load:
         timeout: seconds per request.
         patience: seconds to keep trying while no server answers.
         max_bytes: largest picture that is read.
+        connection: TLS and token of the servers.
     """
 
     urls: tuple[str, ...]
@@ -42,6 +43,7 @@ class Load:
     timeout: float
     patience: float
     max_bytes: int = DEFAULT_LIMITS.max_bytes
+    connection: Connection = field(default_factory=Connection)
 
 
 class ShardWorker:
@@ -50,7 +52,9 @@ class ShardWorker:
     def __init__(self, corpus: Corpus, load: Load, reader: Reader | None = None) -> None:
         self._corpus, self._load = corpus, load
         self._reader = reader or Reader(load.max_bytes)
-        self._fleet = Fleet(load.urls, corpus.header.version, load.timeout, load.patience)
+        self._fleet = Fleet(
+            load.urls, corpus.header.version, load.timeout, load.patience, load.connection
+        )
         self._rate = RateLimiter(load.rate)
         self._ahead = max(load.inflight, READERS)
         self._pool = ThreadPoolExecutor(self._ahead, thread_name_prefix="embed")

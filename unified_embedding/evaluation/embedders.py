@@ -96,9 +96,9 @@ class ServedEmbedder:
 
     def __init__(self, url: str) -> None:
         """Connect to HOST:PORT of gRPC. Raises ClientError when nothing answers."""
-        from unified_embedding.client import EmbedderClient
+        from unified_embedding.client import Connection, EmbedderClient
 
-        self._client = EmbedderClient(url)
+        self._client = EmbedderClient(url, **Connection.from_environment().options())
         info = self._client.info()
         self.facts: dict[str, Any] = {
             "size": info.input_size,

@@ -98,7 +98,7 @@ def main(
 async def measure(server: Served, slo_p99_ms: float, seconds: float, seed: int) -> dict[str, Any]:
     """Everything, as JSON values."""
     images = pictures()
-    async with client_of(server.url, patience_s(slo_p99_ms)) as client:
+    async with client_of(server.url, patience_s(slo_p99_ms), server.connection) as client:
         request = embed_request(client, images)
         with steps("closed loop") as step:
             loop, maximum = await closed_maximum(request, seconds)
@@ -115,7 +115,7 @@ async def measure(server: Served, slo_p99_ms: float, seconds: float, seed: int) 
                 step(f"{found.rate:.0f}/s: p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms")
     with steps("overload") as step:
         overload = []
-        async with client_of(server.url, timeout=OVERLOAD_TIMEOUT_S) as client:
+        async with client_of(server.url, OVERLOAD_TIMEOUT_S, server.connection) as client:
             request = embed_request(client, images)
             for factor in OVERLOAD:
                 overload.append(await overloaded(server, request, factor, maximum, seconds, seed))

@@ -11,7 +11,7 @@ from typing import Final, NoReturn
 from rich.console import Console
 
 from unified_embedding.checkout import ROOT
-from unified_embedding.client import EmbedderClient, Retry, ServerInfo
+from unified_embedding.client import Connection, EmbedderClient, Retry, ServerInfo
 from unified_embedding.measure.pictures import PHOTOGRAPH, scaled
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.serving.local_server import running
@@ -30,11 +30,13 @@ class Served:
         url: its gRPC address.
         info: what it says about itself.
         tree: its processes, or None when they are elsewhere.
+        connection: how to reach it.
     """
 
     url: str
     info: ServerInfo
     tree: ProcessTree | None
+    connection: Connection
 
 
 @contextlib.contextmanager
@@ -43,12 +45,13 @@ def served(host: str, repository: Path = REPOSITORY) -> Iterator[Served]:
 
     Raises:
         ClientError: it does not answer, or cannot be started.
+        SettingsError: TLS or token in the environment cannot be used.
     """
     if host:
-        yield _answering(host)
+        yield _answering(host, Connection.from_environment())
         return
     with running(repository) as server:
-        yield _answering(server.grpc_url)
+        yield _answering(server.grpc_url, Connection())
 
 
 def pictures() -> tuple[bytes, ...]:
@@ -73,6 +76,7 @@ def fail(error: object) -> NoReturn:
     sys.exit(1)
 
 
-def _answering(url: str) -> Served:
-    with EmbedderClient(url, retry=Retry(attempts=1), timeout=10) as client:
-        return Served(url, client.info(), ProcessTree.listening_at(url))
+def _answering(url: str, connection: Connection) -> Served:
+    once = Retry(attempts=1)
+    with EmbedderClient(url, retry=once, timeout=10, **connection.options()) as client:
+        return Served(url, client.info(), ProcessTree.listening_at(url), connection)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from unified_embedding.client import Embedded, EmbedderClient, Retry, ServerInfo
+from unified_embedding.client import Connection, Embedded, EmbedderClient, Retry, ServerInfo
 from unified_embedding.errors import ServerError
 
 # No limit of our own: how many requests are in flight is what the load test decides.
@@ -53,9 +53,13 @@ def connect(host: str, timeout: float) -> Service:
 
     Raises:
         ClientError: the server does not say what it serves.
+        SettingsError: TLS or token in the environment cannot be used.
     """
     with _lock:
         if host not in _services:
-            client = EmbedderClient(host, max_inflight=_UNBOUNDED, retry=Retry(attempts=1))
+            options = Connection.from_environment().options()
+            client = EmbedderClient(
+                host, max_inflight=_UNBOUNDED, retry=Retry(attempts=1), **options
+            )
             _services[host] = Service(client, client.info(timeout=timeout))
         return _services[host]

@@ -85,7 +85,7 @@ def main(
 async def soak(server: Served, seconds: float) -> list[Stretch]:
     """The load in stretches. Raises EmbeddingError when a request fails."""
     found = []
-    async with client_of(server.url) as client:
+    async with client_of(server.url, connection=server.connection) as client:
         request = embed_request(client, pictures())
         await closed_loop(request, CALLERS, WARM_UP_S)
         start = time.perf_counter()

@@ -4,16 +4,21 @@ import itertools
 from collections.abc import Sequence
 from typing import Final
 
-from unified_embedding.client import AsyncEmbedderClient, Retry
+from unified_embedding.client import AsyncEmbedderClient, Connection, Retry
 from unified_embedding.measure.generator import Request
 
 _UNBOUNDED: Final = 1_000_000
 
 
-def client_of(url: str, timeout: float = 30.0) -> AsyncEmbedderClient:
+def client_of(
+    url: str,
+    timeout: float = 30.0,
+    connection: Connection = Connection(),  # noqa: B008 - frozen
+) -> AsyncEmbedderClient:
     """A client that bounds and retries nothing: the load decides."""
+    once = Retry(attempts=1)
     return AsyncEmbedderClient(
-        url, max_inflight=_UNBOUNDED, retry=Retry(attempts=1), timeout=timeout
+        url, max_inflight=_UNBOUNDED, retry=once, timeout=timeout, **connection.options()
     )
 
 

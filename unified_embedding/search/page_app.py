@@ -31,7 +31,13 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from unified_embedding import Box
-from unified_embedding.client import AsyncEmbedderClient, EmbedderClient, Retry, StageStatistics
+from unified_embedding.client import (
+    AsyncEmbedderClient,
+    Connection,
+    EmbedderClient,
+    Retry,
+    StageStatistics,
+)
 from unified_embedding.errors import (
     ClientError,
     DeadlineExceeded,
@@ -89,6 +95,7 @@ def make_app(
     host_names: Iterable[str] = (),
     bound: str = "127.0.0.1",
     patience: Patience = Patience(),
+    connection: Connection = Connection(),  # noqa: B008 - frozen
 ) -> Guard:
     """The application over one index and one server.
 
@@ -99,8 +106,9 @@ def make_app(
         host_names: names that it answers to, beside those of loopback.
         bound: the address it listens at.
         patience: how long an upload may take.
+        connection: TLS and token of the server.
     """
-    page = Page(index, url, pictures, patience)
+    page = Page(index, url, pictures, patience, connection)
     assets = {
         "/": ("index.html", "text/html"),
         "/app.js": ("app.js", "text/javascript"),
@@ -133,13 +141,23 @@ class EmbeddingProblem(HTTPException):
 class Page:
     """Handlers of the API, sharing one index, one connection and the thumbnails."""
 
-    def __init__(self, index: CodeIndex, url: str, pictures: Pictures, patience: Patience) -> None:
+    def __init__(
+        self,
+        index: CodeIndex,
+        url: str,
+        pictures: Pictures,
+        patience: Patience,
+        connection: Connection,
+    ) -> None:
         self.index = index
         self.url = url
         self.pictures = pictures
         self.patience = patience
         # One quick attempt: a person waits, and a retry is one click away.
-        self.client = AsyncEmbedderClient(url, timeout=TIMEOUT, retry=Retry(attempts=1))
+        self.connection = connection
+        self.client = AsyncEmbedderClient(
+            url, timeout=TIMEOUT, retry=Retry(attempts=1), **connection.options()
+        )
         self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
         self._compared: set[str] = set()
 
@@ -334,7 +352,10 @@ class Page:
         )
 
     def _measure(self) -> None:
-        with EmbedderClient(self.url, timeout=TIMEOUT, retry=Retry(attempts=1)) as client:
+        options = self.connection.options()
+        with EmbedderClient(
+            self.url, timeout=TIMEOUT, retry=Retry(attempts=1), **options
+        ) as client:
             info = client.info()
             if origin_of(info).version == self.index.header.origin.version:
                 measure_engine(self.index, client, info, self.pictures)
