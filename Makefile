@@ -2,9 +2,11 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-MODEL     ?= models/unified-embedder-lite0
-TARGET    ?= auto
-PRECISION ?= auto
+# What is not given of these stays as it is installed (docs/engines.md).
+MODEL     ?=
+TARGET    ?=
+PRECISION ?=
+PREFIX    ?=
 CONFIG    ?= configs/smoke.yaml
 EMBEDDERS ?= lite0,se
 MINUTES   ?= 1
@@ -60,8 +62,9 @@ train-env: .venv/.stamp-train ## the environment for training and exporting (tor
 ENGINE_NEEDS := .venv/.stamp-serving $(if $(filter int8,$(PRECISION)),.venv/.stamp-int8) \
                 $(if $(filter tensorrt-rtx,$(TARGET)),.venv/.stamp-tensorrt-rtx)
 
-engine: $(ENGINE_NEEDS) ## compile MODEL and install it: TARGET=auto|openvino|tensorrt|tensorrt-rtx PRECISION=auto|fp32|bf16|int8
-	@$(PY) build/engine.py --model "$(MODEL)" --target "$(TARGET)" --precision "$(PRECISION)"
+engine: $(ENGINE_NEEDS) ## compile and install MODEL=, or what is installed: TARGET=auto|openvino|tensorrt|tensorrt-rtx PRECISION=auto|fp32|bf16|int8 PREFIX=
+	@$(PY) build/engine.py $(if $(MODEL),--model "$(MODEL)") $(if $(TARGET),--target "$(TARGET)") \
+	    $(if $(PRECISION),--precision "$(PRECISION)") $(if $(PREFIX),--prefix "$(PREFIX)")
 
 demo: engine ## serve the demo gallery, search it by float and by code, draw a contact sheet
 	@$(PY) clients/demo.py
@@ -85,7 +88,7 @@ bench: engine .venv/.stamp-all ## the server beside its limit, LitServe and Fast
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
 tune: engine ## find how Triton runs the engine best on this machine, and install that (10 min): TUNING= FULL=1
-	@$(PY) build/tune.py --model "$(MODEL)" --target "$(TARGET)" --precision "$(PRECISION)"
+	@$(PY) build/tune.py
 
 bench-index: .venv/.stamp-peers ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
 	@$(PY) bench/index_bench.py

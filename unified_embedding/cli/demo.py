@@ -23,6 +23,7 @@ from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, Picture, relevan
 from unified_embedding.retrieval import COMPARISONS, Comparison, bootstrap, recall_at, scores
 from unified_embedding.search import contact_sheet as _contact_sheet
 from unified_embedding.serving.local_server import running
+from unified_embedding.spec import EmbedderSpec
 
 LATENCY_CALLS: Final = 50
 SHEET_ROWS: Final = 9
@@ -58,10 +59,13 @@ def main(
         console.print("starting tritonserver ...")
         with running(repository) as server, EmbedderClient(server.grpc_url) as client:
             answers = ask(client, pictures)
+            spec = EmbedderSpec.load(repository / client.names.embedder / "1")
     except EmbeddingError as error:
         console.print(f"[bold red]demo failed:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     report(answers, pictures)
+    if spec.random:
+        console.print("random weights: these recalls mean nothing", style="yellow")
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet(answers, pictures).save(out)
     console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)

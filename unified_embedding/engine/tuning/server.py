@@ -13,6 +13,7 @@ from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import start
 from unified_embedding.spec import EmbedderSpec
 
@@ -51,8 +52,7 @@ class TunedServer:
         (embedder / "1").symlink_to(engine / "1")
         spec = EmbedderSpec.load(engine / "1")
         stated = json.loads((engine / "1" / "engine.json").read_text())["engine"]
-        text = render(config, spec, stated)
-        (embedder / "config.pbtxt").write_text(text)
+        model_config.write(embedder, render(config, spec, stated))
         self._server = start(repository, folder / "tritonserver.log")
         self.tree = ProcessTree(self._server.process.pid)
 
