@@ -67,7 +67,7 @@ engine: $(ENGINE_NEEDS) ## compile and install MODEL=, or what is installed: TAR
 	    $(if $(PRECISION),--precision "$(PRECISION)") $(if $(PREFIX),--prefix "$(PREFIX)")
 
 demo: engine ## serve the demo gallery, search it by float and by code, draw a contact sheet
-	@$(PY) clients/demo.py
+	@$(PY) clients/demo.py $(if $(PREFIX),--model-name "$(PREFIX)unified_embedding")
 
 page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
 	@$(PY) clients/page.py --demo

@@ -42,12 +42,15 @@ def record(repository: Path) -> dict:
 
 
 def test_what_is_not_named_stays_as_it_is_installed(
-    models: list[Path], repository: Path, capsys: pytest.CaptureFixture[str]
+    models: list[Path],
+    few_products: Path,
+    repository: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     one, two = models
-    engine.main(model=one, precision="fp32", repository=repository)
+    engine.main(model=one, gallery=few_products, precision="fp32", repository=repository)
     first = record(repository)
-    assert Choice.installed(repository / "embedder") == Choice(model=one, precision="fp32")
+    assert Choice.installed(repository / "embedder") == Choice(one, few_products, "auto", "fp32")
     capsys.readouterr()
 
     engine.main(repository=repository)

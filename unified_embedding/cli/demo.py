@@ -17,9 +17,11 @@ from rich.progress import track
 from rich.table import Table
 
 from unified_embedding.checkout import ROOT
+from unified_embedding.cli.options import ModelName
 from unified_embedding.client import EmbedderClient
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, Picture, relevance
+from unified_embedding.names import DEFAULT
 from unified_embedding.retrieval import COMPARISONS, Comparison, bootstrap, recall_at, scores
 from unified_embedding.search import contact_sheet as _contact_sheet
 from unified_embedding.serving.local_server import running
@@ -52,15 +54,19 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = (
         ROOT / "out" / "demo.png"
     ),
+    model_name: ModelName = DEFAULT.ensemble,
 ) -> None:
     """Embed the gallery through a real Triton server and find products from their shots."""
     try:
         pictures = Gallery.load(gallery)
         console.print("starting tritonserver ...")
-        with running(repository) as server, EmbedderClient(server.grpc_url) as client:
+        with (
+            running(repository) as server,
+            EmbedderClient(server.grpc_url, model=model_name) as client,
+        ):
             answers = ask(client, pictures)
             spec = EmbedderSpec.load(repository / client.names.embedder / "1")
-    except EmbeddingError as error:
+    except (EmbeddingError, ValueError) as error:
         console.print(f"[bold red]demo failed:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     report(answers, pictures)

@@ -81,7 +81,7 @@ def build(
         with tempfile.TemporaryDirectory(
             prefix=".engine-", dir=beside, ignore_cleanup_errors=True
         ) as staging:
-            staged = Path(staging) / "embedder"
+            staged = Path(staging) / DEFAULT.embedder
             folder = staged / "1" if served else staged
             record = make(model, spec, target, gallery, config, folder)
             record |= {"recipe": wanted, "choice": choice.record() if choice else None}

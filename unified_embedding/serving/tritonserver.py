@@ -85,7 +85,7 @@ def resolve(arguments: Sequence[str], environment: Mapping[str, str]) -> Start:
             "pip install 'unified-embedding[serve]'"
         )
     _check_numpy()
-    ours = any(map(Names.in_repository, map(Path, _values(arguments, *_REPOSITORY_FLAGS))))
+    ours = any(map(_is_our_repository, _values(arguments, *_REPOSITORY_FLAGS)))
     flags = [*_restrictions(arguments, environment), *arguments] if ours else arguments
     return Start(_wheel_command(root, flags), _wheel_environment(root, environment), ours)
 
@@ -115,6 +115,10 @@ def _is_ours(candidate: Path) -> bool:
     # The same script of another environment would call us back for ever.
     with candidate.open("rb") as file:
         return _OWN_MARK in file.read(4096)
+
+
+def _is_our_repository(folder: str) -> bool:
+    return bool(Names.in_repository(Path(folder)))
 
 
 def _values(arguments: Sequence[str], *flags: str) -> list[str]:
