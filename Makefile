@@ -126,7 +126,8 @@ lint: .venv/.stamp-all ## ruff and mypy
 gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, tests, speeds -> docs/gpu-results/<gpu>.md
 	@$(PY) build/gpu_check.py
 
-clean: ## remove the installed engine and build outputs, keep .venv
-	rm -rf build/out out results model_repository/embedder
+clean: ## remove the installed engines and build outputs, keep .venv
+	rm -rf build/out out results model_repository/*embedder \
+	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
 .PHONY: help env train-env engine demo data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean
