@@ -22,7 +22,7 @@ from unified_embedding.errors import EmbeddingError
 from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, Picture, relevance
 from unified_embedding.retrieval import COMPARISONS, Comparison, bootstrap, recall_at, scores
 from unified_embedding.search import contact_sheet as _contact_sheet
-from unified_embedding.serving.local_server import running
+from unified_embedding.serving.local_server import end_in_order, running
 
 LATENCY_CALLS: Final = 50
 SHEET_ROWS: Final = 9
@@ -182,6 +182,7 @@ def _hits(
 
 def program() -> None:
     """Parse the command line and run."""
+    end_in_order()
     typer.run(main)
 
 

@@ -8,7 +8,6 @@ if it is not slower there, and `make engine` then installs it.
 
 import asyncio
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -36,7 +35,7 @@ from unified_embedding.engine.tuning.server import Reading, TunedServer, one_rou
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.measure.pictures import PHOTOGRAPH, scaled
 from unified_embedding.measure.provenance import commit, machine
-from unified_embedding.serving.local_server import end_in_order
+from unified_embedding.serving.local_server import end_in_order, run
 
 FULL: Final = 4
 # The last comparison is longer than the sweep's: in rounds, and in each of them.
@@ -274,7 +273,7 @@ def install(model: Path, target: str, precision: str, repository: Path, tuned: P
     """`make engine` with the values that were written. Raises BuildError."""
     command = [sys.executable, str(ROOT / "build" / "engine.py"), "--model", str(model)]
     command += ["--target", target, "--precision", precision, "--repository", str(repository)]
-    if subprocess.run([*command, "--tuned", str(tuned)], check=False).returncode:
+    if run([*command, "--tuned", str(tuned)]):
         raise BuildError(f"the engine was not installed; remove {tuned} or mend what it names")
 
 

@@ -2,7 +2,6 @@
 
 import datetime
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -18,16 +17,17 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from unified_embedding import onnx_file
-from unified_embedding.checkout import ROOT
+from unified_embedding.checkout import WORK
 from unified_embedding.engine import recipe, targets, triton_config
 from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.gates import consistency, gate_table, gates, reference
 from unified_embedding.engine.tuning import tuning
 from unified_embedding.gallery import Gallery
 from unified_embedding.measure.processor import cpu_name
+from unified_embedding.serving.repository import file_hashes
 from unified_embedding.spec import SPEC_FILE, EmbedderSpec, digest
 
-OUT: Final = ROOT / "build" / "out"
+OUT: Final = WORK / "build" / "out"
 
 console = Console()
 
@@ -172,19 +172,6 @@ def is_current(installed: Path, wanted: str) -> bool:
         return bool(record["recipe"] == wanted and record["files"] == file_hashes(installed))
     except (OSError, ValueError, KeyError, TypeError):
         return False
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder` except engine.json, by relative path."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != "engine.json" and "__pycache__" not in path.parts
-    )
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
 
 
 def run_gates(
