@@ -13,11 +13,11 @@ pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 
 from unified_embedding.cli import gpu_check
-from unified_embedding.engine import production_repository
 from unified_embedding.engine.gates import server_gate
 from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.gallery import Gallery
 from unified_embedding.serving import model_config
+from unified_embedding.serving import repository as production_repository
 from unified_embedding.serving.tritonserver import SetupError, resolve
 
 STALE_MODEL = '''

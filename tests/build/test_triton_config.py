@@ -13,9 +13,10 @@ pytest.importorskip(
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as model_config
 
-from unified_embedding.engine import production_repository, triton_config
-from unified_embedding.engine.triton_config import EmbedderConfig
+from unified_embedding.engine import triton_config
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.serving import model_config as files
+from unified_embedding.serving.repository import fit_binarizer
 from unified_embedding.spec import MAX_BATCH_SIZE, EmbedderSpec
 
 CPU = EmbedderConfig(backend="python", kind="KIND_CPU", parameters={"threads": "2"})
@@ -128,25 +129,25 @@ def test_the_binarizer_takes_the_width_of_the_installed_embedder(
     else:
         shutil.copytree(shared / "binarizer", repository / "binarizer")
     config = repository / "binarizer/config.pbtxt"
-    production_repository.fit_binarizer(repository / "binarizer", 1280)
+    fit_binarizer(repository / "binarizer", 1280)
     assert config.read_text() == before
     assert (repository / "binarizer").is_symlink() == linked
     for width in (2048, 64):
-        production_repository.fit_binarizer(repository / "binarizer", width)
+        fit_binarizer(repository / "binarizer", width)
         assert [list(tensor.dims) for tensor in model(config).input] == [[width]]
     assert (repository / "binarizer/1/model.py").is_file()
     # Another repository's stays as it is.
     assert (shared / "binarizer/config.pbtxt").read_text() == before
     # Back to the checkout's width, it is the checkout's file again, byte for byte.
-    production_repository.fit_binarizer(repository / "binarizer", 1280)
+    fit_binarizer(repository / "binarizer", 1280)
     assert config.read_text() == before
     config.write_text("nonsense")
     with pytest.raises(ValueError, match=r"binarizer/config.pbtxt is no model configuration: 1:"):
-        production_repository.fit_binarizer(repository / "binarizer", 64)
+        fit_binarizer(repository / "binarizer", 64)
     config.write_text('backend: "python"')
     with pytest.raises(ValueError, match="does not take `features` alone"):
-        production_repository.fit_binarizer(repository / "binarizer", 64)
-    production_repository.fit_binarizer(tmp_path / "none", 64)  # No binarizer: nothing to do.
+        fit_binarizer(repository / "binarizer", 64)
+    fit_binarizer(tmp_path / "none", 64)  # No binarizer: nothing to do.
 
 
 def test_the_ensemble_takes_what_every_engine_takes(root: Path) -> None:

@@ -8,8 +8,9 @@ import pytest
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 
 from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.openvino.target import OpenVinoTarget
-from unified_embedding.engine.triton_config import EmbedderConfig, render
+from unified_embedding.engine.triton_config import render
 from unified_embedding.engine.tuning import tuning
 from unified_embedding.spec import EmbedderSpec
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from unified_embedding.engine.production_repository import assemble
 from unified_embedding.gallery import Gallery
 from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import start
+from unified_embedding.serving.repository import assemble
 from unified_embedding.serving.tritonserver import SetupError, resolve
 from unified_embedding.spec import ENGINE_KEY, EmbedderSpec
 

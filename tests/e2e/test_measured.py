@@ -15,9 +15,9 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 
 from programs import run_program
 
-from unified_embedding.engine.production_repository import assemble
 from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import running
+from unified_embedding.serving.repository import assemble
 
 pytestmark = pytest.mark.e2e
 MODEL = "models/unified-embedder-lite0"

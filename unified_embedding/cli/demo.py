@@ -24,7 +24,7 @@ from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, Picture, relevan
 from unified_embedding.names import DEFAULT
 from unified_embedding.retrieval import COMPARISONS, Comparison, bootstrap, recall_at, scores
 from unified_embedding.search import contact_sheet as _contact_sheet
-from unified_embedding.serving.local_server import running
+from unified_embedding.serving.local_server import end_in_order, running
 from unified_embedding.spec import EmbedderSpec
 
 LATENCY_CALLS: Final = 50
@@ -192,6 +192,7 @@ def _hits(
 
 def program() -> None:
     """Parse the command line and run."""
+    end_in_order()
     typer.run(main)
 
 

@@ -220,12 +220,3 @@ def show(status: Status, console: Console) -> None:
         times = (f"{value:.2f}" for value in stage_ms(stage).values())
         stages.add_row(name, str(stage.requests), f"{stage.mean_batch:.1f}", *times)
     console.print(stages)
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

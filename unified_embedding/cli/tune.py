@@ -8,7 +8,6 @@ if it is not slower there, and `make engine` then installs it.
 
 import asyncio
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -28,7 +27,7 @@ from unified_embedding.checkout import ROOT
 from unified_embedding.engine import building, targets
 from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.choice import Choice
-from unified_embedding.engine.triton_config import EmbedderConfig
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tuning import report as tune_report
 from unified_embedding.engine.tuning import tuning
 from unified_embedding.engine.tuning.report import Seen
@@ -38,7 +37,7 @@ from unified_embedding.measure.pictures import PHOTOGRAPH, scaled
 from unified_embedding.measure.provenance import commit, machine
 from unified_embedding.names import DEFAULT
 from unified_embedding.serving import model_config
-from unified_embedding.serving.local_server import end_in_order
+from unified_embedding.serving.local_server import end_in_order, run
 from unified_embedding.spec import ENGINE_KEY, VERSION_KEY
 
 FULL: Final = 4
@@ -283,7 +282,7 @@ def not_slower(installed: Seen, winner: Seen) -> bool:
 def install(repository: Path, tuned: Path) -> None:
     """`make engine` with the values that were written. Raises BuildError."""
     command = [sys.executable, str(ROOT / "build" / "engine.py"), "--repository", str(repository)]
-    if subprocess.run([*command, "--tuned", str(tuned)], check=False).returncode:
+    if run([*command, "--tuned", str(tuned)]):
         raise BuildError(f"the engine was not installed; remove {tuned} or mend what it names")
 
 

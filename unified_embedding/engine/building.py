@@ -2,7 +2,6 @@
 
 import datetime
 import fcntl
-import hashlib
 import json
 import os
 import platform
@@ -18,10 +17,11 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from unified_embedding import onnx_file
-from unified_embedding.checkout import ROOT
-from unified_embedding.engine import production_repository, recipe, targets, triton_config
+from unified_embedding.checkout import WORK
+from unified_embedding.engine import recipe, targets, triton_config
 from unified_embedding.engine.build_error import BuildError
-from unified_embedding.engine.choice import RECORD, Choice
+from unified_embedding.engine.choice import Choice
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.gates import consistency, gate_table, gates, reference
 from unified_embedding.engine.tuning import tuning
 from unified_embedding.gallery import Gallery
@@ -29,9 +29,10 @@ from unified_embedding.measure.files import write_json
 from unified_embedding.measure.processor import cpu_name
 from unified_embedding.names import DEFAULT, Names
 from unified_embedding.serving import model_config
+from unified_embedding.serving.repository import RECORD, file_hashes, fit
 from unified_embedding.spec import MAX_BATCH_SIZE, SPEC_FILE, EmbedderSpec, digest
 
-OUT: Final = ROOT / "build" / "out"
+OUT: Final = WORK / "build" / "out"
 
 console = Console()
 
@@ -93,7 +94,7 @@ def build(
             f"{os.path.relpath(place)}"
         )
     if served:
-        production_repository.fit(repository, spec.dim, names)
+        fit(repository, spec.dim, names)
 
 
 def make(
@@ -101,7 +102,7 @@ def make(
     spec: EmbedderSpec,
     target: targets.Target,
     gallery: Gallery,
-    config: triton_config.EmbedderConfig | None,
+    config: EmbedderConfig | None,
     folder: Path,
 ) -> dict[str, Any]:
     """Compile into `folder`, write Triton's configuration above it, hold all against the gates.
@@ -166,9 +167,7 @@ def engine_id(spec: EmbedderSpec, target: targets.Target, gallery: Gallery) -> s
     return f"{target.name}-{target.precision}-{digest([spec.version, target.inputs(), *pictures])}"
 
 
-def tuned_config(
-    spec: EmbedderSpec, target: targets.Target, tuned: Path
-) -> triton_config.EmbedderConfig | None:
+def tuned_config(spec: EmbedderSpec, target: targets.Target, tuned: Path) -> EmbedderConfig | None:
     """How Triton runs the engine on this machine; None for what Triton does not serve."""
     if not isinstance(target, targets.ServedTarget):
         return None
@@ -179,7 +178,7 @@ def recipe_digest(
     spec: EmbedderSpec,
     target: targets.Target,
     gallery: Gallery,
-    config: triton_config.EmbedderConfig | None,
+    config: EmbedderConfig | None,
 ) -> str:
     """A hash of everything a build depends on: unchanged means nothing to do.
 
@@ -216,19 +215,6 @@ def keep_choice(file: Path, choice: Choice) -> None:
     record = json.loads(file.read_text())
     if record.get("choice") != choice.record():
         write_json(file, {**record, "choice": choice.record()})
-
-
-def file_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file below `folder` except engine.json, by relative path."""
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != RECORD and "__pycache__" not in path.parts
-    )
-    return {
-        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in files
-    }
 
 
 def run_gates(

@@ -4,13 +4,12 @@ import json
 import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
-
-RECORD: Final = "engine.json"
+from unified_embedding.serving.repository import RECORD
 
 
 @dataclass(frozen=True)

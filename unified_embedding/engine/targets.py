@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
-from unified_embedding.engine.triton_config import EmbedderConfig
 
 TARGETS: Final = ("auto", "openvino", "tensorrt", "tensorrt-rtx")
 

@@ -59,7 +59,11 @@ class Start(NamedTuple):
 
 def main() -> NoReturn:
     """Entry point of the console script `tritonserver`."""
-    arguments = sys.argv[1:]
+    launch(sys.argv[1:])
+
+
+def launch(arguments: Sequence[str]) -> NoReturn:
+    """Become, or look after, a tritonserver with these arguments."""
     try:
         check_repositories(arguments)
         start = resolve(arguments, os.environ)

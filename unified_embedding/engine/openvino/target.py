@@ -10,8 +10,8 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.openvino import int8
-from unified_embedding.engine.triton_config import EmbedderConfig
 from unified_embedding.serving.openvino_engine import CORE, SLICE, OpenVinoEngine
 from unified_embedding.spec import MAX_BATCH_SIZE, ONNX_FILE
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unified_embedding.engine.production_repository import STATIC_MODELS
-from unified_embedding.engine.triton_config import EmbedderConfig, render
+from unified_embedding.engine.embedder_config import EmbedderConfig
+from unified_embedding.engine.triton_config import render
 from unified_embedding.errors import ServerError
 from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.generator import closed_loop
@@ -16,6 +16,7 @@ from unified_embedding.measure.requests import client_of, embed_request
 from unified_embedding.names import DEFAULT
 from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import start
+from unified_embedding.serving.repository import STATIC_MODELS
 from unified_embedding.spec import EmbedderSpec
 
 CALLERS: Final = 32

@@ -9,8 +9,8 @@ from typing import Any, Final
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.targets import Target
-from unified_embedding.engine.triton_config import EmbedderConfig
 from unified_embedding.measure.files import write_json
 from unified_embedding.measure.processor import cpu_name
 from unified_embedding.spec import MAX_BATCH_SIZE, EmbedderSpec
