@@ -15,8 +15,9 @@ from tritonclient.grpc import model_config_pb2 as model_config
 
 from unified_embedding.engine import triton_config
 from unified_embedding.engine.embedder_config import EmbedderConfig
+from unified_embedding.names import Names
 from unified_embedding.serving import model_config as files
-from unified_embedding.serving.repository import fit_binarizer
+from unified_embedding.serving.repository import fit, fit_binarizer
 from unified_embedding.spec import MAX_BATCH_SIZE, EmbedderSpec
 
 CPU = EmbedderConfig(backend="python", kind="KIND_CPU", parameters={"threads": "2"})
@@ -148,6 +149,25 @@ def test_the_binarizer_takes_the_width_of_the_installed_embedder(
     with pytest.raises(ValueError, match="does not take `features` alone"):
         fit_binarizer(repository / "binarizer", 64)
     fit_binarizer(tmp_path / "none", 64)  # No binarizer: nothing to do.
+
+
+def test_further_models_are_laid_out_under_their_prefix(root: Path, tmp_path: Path) -> None:
+    names, source = Names("v2-"), root / "model_repository"
+    fit(tmp_path, 16, names)
+    assert {path.name for path in tmp_path.iterdir()} == set(names.models) - {names.embedder}
+    ensemble = files.read(tmp_path / names.ensemble)
+    steps = ensemble.ensemble_scheduling.step
+    assert [step.model_name for step in steps] == list(names.models[:3])
+    # Tensors have no prefix: the wire contract is the same.
+    for step in steps:
+        step.model_name = step.model_name.removeprefix("v2-")
+    assert ensemble == files.read(source / "unified_embedding")
+    assert files.read(tmp_path / names.preprocess) == files.read(source / "preprocess")
+    assert list(files.read(tmp_path / names.binarizer).input[0].dims) == [16]
+    for model in (names.preprocess, names.binarizer):
+        code = source / model.removeprefix("v2-") / "1/model.py"
+        assert (tmp_path / model / "1/model.py").read_bytes() == code.read_bytes()
+    assert (tmp_path / names.ensemble / "1").is_dir()
 
 
 def test_the_ensemble_takes_what_every_engine_takes(root: Path) -> None:

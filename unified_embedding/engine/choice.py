@@ -71,8 +71,8 @@ class Choice:
         ):
             if given is None and not folder.is_dir():
                 raise BuildError(
-                    f"the installed engine was built from {folder}, which is gone; name another "
-                    f"folder with {name}..."
+                    f"the engine was built from {folder}, which is gone; name another folder "
+                    f"with {name}..."
                 )
         known = {name: value for name, value in options.items() if value is not None}
         return replace(
