@@ -11,7 +11,6 @@ the worst case.
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,7 +32,7 @@ from rich.table import Table
 from unified_embedding.client import EmbedderClient, Retry
 from unified_embedding.errors import ClientError
 from unified_embedding.gallery import SHOT, Gallery
-from unified_embedding.serving.local_server import running
+from unified_embedding.serving.local_server import child, end_in_order, running
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 CONCURRENCY: Final = 32
@@ -185,17 +184,14 @@ def backfill(source: Path, out: Path, url: str, options: list[str] | None) -> It
         return
     program = [sys.executable, str(ROOT / "clients" / "backfill.py"), str(source)]
     where = ["--out", str(out), "--url", url, "--shard-size", str(SHARD)]
-    run = subprocess.Popen([*program, *where, *options], stderr=subprocess.PIPE, text=True)
-    try:
+    command = [*program, *where, *options]
+    with out.with_suffix(".log").open("w+") as log, child(command, stderr=log) as run:
         while finished(out) < 2 * SHARD:
             if run.poll() is not None:
-                raise SystemExit(f"the back-fill ended early: {run.communicate()[1]}")
+                log.seek(0)
+                raise SystemExit(f"the back-fill ended early: {log.read()}")
             time.sleep(0.1)
         yield
-    finally:
-        if run.poll() is None:
-            run.terminate()
-            run.communicate()
 
 
 def finished(out: Path) -> int:
@@ -222,4 +218,5 @@ def table(rows: list[OnlineRow]) -> Table:
 
 
 if __name__ == "__main__":
+    end_in_order()
     typer.run(main)

@@ -6,13 +6,13 @@ python bench/index_bench.py [--rows 100000 --rows 1000000] [--full]
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
+from subprocess import PIPE
 from typing import Annotated, Any, Final
 
 import faiss
@@ -24,6 +24,7 @@ from rich.table import Table
 
 from unified_embedding.load.index_data import BLOCK, World
 from unified_embedding.load.index_systems import SYSTEMS, K
+from unified_embedding.serving.local_server import child
 
 PACKAGES: Final = ("faiss-cpu", "usearch", "lancedb", "numpy", "pyarrow")
 # At 10 million codes a graph takes hours to build and LanceDB is not asked.
@@ -73,16 +74,13 @@ def _measure(
         for name in names:
             progress.update(task, advance=1, description=f"{rows:,} codes: {name}")
             arguments = [name, folder, str(rows), str(dim), str(seed)]
-            run = subprocess.run(
-                [sys.executable, "-m", "unified_embedding.load.index_systems", *arguments],
-                stdout=subprocess.PIPE,
-                check=False,
-                text=True,
-            )
+            command = [sys.executable, "-m", "unified_embedding.load.index_systems", *arguments]
+            with child(command, stdout=PIPE, text=True) as run:
+                said, _ = run.communicate()
             if run.returncode:
                 console.print(f"[red]{name} failed with exit status {run.returncode}")
                 raise typer.Exit(1)
-            results += json.loads(run.stdout.splitlines()[-1])
+            results += json.loads(said.splitlines()[-1])
         progress.update(task, advance=1)
     return results
 

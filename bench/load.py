@@ -9,12 +9,12 @@ when the open loop missed the SLO; the closed loop's latencies decide nothing.
 
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import STDOUT
 from typing import Annotated, Any, Final
 
 import typer
@@ -24,7 +24,7 @@ from rich.table import Table
 from unified_embedding.checkout import ROOT
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.load.served import RESULTS, Served, console, fail, served
-from unified_embedding.serving.local_server import end_in_order
+from unified_embedding.serving.local_server import child, end_in_order
 
 SHARE_OF_CLOSED: Final = 0.6
 WARM_UP_S: Final = 3.0
@@ -101,20 +101,12 @@ def run(
     command += ["--warm-up", str(WARM_UP_S), "--report", str(folder)]
     command += ["--slo-p99-ms", str(slo_p99_ms)]
     with log.open("w") as stream, Progress(console=console, transient=True) as progress:
-        process = subprocess.Popen(
-            command,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
         bar, began = progress.add_task(user, total=length + OVERHEAD_S), time.monotonic()
-        try:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        with child(command, stdout=stream, stderr=STDOUT, env=environment) as process:
             while process.poll() is None:
                 time.sleep(0.2)
                 progress.update(bar, completed=time.monotonic() - began)
-        finally:
-            process.terminate()
-            process.wait()
     if not report.exists():
         raise LoadFailed(f"{user} wrote no report: {_last_error(log)} ({log})")
     record: dict[str, Any] = json.loads(report.read_text())

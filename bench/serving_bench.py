@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
+from subprocess import PIPE, STDOUT
 from typing import Annotated, Any, Final
 
 import typer
@@ -45,7 +45,7 @@ from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.poisson_limit import Trial, highest_rate, poisson_trial
 from unified_embedding.measure.provenance import commit, machine
 from unified_embedding.measure.watch import ServerWatch
-from unified_embedding.serving.local_server import end_in_order
+from unified_embedding.serving.local_server import child, end_in_order
 from unified_embedding.spec import EmbedderSpec
 
 MISSING: Final = [
@@ -314,16 +314,11 @@ def stop(system: System) -> None:
 
 
 def _run(arguments: Sequence[str]) -> None:
-    run = subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )
+    command, environment = [sys.executable, *arguments], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with child(command, stdout=PIPE, stderr=STDOUT, text=True, cwd=ROOT, env=environment) as run:
+        said, _ = run.communicate()
     if run.returncode:
-        fail(f"{arguments[0]} ended with {run.returncode}: {(run.stdout + run.stderr)[-500:]}")
+        fail(f"{arguments[0]} ended with {run.returncode}: {said[-500:]}")
 
 
 if __name__ == "__main__":

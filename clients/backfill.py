@@ -1,6 +1,12 @@
 """Embed a whole corpus through running servers: Ray in front, Parquet shards behind."""
 
-from unified_embedding.cli.backfill import program
+try:
+    from unified_embedding.cli.main import run
+except ModuleNotFoundError:
+    raise SystemExit(
+        "backfill.py: this Python has no unified_embedding; activate the environment first: "
+        ". .venv/bin/activate (make env creates it)"
+    ) from None
 
 if __name__ == "__main__":
-    program()
+    run("backfill")

@@ -1,7 +1,15 @@
-"""The checkout that this package is run from: for programs that are about the project itself."""
+"""Where the package is run from: a checkout, or an installed wheel."""
 
+import os
 from pathlib import Path
 from typing import Final
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-"""Holds `model_repository`, `models` and `demo`; an installed wheel has none of them there."""
+"""Holds `model_repository`, `models` and `demo` in a checkout; a wheel has none of them there."""
+
+IS_CHECKOUT: Final = (ROOT / "pyproject.toml").is_file()
+"""False for an installed wheel."""
+
+_CACHE: Final = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+WORK: Final = ROOT if IS_CHECKOUT else Path(_CACHE) / "unified-embedding"
+"""Where programs keep what they can make again."""

@@ -35,6 +35,7 @@ EmbeddingError
 ├── Busy                 in the server: too much work for a large request
 ├── PicturesError        no pictures for a measurement
 ├── SettingsError        an option or environment variable cannot be used
+├── Dropped              a load generator could not send a request that was due
 └── Breach               a fuzzer found a promise broken
 
 EngineWarning (a UserWarning): vectors of two engines of one embedder version meet.
@@ -241,6 +242,10 @@ class PicturesError(EmbeddingError, ValueError):
 
 class SettingsError(EmbeddingError, ValueError):
     """An option's value cannot be used; the message says why."""
+
+
+class Dropped(EmbeddingError):
+    """A request was due and not sent, because too many were in flight already."""
 
 
 class Breach(EmbeddingError, AssertionError):

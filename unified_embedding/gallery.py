@@ -11,12 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unified_embedding.errors import GalleryError
+from unified_embedding.image import SUFFIXES
 from unified_embedding.paths import StrPath
 
 MANIFEST: Final = "gallery.csv"
 CATALOGUE: Final = "catalogue"
 SHOT: Final = "shot"
 _COLUMNS: Final = ("image", "product", "role")
+# Fewer unlabelled pictures show too little, more only take longer.
+_LEAST, _MOST = 32, 1000
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,25 @@ class Gallery:
         if not pictures:
             raise GalleryError(f"{manifest} lists no picture")
         return cls(folder, pictures)
+
+    @classmethod
+    def unlabelled(cls, folder: Path) -> "Gallery":
+        """Pictures of a folder without a manifest, evenly spaced by name where there are many.
+
+        All are catalogue pictures of products of their own.
+
+        Raises:
+            GalleryError: there are too few.
+        """
+        files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+        if len(files) < _LEAST:
+            raise GalleryError(
+                f"{folder} holds {len(files)} pictures ({', '.join(SUFFIXES)}); name a folder "
+                f"with at least {_LEAST}"
+            )
+        chosen = np.linspace(0, len(files) - 1, min(len(files), _MOST)).astype(int)
+        names = [str(files[index].relative_to(folder)) for index in chosen]
+        return cls(folder, tuple(Picture(folder / n, n, CATALOGUE, n) for n in names))
 
     def role(self, role: str) -> tuple[Picture, ...]:
         """The pictures of one role, "catalogue" or "shot"."""

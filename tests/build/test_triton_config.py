@@ -14,8 +14,11 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as model_config
 
 from unified_embedding.engine import triton_config
-from unified_embedding.engine.triton_config import MAX_BATCH_SIZE, EmbedderConfig
-from unified_embedding.spec import EmbedderSpec
+from unified_embedding.engine.embedder_config import EmbedderConfig
+from unified_embedding.names import Names
+from unified_embedding.serving import model_config as files
+from unified_embedding.serving.repository import fit, fit_binarizer
+from unified_embedding.spec import MAX_BATCH_SIZE, EmbedderSpec
 
 CPU = EmbedderConfig(backend="python", kind="KIND_CPU", parameters={"threads": "2"})
 GPU = EmbedderConfig(backend="tensorrt", kind="KIND_GPU", instances=2, warm_up=True)
@@ -27,8 +30,9 @@ def spec(root: Path) -> EmbedderSpec:
 
 
 def parsed(config: EmbedderConfig, spec: EmbedderSpec):
-    text = triton_config.render(config, spec, "tensorrt-fp16-0123456789ab")
-    return text_format.Parse(text, model_config.ModelConfig())
+    """What Triton reads of what is written."""
+    rendered = triton_config.render(config, spec, "tensorrt-fp16-0123456789ab")
+    return text_format.Parse(files.text(rendered), model_config.ModelConfig())
 
 
 def test_the_gpu_profile_field_by_field(spec: EmbedderSpec) -> None:
@@ -75,10 +79,8 @@ def test_cuda_graphs_are_recorded_for_every_batch_size_and_only_on_request(
 @pytest.mark.parametrize("config", [CPU, GPU], ids=["cpu", "gpu"])
 def test_batching_without_a_queue_policy(config: EmbedderConfig, spec: EmbedderSpec) -> None:
     """Any queue policy stalls a request by half a second with fewer than four instances."""
-    text = triton_config.render(config, spec, "id")
-    batching = parsed(config, spec).dynamic_batching
-    assert "dynamic_batching { }" in text
-    assert batching == model_config.ModelDynamicBatching()
+    assert parsed(config, spec).HasField("dynamic_batching")
+    assert parsed(config, spec).dynamic_batching == model_config.ModelDynamicBatching()
 
 
 def test_both_profiles_offer_the_same_tensors(spec: EmbedderSpec) -> None:
@@ -121,28 +123,53 @@ def test_the_binarizer_takes_the_width_of_the_installed_embedder(
     shared, repository = tmp_path / "shared", tmp_path / "model_repository"
     shutil.copytree(root / "model_repository/binarizer", shared / "binarizer")
     before = (shared / "binarizer/config.pbtxt").read_text()
+    assert before.startswith("# ")
     if linked:
         repository.mkdir()
         (repository / "binarizer").symlink_to(shared / "binarizer")
     else:
         shutil.copytree(shared / "binarizer", repository / "binarizer")
     config = repository / "binarizer/config.pbtxt"
-    triton_config.fit_binarizer(repository, 1280)
+    fit_binarizer(repository / "binarizer", 1280)
     assert config.read_text() == before
     assert (repository / "binarizer").is_symlink() == linked
     for width in (2048, 64):
-        triton_config.fit_binarizer(repository, width)
+        fit_binarizer(repository / "binarizer", width)
         assert [list(tensor.dims) for tensor in model(config).input] == [[width]]
     assert (repository / "binarizer/1/model.py").is_file()
     # Another repository's stays as it is.
     assert (shared / "binarizer/config.pbtxt").read_text() == before
+    # Back to the checkout's width, it is the checkout's file again, byte for byte.
+    fit_binarizer(repository / "binarizer", 1280)
+    assert config.read_text() == before
     config.write_text("nonsense")
-    with pytest.raises(ValueError, match="names 0 widths"):
-        triton_config.fit_binarizer(repository, 64)
-    triton_config.fit_binarizer(tmp_path, 64)  # No binarizer: nothing to do.
+    with pytest.raises(ValueError, match=r"binarizer/config.pbtxt is no model configuration: 1:"):
+        fit_binarizer(repository / "binarizer", 64)
+    config.write_text('backend: "python"')
+    with pytest.raises(ValueError, match="does not take `features` alone"):
+        fit_binarizer(repository / "binarizer", 64)
+    fit_binarizer(tmp_path / "none", 64)  # No binarizer: nothing to do.
 
 
-def test_the_ensemble_takes_no_more_than_the_embedder(root: Path) -> None:
-    text = (root / "model_repository/unified_embedding/config.pbtxt").read_text()
-    ensemble = text_format.Parse(text, model_config.ModelConfig())
-    assert ensemble.max_batch_size <= MAX_BATCH_SIZE
+def test_further_models_are_laid_out_under_their_prefix(root: Path, tmp_path: Path) -> None:
+    names, source = Names("v2-"), root / "model_repository"
+    fit(tmp_path, 16, names)
+    assert {path.name for path in tmp_path.iterdir()} == set(names.models) - {names.embedder}
+    ensemble = files.read(tmp_path / names.ensemble)
+    steps = ensemble.ensemble_scheduling.step
+    assert [step.model_name for step in steps] == list(names.models[:3])
+    # Tensors have no prefix: the wire contract is the same.
+    for step in steps:
+        step.model_name = step.model_name.removeprefix("v2-")
+    assert ensemble == files.read(source / "unified_embedding")
+    assert files.read(tmp_path / names.preprocess) == files.read(source / "preprocess")
+    assert list(files.read(tmp_path / names.binarizer).input[0].dims) == [16]
+    for model in (names.preprocess, names.binarizer):
+        code = source / model.removeprefix("v2-") / "1/model.py"
+        assert (tmp_path / model / "1/model.py").read_bytes() == code.read_bytes()
+    assert (tmp_path / names.ensemble / "1").is_dir()
+
+
+def test_the_ensemble_takes_what_every_engine_takes(root: Path) -> None:
+    ensemble = model(root / "model_repository/unified_embedding/config.pbtxt")
+    assert ensemble.max_batch_size == MAX_BATCH_SIZE

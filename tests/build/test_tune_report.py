@@ -10,7 +10,7 @@ pytest.importorskip("psutil", reason="the extra `load` is not installed")
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
 from unified_embedding.cli import tune
-from unified_embedding.engine.triton_config import EmbedderConfig
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tuning import report as tune_report
 from unified_embedding.engine.tuning.report import Seen
 from unified_embedding.engine.tuning.server import Reading

@@ -335,12 +335,3 @@ def report(outcome: Outcome, urls: tuple[str, ...]) -> None:
         console.print(f"{bad:,} pictures have no row: {corpus.store}/{QUARANTINE}", style="yellow")
     for sentence in corpus.passed_over().sentences():
         console.print(f"passed over: {sentence}", style="yellow")
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

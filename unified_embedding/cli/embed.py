@@ -192,12 +192,3 @@ def progress_bar() -> Progress:
         TimeRemainingColumn(),
         console=console,
     )
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

@@ -19,6 +19,7 @@ from rich.table import Table
 from unified_embedding.checkout import ROOT
 from unified_embedding.fuzzing import in_process
 from unified_embedding.fuzzing.cases import TARGETS
+from unified_embedding.serving.local_server import end_in_order
 
 OUT: Final = ROOT / "out" / "fuzz"
 REPOSITORY: Final = ROOT / "model_repository"
@@ -110,6 +111,7 @@ def _inside(names: list[str], seconds: float, seed: int, out: Path) -> bool:
 
 def program() -> None:
     """Parse the command line and run."""
+    end_in_order()
     app()
 
 

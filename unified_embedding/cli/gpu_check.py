@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,13 +22,16 @@ from rich.console import Console
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.client import EmbedderClient, ServerInfo
-from unified_embedding.engine import building, production_repository, targets
+from unified_embedding.engine import building, targets
 from unified_embedding.engine.gates import gates, reference, server_checks, server_gate, speed
 from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.engine.tensorrt import library as tensorrt_library
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.errors import BuildError, EmbeddingError
 from unified_embedding.gallery import Gallery
+from unified_embedding.names import DEFAULT
+from unified_embedding.serving import local_server
+from unified_embedding.serving.repository import assemble, static_models
 from unified_embedding.spec import EmbedderSpec
 
 RESULTS: Final = ROOT / "docs" / "gpu-results"
@@ -87,7 +89,7 @@ def main(
     console.print("running the tests")
     tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "e2e or gpu"]
 
-    tests_passed = subprocess.run(tests, cwd=ROOT, check=False).returncode == 0
+    tests_passed = local_server.run(tests, cwd=ROOT) == 0
     document = RESULTS / f"{slug(gpus[0].name)}.md"
     write(document, "\n".join(report(gpus[0], found, tests_passed)))
     console.print(f"wrote {os.path.relpath(document)}")
@@ -125,13 +127,14 @@ def examine(
     with tempfile.TemporaryDirectory() as folder:
         repository = Path(folder) / "model_repository"
         cores = len(os.sched_getaffinity(0))
-        production_repository.assemble(ROOT / "model_repository", repository, cores)
+        assemble(static_models(), repository, cores)
         chosen = targets.choose(target, "auto", PlanOptions(), building.OUT)
         building.build(model, chosen, repository, gallery)
-        record = json.loads((repository / "embedder/1/engine.json").read_text())
+        engine = repository / DEFAULT.embedder / "1"
+        record = json.loads((engine / "engine.json").read_text())
         problems = server_gate.problems(repository, pixels)
         console.print("timing the engine alone")
-        run = chosen.runner(repository / "embedder" / "1")
+        run = chosen.runner(engine)
         speeds = {
             batch: speed.measure({"engine": run}, pixels, batch, 3, seconds / 10)["engine"]
             for batch in BATCHES

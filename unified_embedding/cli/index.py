@@ -187,12 +187,3 @@ def fail(what: str, error: Exception) -> NoReturn:
     """Print an error and end with exit code 2."""
     errors.print(f"index {what}: {error}", style="red")
     sys.exit(2)
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    app()
-
-
-if __name__ == "__main__":
-    program()

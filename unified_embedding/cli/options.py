@@ -15,6 +15,13 @@ from unified_embedding.client import _connection as variables
 from unified_embedding.errors import SettingsError
 
 Url = Annotated[str, typer.Option(help="gRPC address of the server", envvar=variables.URL)]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        help="model to ask, where the server has several embedders",
+        envvar="UNIFIED_EMBEDDING_MODEL",
+    ),
+]
 
 _PANEL: Final = "Connection"
 _OPTIONS: Final[dict[str, tuple[Any, Any]]] = {

@@ -8,7 +8,6 @@ It answers to the names of loopback, to the address it listens at, and to each -
 
 import contextlib
 import os
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from unified_embedding.errors import EmbeddingError
 from unified_embedding.index import EngineWarning, RecallMonitor
 from unified_embedding.search.page_app import make_app
 from unified_embedding.search.searching import DEFAULT_INDEX, open_index, pictures_of
-from unified_embedding.serving.local_server import running
+from unified_embedding.serving.local_server import end_in_order, run, running
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -72,6 +71,7 @@ def main(
     try:
         with contextlib.ExitStack() as stack:
             if demo:
+                end_in_order()
                 url, index = stack.enter_context(_demo(repository, work))
                 connection = Connection()
             opened = open_index(index)
@@ -115,14 +115,5 @@ def _version(url: str) -> str:
 def _run(command: list[str]) -> None:
     # The server that was started here has neither TLS nor tokens.
     ours = {name: value for name, value in os.environ.items() if name not in VARIABLES}
-    if subprocess.run(command, cwd=ROOT, check=False, env=ours).returncode:
+    if run(command, cwd=ROOT, env=ours):
         raise OSError(f"{Path(command[1]).name} failed; see above")
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

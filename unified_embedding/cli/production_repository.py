@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from unified_embedding.checkout import ROOT
-from unified_embedding.engine.production_repository import STATIC_MODELS, assemble
+from unified_embedding.serving.repository import STATIC_MODELS, assemble, static_models
 
 
 def main(
@@ -19,7 +18,7 @@ def main(
 ) -> None:
     """Lay out the static models for a production server."""
     count = preprocess_instances or len(os.sched_getaffinity(0))
-    assemble(ROOT / "model_repository", into, count)
+    assemble(static_models(), into, count)
     print(f"{into}: {', '.join(STATIC_MODELS)}; preprocess with {count} instances")
 
 

@@ -237,12 +237,3 @@ def draw(
         )
     sheet.parent.mkdir(parents=True, exist_ok=True)
     drawn.save(sheet)
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

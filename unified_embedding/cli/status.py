@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unified_embedding import pack
-from unified_embedding.cli.options import Url, connecting
+from unified_embedding.cli.options import ModelName, Url, connecting
 from unified_embedding.client import (
     DEFAULT_URL,
     Connection,
@@ -37,8 +37,8 @@ from unified_embedding.client import (
     StageStatistics,
 )
 from unified_embedding.errors import ClientError, ServerError
+from unified_embedding.names import DEFAULT
 
-STAGES: Final = ("preprocess", "embedder", "binarizer", "unified_embedding")
 # Calls at once, more than a model has processes as delivered: one of them meets a dead one. One
 # after another, every fourth call did.
 AT_ONCE: Final = 8
@@ -76,6 +76,7 @@ def main(
         int, typer.Option(min=1, help="how often to time it, after a first call")
     ] = 10,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 10.0,
+    model_name: ModelName = DEFAULT.ensemble,
     *,
     connection: Connection,
 ) -> None:
@@ -83,7 +84,10 @@ def main(
     try:
         data = image.read_bytes() if image else example_picture()
         once = Retry(attempts=1)
-        with EmbedderClient(url, timeout=timeout, retry=once, **connection.options()) as client:
+        options = connection.options()
+        with EmbedderClient(
+            url, timeout=timeout, retry=once, model=model_name, **options
+        ) as client:
             status = probe(client, data, pictures)
     except (ClientError, ValueError, OSError) as error:
         if as_json:
@@ -110,7 +114,8 @@ def probe(client: EmbedderClient, picture: bytes, pictures: int) -> Status:
     before = client.statistics()
     milliseconds = [timed(client, picture) for _ in range(pictures)]
     after = client.statistics()
-    order = [name for name in STAGES if name in after] + sorted(set(after) - set(STAGES))
+    ours = client.names.models
+    order = [name for name in ours if name in after] + sorted(set(after) - set(ours))
     stages = {name: after[name] - before.get(name, StageStatistics()) for name in order}
     return Status(
         url=client.url,
@@ -211,12 +216,3 @@ def show(status: Status, console: Console) -> None:
         times = (f"{value:.2f}" for value in stage_ms(stage).values())
         stages.add_row(name, str(stage.requests), f"{stage.mean_batch:.1f}", *times)
     console.print(stages)
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

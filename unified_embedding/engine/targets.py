@@ -10,8 +10,8 @@ from typing import Any, Final, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
-from unified_embedding.engine.triton_config import EmbedderConfig
 from unified_embedding.errors import BuildError
 
 TARGETS: Final = ("auto", "openvino", "tensorrt", "tensorrt-rtx")

@@ -1,6 +1,5 @@
 """A test set on the way that users take: gallery by back-fill, index, queries by the server."""
 
-import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from unified_embedding.protocols.held_out import HeldOut
 from unified_embedding.protocols.measure import Measurement, measure_by
 from unified_embedding.protocols.tasks import Task
 from unified_embedding.retrieval import Comparison
+from unified_embedding.serving.local_server import run
 
 if TYPE_CHECKING:
     from unified_embedding.index import CodeIndex
@@ -121,6 +121,6 @@ def _index(pictures: HeldOut, gallery: NDArray[np.int64], folder: Path, url: str
 
 
 def _run(program: str, *arguments: str) -> None:
-    command = [sys.executable, "-m", f"unified_embedding.cli.{program}", *arguments]
-    if code := subprocess.run(command, check=False).returncode:
+    command = [sys.executable, "-m", "unified_embedding.cli", program, *arguments]
+    if code := run(command):
         raise DataError(f"{program} ended with exit code {code}; see above")

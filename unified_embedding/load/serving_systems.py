@@ -27,7 +27,7 @@ from unified_embedding.load.served import pictures
 from unified_embedding.measure.generator import Request
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.requests import client_of, embed_request
-from unified_embedding.serving.local_server import LocalServer, free_ports, start
+from unified_embedding.serving.local_server import LocalServer, end, free_ports, start
 
 START_TIMEOUT_S: Final = 300.0
 # Nothing is late in a closed loop; this only ends what hangs.
@@ -179,11 +179,7 @@ class HttpPeer(System):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
                 process.terminate()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        end(self._process, 20)
 
     @abstractmethod
     def body(self, image: bytes) -> bytes:
@@ -276,6 +272,7 @@ class Roofline:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         self._line()
@@ -292,7 +289,7 @@ class Roofline:
         """End it."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        end(self._process, 20)
 
     def _line(self) -> str:
         assert self._process.stdout is not None

@@ -8,13 +8,13 @@ from typing import Any, Final
 from locust import events
 from locust.argument_parser import LocustArgumentParser
 
-from unified_embedding.checkout import ROOT
+from unified_embedding.checkout import IS_CHECKOUT, ROOT
 from unified_embedding.client import OUTPUTS
 from unified_embedding.errors import PicturesError, SettingsError
 from unified_embedding.measure import pictures
 from unified_embedding.measure.arrivals import RateProfile
 
-DEFAULT_IMAGES: Final = ROOT / "demo" / "shots"
+DEFAULT_IMAGES: Final = str(ROOT / "demo" / "shots") if IS_CHECKOUT else pictures.MIX
 # Name, default, environment variable, help.
 _OPTIONS: Final[tuple[tuple[str, Any, str, str], ...]] = (
     (
@@ -25,7 +25,7 @@ _OPTIONS: Final[tuple[tuple[str, Any, str, str], ...]] = (
     ),
     (
         "--images",
-        str(DEFAULT_IMAGES),
+        DEFAULT_IMAGES,
         "LOADTEST_IMAGES",
         f"folder of pictures to send ({', '.join(pictures.SUFFIXES)}), or "
         f"'{pictures.MIX}': generated ones of many sizes",
@@ -80,7 +80,8 @@ _OPTIONS: Final[tuple[tuple[str, Any, str, str], ...]] = (
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: LocustArgumentParser) -> None:
-    """Add our options to Locust's command line and web page."""
+    """Add our options to Locust's command line and web page, which listens on loopback."""
+    parser.set_defaults(web_host="127.0.0.1")
     group = parser.add_argument_group("Unified embedder")
     for name, default, variable, help_text in _OPTIONS:
         group.add_argument(

@@ -1,7 +1,8 @@
-"""Start a tritonserver of this environment on this machine, and stop it again."""
+"""Start a tritonserver of this environment, or another program, and stop it again."""
 
 import contextlib
 import http.client
+import os
 import random
 import signal
 import socket
@@ -13,7 +14,7 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from unified_embedding.errors import ServerUnavailable
 from unified_embedding.serving import processes
@@ -57,13 +58,7 @@ class LocalServer:
 
     def stop(self, timeout: float = 60) -> int:
         """Send SIGTERM, as an orchestrator does; return the exit code."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            return self.process.wait()
+        return end(self.process, timeout)
 
 
 def start(
@@ -112,9 +107,68 @@ def running(repository: Path, arguments: Sequence[str] = ()) -> Iterator[LocalSe
             server.stop()
 
 
+@contextlib.contextmanager
+def child(
+    command: Sequence[str | Path], within_s: float = 30, **options: Any
+) -> Iterator["subprocess.Popen[Any]"]:
+    """Another program for the length of a `with` block, in a process group of its own.
+
+    Ctrl-C and a closed terminal are for this program, which then ends the other one in order.
+
+    Args:
+        command: its command line.
+        within_s: seconds that it may take to end, before it is killed with all it started.
+        options: as subprocess.Popen takes them.
+    """
+    with subprocess.Popen(command, start_new_session=True, **options) as process:
+        try:
+            yield process
+        finally:
+            end(process, within_s)
+
+
+def run(command: Sequence[str | Path], **options: Any) -> int:
+    """Run another program to its end as `child` does; its exit code."""
+    with child(command, **options) as process:
+        return process.wait()
+
+
+def end(process: "subprocess.Popen[Any]", within_s: float) -> int:
+    """End the leader of a process group by SIGTERM; after that time, or interrupted, by SIGKILL.
+
+    What it leaves of its group is killed too.
+    """
+    try:
+        if process.poll() is None:
+            process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(within_s)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return process.returncode
+
+
 def end_in_order() -> None:
-    """Let SIGTERM unwind the program, so that it stops the servers that it started."""
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    """Let SIGTERM and SIGHUP unwind the program, so that it stops what it started.
+
+    The first of them counts: a terminal that is closed sends two. One that is ignored from the
+    start, as under nohup, stays so.
+    """
+    numbers = [
+        number
+        for number in (signal.SIGTERM, signal.SIGHUP)
+        if signal.getsignal(number) is not signal.SIG_IGN
+    ]
+
+    def unwind(number: int, _: object) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    for number in numbers:
+        signal.signal(number, unwind)
 
 
 def _wait_until_ready(server: LocalServer, timeout: float) -> None:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from unified_embedding.codes import pack, unpack
 from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, relevance
-from unified_embedding.retrieval import Comparison, recall_at, scores
+from unified_embedding.retrieval import COMPARISONS, Comparison, recall_at, scores
 
 NEIGHBOURS: Final = 10
 
@@ -52,7 +52,7 @@ class Figures:
     """What an engine does to embeddings and codes, over all pictures of a gallery.
 
     Shares are in [0, 1]. `recall` and `recall_reference` hold R@1 of shots against the
-    catalogue by "float", "asymmetric" and "code".
+    catalogue by "float", "asymmetric" and "code"; they are empty without shots.
     """
 
     images: int
@@ -89,11 +89,13 @@ def measure(
     cosine = _cosine(reference, candidate)
     flipped = unpack(pack(reference)) != unpack(pack(candidate))
     shares = flipped.mean(axis=1)
-    recall = {name: _recall(candidate, gallery, name) for name in ("float", "asymmetric", "code")}
-    known = {name: _recall(reference, gallery, name) for name in ("float", "asymmetric", "code")}
+    queries = len(gallery.role(SHOT))
+    compared = COMPARISONS if queries else ()
+    recall: dict[str, float] = {name: _recall(candidate, gallery, name) for name in compared}
+    known: dict[str, float] = {name: _recall(reference, gallery, name) for name in compared}
     return Figures(
         images=len(reference),
-        queries=len(gallery.role(SHOT)),
+        queries=queries,
         finite=finite,
         repeatable=repeatable,
         cosine_worst=float(cosine.min()),
@@ -124,6 +126,8 @@ def failures(figures: Figures, limits: Tolerances) -> list[str]:
         limit = getattr(limits, name)
         if limit is not None and getattr(figures, name) > limit:
             found.append(f"{text} {getattr(figures, name):.6f} is above {limit:g}")
+    if not figures.queries:
+        return found
     allowed = limits.recall_loss / figures.queries if limits.in_queries else limits.recall_loss
     for name in ("float", "code"):
         loss = figures.recall_reference[name] - figures.recall[name]

@@ -11,6 +11,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from rich.progress import track
 
+from unified_embedding.errors import ImageError
 from unified_embedding.gallery import Gallery
 from unified_embedding.image import Preprocessing, load_pixels
 from unified_embedding.spec import INPUT, ONNX_FILE, OUTPUT, EmbedderSpec, digest
@@ -19,9 +20,18 @@ BATCH: Final = 16
 
 
 def load_gallery(gallery: Gallery, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Pixels uint8 [N, S, S, 3] of every picture, in the manifest's order."""
-    pictures = track(gallery.pictures, "reading pictures", transient=True)
-    return np.stack([load_pixels(p.path.read_bytes(), preprocessing) for p in pictures])
+    """Pixels uint8 [N, S, S, 3] of every picture, in order.
+
+    Raises:
+        ImageError: a picture cannot be decoded; the message names it.
+    """
+    pixels = []
+    for picture in track(gallery.pictures, "reading pictures", transient=True):
+        try:
+            pixels.append(load_pixels(picture.path.read_bytes(), preprocessing))
+        except ImageError as error:
+            raise ImageError(f"{picture.path}: {error}") from None
+    return np.stack(pixels)
 
 
 def embed(

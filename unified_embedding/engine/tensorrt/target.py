@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tensorrt import gpu, plan_runner
 from unified_embedding.engine.tensorrt import library as tensorrt_library
 from unified_embedding.engine.tensorrt import plan as tensorrt_plan
 from unified_embedding.engine.tensorrt.plan import PLAN_FILE, console
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
-from unified_embedding.engine.triton_config import EmbedderConfig
 from unified_embedding.errors import BuildError
 
 

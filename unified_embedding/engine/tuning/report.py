@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from unified_embedding.engine.triton_config import EmbedderConfig
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tuning.server import CALLERS, Reading
 from unified_embedding.measure.files import write_json, write_text
 from unified_embedding.measure.plots import Axis, Series, line_chart

@@ -1,0 +1,107 @@
+"""Serve an embedder with Triton: an engine that passed its gates elsewhere, or passes them here.
+
+    unified-embedding serve --engine model_repository/embedder
+    unified-embedding serve --model embedder/ --gallery pictures/ -- --http-port=9000
+
+Needs no checkout: the static models come with the package. Without either option it serves what
+stands in the repository, as `tritonserver --model-repository=REPOSITORY` does.
+"""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from unified_embedding.checkout import IS_CHECKOUT, ROOT, WORK
+from unified_embedding.cli.main import lacking
+from unified_embedding.errors import BuildError, EmbeddingError, SetupError
+from unified_embedding.gallery import MANIFEST, Gallery
+from unified_embedding.serving.repository import (
+    ENGINE,
+    add_engine,
+    assemble,
+    fit,
+    gated,
+    static_models,
+)
+from unified_embedding.serving.tritonserver import launch
+from unified_embedding.spec import EmbedderSpec
+
+SERVED = WORK / "out" / "served"
+
+
+def main(
+    engine: Annotated[
+        Path | None,
+        typer.Option(
+            help="engine that passed its gates: the folder model_repository/embedder of the "
+            "machine that built it"
+        ),
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(help="embedder to compile here first: a folder with embedder.onnx, spec.json"),
+    ] = None,
+    gallery: Annotated[
+        Path | None,
+        typer.Option(help="--model: folder of the pictures that the gates run over"),
+    ] = None,
+    repository: Annotated[
+        Path | None,
+        typer.Option(
+            help="where the model repository is laid out",
+            show_default=f"one for each engine, below {SERVED}",
+        ),
+    ] = None,
+    flags: Annotated[
+        list[str] | None, typer.Argument(help="after --: flags for tritonserver")
+    ] = None,
+) -> None:
+    """Lay out a model repository and run tritonserver on it; SIGTERM or Ctrl-C ends it."""
+    try:
+        if engine and model:
+            raise SetupError("--engine serves one that is built, --model builds one: give either")
+        if engine:
+            served = _with_engine(engine, repository)
+        elif model:
+            served = _with_model(model, gallery, repository)
+        else:
+            served = repository or ROOT / "model_repository"
+            if not (served / ENGINE).is_dir():
+                where = (
+                    f"{served} holds no engine" if repository or IS_CHECKOUT else "which engine?"
+                )
+                raise SetupError(
+                    f"{where}; give --engine FOLDER, or --model FOLDER --gallery PICTURES"
+                )
+    except (BuildError, EmbeddingError, ValueError, OSError) as error:
+        sys.exit(f"serve: {error}")
+    launch([f"--model-repository={served}", *(flags or ())])
+
+
+def _with_engine(engine: Path, repository: Path | None) -> Path:
+    record = gated(engine)
+    into = repository or SERVED / f"{record['version']}-{record['engine']}"
+    assemble(static_models(), into)
+    add_engine(engine, into)
+    fit(into, EmbedderSpec.load(into / ENGINE / "1").dim)
+    return into
+
+
+def _with_model(model: Path, gallery: Path | None, repository: Path | None) -> Path:
+    try:
+        from unified_embedding.engine import building, targets
+        from unified_embedding.engine.tensorrt.plan_options import PlanOptions
+    except ImportError as error:
+        lacking("serve --model", "build", error)
+    if gallery is None:
+        raise SetupError("--model needs --gallery: a folder of pictures that the gates run over")
+    labelled = (gallery / MANIFEST).is_file()
+    pictures = Gallery.load(gallery) if labelled else Gallery.unlabelled(gallery)
+    into = repository or SERVED / EmbedderSpec.load(model).version
+    assemble(static_models(), into)
+    with building.alone():
+        chosen = targets.choose("auto", "auto", PlanOptions(), building.OUT)
+        building.build(model, chosen, into, pictures)
+    return into
