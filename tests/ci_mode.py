@@ -7,6 +7,7 @@ skipped for want of a browser, and with servers that no test has stopped.
 import os
 import re
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Final
 
@@ -73,9 +74,11 @@ def finish(session: pytest.Session) -> None:
 def _left_behind() -> dict[int, str]:
     """Command lines of the living processes that carry this session's mark."""
     mark, found = f"{_MARK}={os.getpid()}".encode(), {}
+    # Python's own helper for processes that were spawned; it ends with this process.
+    ours = (os.getpid(), resource_tracker._resource_tracker._pid)
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            if int(folder.name) != os.getpid() and mark in (folder / "environ").read_bytes():
+            if int(folder.name) not in ours and mark in (folder / "environ").read_bytes():
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ")
                 found[int(folder.name)] = command.decode(errors="replace")[:200]
         except OSError:  # It has just ended, or is another user's.

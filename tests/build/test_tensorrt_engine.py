@@ -1,9 +1,7 @@
 """`make engine TARGET=tensorrt-rtx` and TARGET=tensorrt, as their users run them."""
 
-import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -25,24 +23,6 @@ needs_rtx = pytest.mark.skipif(
     find_spec("tensorrt_rtx") is None,
     reason="the extra `tensorrt-rtx` is not installed",
 )
-
-
-@pytest.fixture(scope="module")
-def gallery(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dozen products of the demo gallery: enough to see that gates run."""
-    folder = tmp_path_factory.mktemp("gallery")
-    with (root / "demo/gallery.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    products = sorted({row["product"] for row in rows})[::10]
-    kept = [row for row in rows if row["product"] in products]
-    with (folder / "gallery.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(kept)
-    for row in kept:
-        (folder / row["image"]).parent.mkdir(exist_ok=True)
-        shutil.copyfile(root / "demo" / row["image"], folder / row["image"])
-    return folder
 
 
 @pytest.fixture
@@ -78,9 +58,9 @@ def saved(model, folder: Path) -> Path:
 
 @needs_rtx
 def test_rtx_compiles_counts_and_leaves_the_installed_engine(
-    root: Path, gallery: Path, repository: Path
+    root: Path, few_products: Path, repository: Path
 ) -> None:
-    arguments = ("--model", MODEL, "--gallery", gallery, "--repository", repository)
+    arguments = ("--model", MODEL, "--gallery", few_products, "--repository", repository)
     run = engine(root, *arguments, "--target", "tensorrt-rtx")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "49 of 49 convolutions FP16, 1 of 1 normalisations FP32" in run.stdout
@@ -101,13 +81,13 @@ def test_rtx_compiles_counts_and_leaves_the_installed_engine(
 @pytest.mark.slow
 @pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="takes minutes; RUN_SLOW=1 runs it")
 def test_rtx_compiles_the_papers_trunk(
-    root: Path, gallery: Path, repository: Path, tmp_path: Path
+    root: Path, few_products: Path, repository: Path, tmp_path: Path
 ) -> None:
     pytest.importorskip("timm", reason="the extra `train` is not installed")
     export = [sys.executable, "-m", "unified_embedding.export"]
     trunk = ["--trunk", "seresnext101_32x4d", "--out", str(tmp_path / "se")]
     subprocess.run([*export, *trunk], cwd=root, check=True)
-    arguments = ("--model", tmp_path / "se", "--gallery", gallery, "--repository", repository)
+    arguments = ("--model", tmp_path / "se", "--gallery", few_products, "--repository", repository)
     run = engine(root, *arguments, "--target", "tensorrt-rtx")
     assert run.returncode == 0, run.stdout + run.stderr
     assert "170 of 170 convolutions FP16, 1 of 1 normalisations FP32" in run.stdout
@@ -124,7 +104,7 @@ def test_rtx_compiles_the_papers_trunk(
     ],
 )
 def test_a_broken_graph_is_refused_and_its_node_named(
-    root: Path, gallery: Path, repository: Path, tmp_path: Path, defect: str, named: str
+    root: Path, few_products: Path, repository: Path, tmp_path: Path, defect: str, named: str
 ) -> None:
     model = tiny.permute_before_cast() if defect == "permuted" else tiny.tiny_embedder()
     if defect == "unsupported":
@@ -135,7 +115,7 @@ def test_a_broken_graph_is_refused_and_its_node_named(
         bias = tiny.constant(model, "expand.bias") + 40_000
         tiny.set_constant(model, "expand.bias", bias)
     folder = saved(model, tmp_path / defect)
-    arguments = ("--model", folder, "--gallery", gallery, "--repository", repository)
+    arguments = ("--model", folder, "--gallery", few_products, "--repository", repository)
     run = engine(root, *arguments, "--target", "tensorrt-rtx")
     assert run.returncode == 1
     assert named in run.stdout
@@ -146,9 +126,9 @@ def test_a_broken_graph_is_refused_and_its_node_named(
 
 @pytest.mark.skipif(bool(gpu.find()), reason="this machine has a GPU")
 def test_tensorrt_without_a_gpu_says_so_in_one_sentence(
-    root: Path, gallery: Path, repository: Path
+    root: Path, few_products: Path, repository: Path
 ) -> None:
-    arguments = ("--model", MODEL, "--gallery", gallery, "--repository", repository)
+    arguments = ("--model", MODEL, "--gallery", few_products, "--repository", repository)
     run = engine(root, *arguments, "--target", "tensorrt")
     assert run.returncode == 1
     (line,) = run.stdout.strip().splitlines()
@@ -174,7 +154,7 @@ def test_tensorrt_without_a_gpu_says_so_in_one_sentence(
 @needs_rtx
 def test_settings_that_do_not_fit_are_named(
     root: Path,
-    gallery: Path,
+    few_products: Path,
     repository: Path,
     tmp_path: Path,
     target: str,
@@ -182,7 +162,7 @@ def test_settings_that_do_not_fit_are_named(
     reason: str,
 ) -> None:
     folder = saved(tiny.tiny_embedder(), tmp_path / "tiny")
-    arguments = ("--model", folder, "--gallery", gallery, "--repository", repository)
+    arguments = ("--model", folder, "--gallery", few_products, "--repository", repository)
     precision = ("--precision", settings.pop("PRECISION", "auto"))
     run = engine(root, *arguments, "--target", target, *precision, **settings)
     assert run.returncode == 1

@@ -37,6 +37,15 @@ def test_forgets(tmp_path):
     subprocess.run(["sh", "-c", sleeper], check=True, stdout=subprocess.DEVNULL)
 """
 
+SPAWNS = """
+import multiprocessing
+
+def test_spawns():
+    child = multiprocessing.get_context("spawn").Process(target=print)
+    child.start()
+    child.join()
+"""
+
 
 @pytest.fixture
 def suite(root: Path, pytester: pytest.Pytester) -> pytest.Pytester:
@@ -84,3 +93,12 @@ def test_a_process_that_is_left_fails_the_run_and_is_named(suite: pytest.Pyteste
     assert run.ret == pytest.ExitCode.TESTS_FAILED
     run.assert_outcomes(passed=1)
     run.stdout.fnmatch_lines(["left behind: process *, *python* -c import time; time.sleep(3000)*"])
+
+
+def test_what_python_itself_starts_for_spawned_processes_is_not_left(
+    suite: pytest.Pytester,
+) -> None:
+    suite.makepyfile(test_spawns=SPAWNS)
+    run = suite.runpytest_subprocess("--ci")
+    assert run.ret == 0
+    assert "left behind" not in run.stdout.str()

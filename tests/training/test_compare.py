@@ -6,16 +6,20 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import typer
 import yaml
+from click.testing import Result
 from made_up_shop import SIDE, write_shop
+from typer.testing import CliRunner
 
 from unified_embedding.errors import DataError
+from unified_embedding.evaluation import compare
 from unified_embedding.evaluation.comparison import page
 from unified_embedding.evaluation.comparison.claims import Evidence, claims
 from unified_embedding.evaluation.comparison.config import CompareConfig, Margins, load_config
@@ -85,10 +89,10 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(config: Path, *options: str) -> list[str]:
+def command(config: Path) -> list[str]:
     module = "unified_embedding.evaluation.compare"
     out = str(config.parent / "comparison.md")
-    return [sys.executable, "-m", module, str(config), "--out", out, "--threads", "1", *options]
+    return [sys.executable, "-m", module, str(config), "--out", out, "--threads", "1"]
 
 
 def environment() -> dict[str, str]:
@@ -96,10 +100,21 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def run(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(config, *options), env=environment(), text=True, capture_output=True, check=False
+def run(config: Path) -> Result:
+    """The same command in this process, which has torch loaded."""
+    app = typer.Typer()
+    app.command()(compare.main)
+    return CliRunner(env={"COLUMNS": "200"}).invoke(
+        app, command(config)[3:], catch_exceptions=False
     )
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """A training sets how many threads its process has."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def weights(folder: Path) -> Mapping[str, torch.Tensor]:
@@ -138,11 +153,11 @@ def test_a_killed_comparison_goes_on_and_ends_as_an_undisturbed_one(
     )
 
     done = run(config)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "resuming" in done.stdout
+    assert done.exit_code == 0, done.output
+    assert "resuming" in done.output
     assert (first / "last.pt").stat().st_mtime_ns == trained
     undisturbed = write(tmp_path / "undisturbed", shop, **one)
-    assert run(undisturbed).returncode == 0
+    assert run(undisturbed).exit_code == 0
     expected = weights(tmp_path / "undisturbed/runs/unified-data/seed-0")
     found = weights(second)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -155,7 +170,7 @@ def test_a_killed_comparison_goes_on_and_ends_as_an_undisturbed_one(
 def test_everything_is_trained_measured_and_written(shop: Path, tmp_path: Path) -> None:
     config = write(tmp_path, shop)
     done = run(config)
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.exit_code == 0, done.output
     text = (tmp_path / "comparison.md").read_text()
     table = text.split("## Figures")[1].split("## Differences")[0]
     for row in ROWS:
@@ -188,12 +203,12 @@ def test_everything_is_trained_measured_and_written(shop: Path, tmp_path: Path) 
 
     before = (tmp_path / "comparison.md").read_bytes()
     again = run(config)
-    assert again.returncode == 0
+    assert again.exit_code == 0
     assert (tmp_path / "comparison.md").read_bytes() == before
     changed = write(tmp_path, shop, common=["schedule.momentum=0.5"])
     refused = run(changed)
-    assert refused.returncode == 1
-    assert "was trained with another schedule" in " ".join(refused.stdout.split())
+    assert refused.exit_code == 1
+    assert "was trained with another schedule" in " ".join(refused.output.split())
 
 
 def record(folder: Path, score: float) -> None:

@@ -132,6 +132,18 @@ def test_own_restrictions_are_the_only_ones(ours: str, own: str) -> None:
     assert restrictions(started(ours, own).command) == [own]
 
 
+def test_models_whose_configurations_are_complete_are_started_once(
+    ours: str, tmp_path: Path
+) -> None:
+    complete = "--disable-auto-complete-config"
+    (tmp_path / "theirs" / "model").mkdir(parents=True)
+    theirs = f"--model-repository={tmp_path / 'theirs'}"
+    assert started(ours).command.count(complete) == 1
+    assert started(ours, complete).command.count(complete) == 1
+    for others in ([theirs], [ours, theirs], ["--help"]):
+        assert complete not in started(*others).command
+
+
 def test_only_the_embedded_server_with_our_models_is_looked_after(
     ours: str, tmp_path: Path
 ) -> None:

@@ -41,6 +41,9 @@ _RESTRICTING_FLAGS: Final = ("--http-restricted-api", "--grpc-restricted-protoco
 OPERATOR_KEY: Final = "UNIFIED_EMBEDDING_OPERATOR_KEY"
 """Environment variable with the value that opens what only an operator may do."""
 _OPERATOR_HEADER: Final = "operator-key"
+# Our configurations are complete. Triton would start each Python model once more to ask it what
+# is missing, which is half the time of a start.
+_COMPLETE: Final = "--disable-auto-complete-config"
 _EXIT_TIMEOUT_FLAG: Final = "--exit-timeout-secs"
 _EXIT_TIMEOUT_S: Final = 30.0
 
@@ -85,9 +88,13 @@ def resolve(arguments: Sequence[str], environment: Mapping[str, str]) -> Start:
             "pip install 'unified-embedding[serve]'"
         )
     _check_numpy()
-    ours = any(map(_is_our_repository, _values(arguments, *_REPOSITORY_FLAGS)))
-    flags = [*_restrictions(arguments, environment), *arguments] if ours else arguments
-    return Start(_wheel_command(root, flags), _wheel_environment(root, environment), ours)
+    ours = [_is_our_repository(folder) for folder in _values(arguments, *_REPOSITORY_FLAGS)]
+    flags = list(arguments)
+    if any(ours):
+        flags = [*_restrictions(arguments, environment), *flags]
+    if ours and all(ours) and _COMPLETE not in flags:
+        flags = [_COMPLETE, *flags]
+    return Start(_wheel_command(root, flags), _wheel_environment(root, environment), any(ours))
 
 
 def check_repositories(arguments: Sequence[str]) -> None:
