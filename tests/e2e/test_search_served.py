@@ -103,7 +103,13 @@ def test_search_prints_hits_and_draws_a_sheet(
     options = ["--index", str(index), "--url", server.grpc_url, "--k", "3"]
     run = search(root, str(shot.path), *options, "--sheet", str(sheet))
     assert run.returncode == 0, run.stderr
-    assert shot.product in run.stdout
+    assert not run.stderr
+    # A line for each hit, whatever the width, with its id whole at the end.
+    head, *lines = run.stdout.splitlines()
+    assert head.split() == ["#", "bits", "name", "id"]
+    hits = [line for line in lines if re.match(r" +\d+ +\d+ ", line)]
+    assert [int(line.split()[0]) for line in hits] == [1, 2, 3]
+    assert any(line.endswith(f"  {shot.product}") for line in hits)
     assert sheet.read_bytes()[:4] == b"\x89PNG"
     run = search(
         root,
@@ -114,6 +120,8 @@ def test_search_prints_hits_and_draws_a_sheet(
         "0.1,0.1,0.9,0.9",
         "--order",
         "embedding",
+        "--where",
+        "name is not None and name != 'Radio'",
     )
     hits = json.loads(run.stdout)["hits"]
     assert len(hits) == 3
@@ -130,6 +138,7 @@ def test_search_says_what_is_wrong(root: Path, server: Any, index: Path, tmp_pat
         ([str(text), *here, "--url", "127.0.0.1:1"], "is unavailable"),
         ([str(text), "--index", str(tmp_path / "no"), *there], "clients/index.py build"),
         ([str(text), *here, *there, "--crop", "1,1,0,0"], "is not a box"),
+        ([str(text), *here, *there, "--where", "prise < 20"], "there are name, source"),
         ([str(tmp_path / "absent.jpg"), *here, *there], "absent.jpg"),
     ):
         run = search(root, *arguments)
