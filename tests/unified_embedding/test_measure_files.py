@@ -66,3 +66,18 @@ def test_a_chart_draws_every_point_where_its_axes_say() -> None:
     assert line_chart("t", Axis("x"), Axis("y"), [Series("none", [])]) == ""
     flat = places(line_chart("t", Axis("x"), Axis("y"), [Series("flat", [(1, 0), (2, 0)])]))
     assert flat[0][0][1] == flat[0][1][1]
+
+
+def test_a_chart_names_its_logarithmic_axis_and_keeps_its_legend_inside() -> None:
+    name = "a rather long name for a single line of it"
+    series = [Series(name, [(1, 1), (2, 100)])] + [Series(str(n), [(1, 2)]) for n in range(6)]
+    chart = ElementTree.fromstring(line_chart("t", Axis("x"), Axis("ms", log=True), series))
+    texts = {item.text: item.attrib for item in chart if item.tag.endswith("text")}
+    assert "ms, logarithmic" in texts
+    assert "x" in texts
+    # Sans-serif letters of 12 px are 6.7 px wide in the mean, or less.
+    assert float(texts[name]["x"]) + 6.7 * len(name) <= 720
+    strokes = [item.attrib["stroke"] for item in chart if item.tag.endswith("polyline")]
+    assert len(set(strokes)) == 7
+    with pytest.raises(ValueError, match="8 series cannot be told apart"):
+        line_chart("t", Axis("x"), Axis("y"), [*series, series[0]])
