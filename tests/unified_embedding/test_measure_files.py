@@ -11,6 +11,7 @@ from PIL import Image
 from unified_embedding.measure import pictures
 from unified_embedding.measure.files import write_csv, write_json
 from unified_embedding.measure.plots import Axis, Series, line_chart
+from unified_embedding.measure.report import verdict
 
 
 def test_the_mix_has_many_sizes_and_formats_and_follows_its_seed() -> None:
@@ -81,3 +82,23 @@ def test_a_chart_names_its_logarithmic_axis_and_keeps_its_legend_inside() -> Non
     assert len(set(strokes)) == 7
     with pytest.raises(ValueError, match="8 series cannot be told apart"):
         line_chart("t", Axis("x"), Axis("y"), [*series, series[0]])
+
+
+@pytest.mark.parametrize(
+    ("completed", "failed", "dropped", "held", "good", "sentence"),
+    [
+        (9, 0, 0, None, True, "all 9 requests were answered"),
+        (9, 0, 0, True, True, "the SLO of 99 % within 50 ms was held"),
+        (9, 0, 0, False, False, "the SLO of 99 % within 50 ms was NOT held"),
+        (7, 1, 1, True, False, "2 of 9 requests failed or were dropped"),
+        (0, 9, 0, None, False, "no request was answered"),
+    ],
+)
+def test_a_report_begins_with_its_verdict(
+    completed: int, failed: int, dropped: int, held: bool | None, good: bool, sentence: str
+) -> None:
+    record = {"offered": 9, "completed": completed, "failed": failed, "dropped": dropped}
+    slo = {} if held is None else {"slo": {"p99_ms": 50.0, "held": held}}
+    told, words = verdict({**record, **slo})
+    assert told is good
+    assert sentence in words
