@@ -41,6 +41,70 @@ def corpus(tmp_path: Path) -> Corpus:
     return corpus
 
 
+def newer(tmp_path: Path, embeddings: bool = True) -> Corpus:
+    """Two pictures of the corpus above and three new ones, from another folder."""
+    items = [Item(f"p/{n}.jpg", FILE, f"/q/{n}.jpg", metadata="{}") for n in (8, 9, 20, 21, 22)]
+    store = Store(str(tmp_path / "newer")).within(VERSION)
+    corpus = Corpus.begin(store, VERSION, 16, embeddings, ["q"], items, shard_size=4)
+    random = np.random.default_rng(1)
+    for shard in range(2):
+        answers: list[tuple[Item, Embedding | str]] = []
+        for item in corpus.items(shard):
+            vector = random.normal(size=16).astype(np.float16)
+            kept = vector if embeddings else None
+            answers.append((item, Embedding(np.packbits(vector > 0), kept, VERSION, "engine-a")))
+        corpus.write_shard(shard, answers)
+    corpus.complete()
+    return corpus
+
+
+def test_add_brings_the_pictures_that_are_not_there_yet(
+    root: Path, tmp_path: Path, corpus: Corpus
+) -> None:
+    corpus.complete()
+    newer(tmp_path)
+    out = str(tmp_path / "index")
+    assert run(root, "build", str(tmp_path / "corpus"), "--out", out).returncode == 0
+    before = CodeIndex.open(Path(out))
+    added = run(root, "add", str(tmp_path / "newer"), "--index", out)
+    assert added.returncode == 0, added.stderr
+    assert "3 pictures added; 2 were in the index and stay as they are" in added.stdout
+    after = CodeIndex.open(Path(out))
+    old = before.sample(100)
+    assert [row.id for row in after.sample(100)] == [
+        *(row.id for row in old),
+        "p/20.jpg",
+        "p/21.jpg",
+        "p/22.jpg",
+    ]
+    for row in old:
+        stored = after.fetch(row.id)
+        assert stored.code.tobytes() == row.code.tobytes()
+        assert stored.metadata == row.metadata
+    assert after.fetch("p/22.jpg").metadata == {"source": "/q/22.jpg", "metadata": "{}"}
+    assert after.header.roots == (str(Path("p").resolve()), str(Path("q").resolve()))
+    # Once more is no harm, and writes nothing.
+    again = run(root, "add", str(tmp_path / "newer"), "--index", out)
+    assert "0 pictures added; 5 were in the index" in again.stdout
+    assert CodeIndex.open(Path(out)).header == after.header
+
+
+def test_add_says_what_does_not_fit(root: Path, tmp_path: Path, corpus: Corpus) -> None:
+    corpus.complete()
+    newer(tmp_path, embeddings=False)
+    out = str(tmp_path / "index")
+    assert run(root, "build", str(tmp_path / "corpus"), "--out", out).returncode == 0
+    for place, index, sentence in (
+        (str(tmp_path / "newer"), out, "back-fill it with --embeddings"),
+        (str(tmp_path / "no"), out, "holds no corpus of version"),
+        (str(tmp_path / "newer"), str(tmp_path / "x"), "clients/index.py build"),
+    ):
+        done = run(root, "add", place, "--index", index)
+        assert done.returncode == 2
+        assert sentence in done.stderr
+    assert len(CodeIndex.open(Path(out))) == 9
+
+
 def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     program = [sys.executable, str(root / "clients" / "index.py"), *arguments]
     return subprocess.run(program, capture_output=True, text=True, check=False)

@@ -137,7 +137,7 @@ def test_only_pictures_of_the_rows_own_source_below_the_roots_are_shown(
             assert SECRET not in json.dumps(answer)
     assert shown == ["good", "inner"]
     # The hits say so beforehand, all but what only decoding can tell.
-    _, answer = ask(address, "/api/like?id=good&k=100")
+    _, answer = ask(address, "/api/like?id=gone&k=100")
     [column] = answer["columns"]
     flagged = {hit["id"] for hit in column["hits"] if hit["picture"]}
     assert flagged == {"good", "inner", "text", "huge"}
@@ -353,3 +353,63 @@ def test_the_status_of_an_approximate_index_is_json_before_the_first_sample(
         index.monitor.flush()
         assert ask(address, "/api/status")[1]["index"]["recall"]["mean"] == 1.0
     index.monitor.close()
+
+
+@pytest.fixture
+def repeated(tmp_path: Path) -> CodeIndex:
+    """22 different pictures, some of them several times, one 1,200 times."""
+    images = [b"a"] * 3 + [b"b"] * 5 + [b"blank"] * 1200 + [str(n).encode() for n in range(20)]
+    ids = [f"{image.decode()}-{row}" for row, image in enumerate(images)]
+    said = [json.dumps({"n": row, "kind": image.decode()}) for row, image in enumerate(images)]
+    batch = Batch(ids, codes(images), {"metadata": said}, vectors(images))
+    origin = Origin(VERSION, ENGINE)
+    return CodeIndex.build(tmp_path / "repeated", [batch], origin, DIM, embeddings=True)
+
+
+def columns(answer: Any) -> dict[str, list[tuple[str, int]]]:
+    return {
+        column["order"]: [(hit["id"], hit["same_count"]) for hit in column["hits"]]
+        for column in answer["columns"]
+    }
+
+
+def test_rows_of_equal_code_are_one_hit_and_a_row_is_not_its_own(
+    repeated: CodeIndex, peer: Peer
+) -> None:
+    with page(repeated, peer.url) as address:
+        status, found = ask(address, "/api/search?k=4&compare=1", b"b")
+        assert status == 200
+        _, like = ask(address, "/api/like?id=b-4&k=4&compare=1")
+        _, blank = ask(address, "/api/like?id=blank-8&k=4")
+    for hits in columns(found).values():
+        assert hits[0] == ("b-3", 4)
+        assert len(hits) == 4
+    for hits in columns(like).values():
+        assert hits[0] == ("b-3", 3)
+    assert [hit["id"] for hit in like["columns"][1]["hits"][0]["same"]] == ["b-5", "b-6", "b-7"]
+    [(first, more), *_] = columns(blank)["code"]
+    assert (first, more) == ("blank-9", 998)  # Of the first 1,000 rows, itself left out.
+    # Every different code is there once.
+    codes_told = [hit["code"] for hit in found["columns"][1]["hits"]]
+    assert len(set(codes_told)) == 4
+
+
+def test_a_condition_narrows_every_column_and_a_bad_one_is_said(
+    repeated: CodeIndex, peer: Peer
+) -> None:
+    with page(repeated, peer.url) as address:
+        where = urlencode({"where": "n >= 1208 and kind != '3'", "k": 100, "compare": 1})
+        _, found = ask(address, f"/api/search?{where}", b"b")
+        for hits in columns(found).values():
+            names = {name for name, _ in hits}
+            assert names == {f"{n}-{1208 + n}" for n in range(20) if n != 3}
+        status, told = ask(address, f"/api/like?id=b-4&{urlencode({'where': 'size < 3'})}")
+        assert status == 400
+        assert told["error"] == "no row has 'size'; there are kind, n."
+        assert ask(address, "/api/status")[1]["index"]["names"] == ["kind", "n"]
+
+
+def test_an_answer_says_where_chance_begins(repeated: CodeIndex, peer: Peer) -> None:
+    with page(repeated, peer.url) as address:
+        _, found = ask(address, "/api/search?k=4", b"b")
+    assert found["chance"] == repeated.chance()

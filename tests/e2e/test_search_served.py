@@ -16,13 +16,14 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import numpy as np
 import pytest
+from kserve_peer import DIM, ENGINE, VERSION, Peer, codes, serving
 
 from unified_embedding import Box
 from unified_embedding.client import EmbedderClient
@@ -102,7 +103,13 @@ def test_search_prints_hits_and_draws_a_sheet(
     options = ["--index", str(index), "--url", server.grpc_url, "--k", "3"]
     run = search(root, str(shot.path), *options, "--sheet", str(sheet))
     assert run.returncode == 0, run.stderr
-    assert shot.product in run.stdout
+    assert not run.stderr
+    # A line for each hit, whatever the width, with its id whole at the end.
+    head, *lines = run.stdout.splitlines()
+    assert head.split() == ["#", "bits", "name", "id"]
+    hits = [line for line in lines if re.match(r" +\d+ +\d+ ", line)]
+    assert [int(line.split()[0]) for line in hits] == [1, 2, 3]
+    assert any(line.endswith(f"  {shot.product}") for line in hits)
     assert sheet.read_bytes()[:4] == b"\x89PNG"
     run = search(
         root,
@@ -113,6 +120,8 @@ def test_search_prints_hits_and_draws_a_sheet(
         "0.1,0.1,0.9,0.9",
         "--order",
         "embedding",
+        "--where",
+        "name is not None and name != 'Radio'",
     )
     hits = json.loads(run.stdout)["hits"]
     assert len(hits) == 3
@@ -129,6 +138,7 @@ def test_search_says_what_is_wrong(root: Path, server: Any, index: Path, tmp_pat
         ([str(text), *here, "--url", "127.0.0.1:1"], "is unavailable"),
         ([str(text), "--index", str(tmp_path / "no"), *there], "clients/index.py build"),
         ([str(text), *here, *there, "--crop", "1,1,0,0"], "is not a box"),
+        ([str(text), *here, *there, "--where", "prise < 20"], "there are name, source"),
         ([str(tmp_path / "absent.jpg"), *here, *there], "absent.jpg"),
     ):
         run = search(root, *arguments)
@@ -209,8 +219,16 @@ def test_the_pages_api_answers_like_the_index(
     whole = opened.search_embeddings(asked.embedding, origin, k=5)
     assert [hit["id"] for hit in columns["float"]] == whole.ids(0)
     assert set(answer["times"]) == {"upload", "decode", "engine", "transport", "search"}
-    status, like = get(address, f"/api/like?k=3&id={by_code.ids(0)[0]}")
-    assert like["columns"][0]["hits"][0]["distance"] == 0
+    assert answer["chance"] == opened.chance()
+    # A row is like itself; that is no result.
+    row = opened.fetch(by_code.ids(0)[0])
+    status, like = get(address, f"/api/like?k=3&id={row.id}")
+    nearest = opened.search(row.code[None], origin, k=4).ids(0)
+    assert [hit["id"] for hit in like["columns"][0]["hits"]] == nearest[1:]
+    where = quote("name != 'Christmas tree'")
+    _, other = post(address, gallery.role(SHOT)[0].path.read_bytes(), f"k=100&where={where}")
+    left = {picture.product for picture in gallery.role(CATALOGUE) if "tree" not in picture.name}
+    assert {hit["id"] for hit in other["columns"][0]["hits"]} <= left
 
 
 @pytest.mark.parametrize(
@@ -400,18 +418,23 @@ def test_drop_crop_compare_and_search_from_a_result(
         opened.wait_for_load_state("networkidle")
         opened.screenshot(path=folder / "page-compare.png")
 
-        product = names(opened)[0]
-        opened.locator("#columns .card").first.click()
+        found, box_style = names(opened), opened.get_attribute("#box", "style")
+        product = found[1]
+        opened.locator("#columns .card").nth(1).click()
         opened.wait_for_selector("#heading:has-text('Like ')")
         opened.wait_for_url(f"**/#like={product}")
         opened.wait_for_selector("#columns:not(.busy)")
-        assert (
-            opened.locator("#columns .column")
-            .nth(1)
-            .locator(".card")
-            .first.get_attribute("data-id")
-            == product
-        )
+        assert product not in names(opened)
+        # Back brings photo and crop again, and the focus to the card that was chosen.
+        opened.go_back()
+        opened.wait_for_selector("#heading:has-text('part')")
+        assert opened.get_attribute("#box", "style") == box_style
+        assert opened.get_attribute("#photo", "src").startswith("blob:")
+        assert names(opened) == found
+        assert opened.evaluate("document.activeElement.dataset.id") == product
+        opened.go_back()
+        opened.wait_for_selector("#invite")
+        assert not names(opened)
     with tab(
         browser,
         address,
@@ -421,11 +444,78 @@ def test_drop_crop_compare_and_search_from_a_result(
         is_mobile=True,
         has_touch=True,
     ) as opened:
+        assert opened.locator("#choose").is_visible()
+        assert opened.inner_text("#invite") == "Choose a photo"  # Nothing to drop or paste with.
         opened.set_input_files("#file", str(shot.path))
         opened.wait_for_selector("#columns .card")
         opened.wait_for_load_state("networkidle")
         assert opened.evaluate("document.documentElement.scrollWidth") <= 390
         opened.screenshot(path=folder / "page-phone.png")
+
+
+def test_results_no_nearer_than_chance_are_marked_and_folded_away(
+    browser: Any, address: str, index: Path, gallery: Gallery
+) -> None:
+    chance = CodeIndex.open(index).chance()
+    assert chance is not None
+    with tab(browser, address) as opened:
+        give(opened, "paste", gallery.role(SHOT)[0].path)
+        opened.wait_for_selector("#columns .card")
+        _, answer = post(address, gallery.role(SHOT)[0].path.read_bytes(), "k=12")
+        hits = answer["columns"][0]["hits"]
+        near = [hit["id"] for hit in hits if hit["distance"] < chance]
+        assert 0 < len(near) < 12
+        assert names(opened) == [hit["id"] for hit in hits]
+        visible = [card for card in opened.locator("#columns .card").all() if card.is_visible()]
+        assert [card.get_attribute("data-id") for card in visible] == near
+        assert f"{len(near)} result" in opened.inner_text("#said")
+        assert f"{hits[0]['distance']} bits differ" in visible[0].inner_text()
+        mark = opened.locator(".meter b").first.evaluate("(mark) => parseFloat(mark.style.left)")
+        assert mark == pytest.approx(100 * (1 - 2 * chance / (4 * len(answer["query"]["code"]))))
+        opened.locator(".far summary").click()
+        assert opened.locator("#columns .card").nth(11).is_visible()
+        opened.fill("#where", "name == 'nothing'")
+        opened.keyboard.press("Enter")
+        opened.wait_for_selector('#said:has-text("No results nearer than chance where")')
+        opened.fill("#where", "nonsense <")
+        opened.keyboard.press("Enter")
+        opened.wait_for_selector("#alert-text:has-text('is no condition')")
+        assert opened.locator("#photo").is_visible()
+
+
+def test_equal_codes_share_a_card_until_asked_for(
+    browser: Any, root: Path, server: Any, index: Path, tmp_path: Path
+) -> None:
+    rows = CodeIndex.open(index).sample(20)
+    ids = [*(row.id for row in rows), *(f"copy-{n}" for n in range(15))]
+    batch = Batch(ids, np.stack([row.code for row in rows] + 15 * [rows[1].code]))
+    CodeIndex.build(tmp_path / "i", [batch], CodeIndex.open(index).header.origin, server.spec.dim)
+    with page(root, tmp_path / "i", server.grpc_url) as address, tab(browser, address) as opened:
+        opened.goto(f"{address}/#like={rows[0].id}")
+        opened.reload()
+        opened.wait_for_selector("#columns .card")
+        shown = names(opened)
+        assert len(shown) == 12
+        opened.goto(f"{address}/#like={rows[1].id}")
+        opened.wait_for_selector("#columns .card:has-text('same code')")
+        assert names(opened)[0] == "copy-0"
+        opened.locator(".cell .plain").click()
+        assert names(opened)[:15] == [f"copy-{n}" for n in range(15)]
+        assert opened.evaluate("document.activeElement.dataset.id") == "copy-1"
+
+
+def test_the_status_tells_within_seconds_that_the_server_went_down(
+    browser: Any, root: Path, tmp_path: Path
+) -> None:
+    batch = Batch(["a"], codes([b"a"]))
+    CodeIndex.build(tmp_path / "i", [batch], Origin(VERSION, ENGINE), DIM)
+    with ExitStack() as up:
+        peer = up.enter_context(serving(Peer()))
+        with page(root, tmp_path / "i", peer.url) as address, tab(browser, address) as opened:
+            opened.wait_for_selector("#status.up")
+            up.close()
+            opened.wait_for_selector("#status.down")
+            assert "Embedding server is down" in opened.inner_text("#status")
 
 
 def test_a_pasted_photo_is_searched(browser: Any, address: str, gallery: Gallery) -> None:
@@ -508,13 +598,24 @@ def test_a_bad_photo_is_refused_in_words_and_the_next_one_works(
 ) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"not a photo at all")
+    heic = tmp_path / "photo.heic"
+    heic.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0heicmif1")
     with tab(browser, address) as opened:
-        drop(opened, broken)
-        opened.wait_for_selector("#alert:not([hidden])")
-        assert "This photo cannot be read: not an image" in opened.inner_text("#alert")
-        assert not names(opened)
-        drop(opened, tmp_path / "broken.jpg", "text/plain")
-        opened.wait_for_selector("#alert-text:has-text('is not a photo')")
+        for refused, kind, sentence in (
+            (broken, "image/jpeg", "This photo cannot be read: not an image"),
+            (broken, "text/plain", "This photo cannot be read: not an image"),
+            (heic, "application/octet-stream", "This photo cannot be read: HEIC"),
+        ):
+            drop(opened, gallery.role(SHOT)[0].path)
+            opened.wait_for_selector("#columns .card")
+            drop(opened, refused, kind)
+            opened.wait_for_selector("#alert:not([hidden])")
+            assert sentence in opened.inner_text("#alert")
+            assert opened.locator("#alert-retry").is_hidden()
+            assert not names(opened)
+            # The photo before it is not left standing there.
+            assert opened.locator("#photo").is_hidden()
+            assert opened.locator("#choose").is_visible()
         drop(opened, gallery.role(SHOT)[0].path)
         opened.wait_for_selector("#columns .card")
         assert opened.locator("#alert").is_hidden()
@@ -534,7 +635,7 @@ def test_a_stopped_server_is_said_and_results_still_lead_on(
         opened.goto(f"{address}/#like={gallery.role(CATALOGUE)[0].product}")
         opened.reload()
         opened.wait_for_selector("#columns .card")
-        assert names(opened)[0] == gallery.role(CATALOGUE)[0].product
+        assert len(names(opened)) == 12
 
 
 def test_everything_works_by_keyboard(browser: Any, address: str, gallery: Gallery) -> None:
@@ -569,10 +670,16 @@ def test_everything_works_by_keyboard(browser: Any, address: str, gallery: Galle
         assert focused() == "crop"
         opened.wait_for_selector("#heading:has-text('Like your photo')")
         opened.wait_for_selector("#columns:not(.busy)")
+        opened.focus(".far summary")
+        opened.keyboard.press("Enter")
         opened.focus("#columns .card")
         opened.keyboard.press("ArrowRight")
         second = names(opened)[1]
         assert opened.evaluate("document.activeElement.dataset.id") == second
         opened.keyboard.press("Enter")
         opened.wait_for_url(f"**/#like={second}")
-        opened.wait_for_selector(f"#columns .card:first-child[data-id='{second}']")
+        opened.wait_for_selector("#heading:has-text('Like ')")
+        opened.wait_for_function("document.activeElement.matches('.card')")
+        assert opened.evaluate("document.activeElement.dataset.id") == names(opened)[0] != second
+        opened.keyboard.press("ArrowRight")
+        assert opened.evaluate("document.activeElement.dataset.id") == names(opened)[1]

@@ -1,7 +1,12 @@
 """`locust -f loadtest/` as users run it, against a KServe v2 server whose behaviour is known."""
 
 import importlib.util
+import os
+import socket
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +55,39 @@ def test_options_are_also_environment_variables(peer: Peer, locust: Any) -> None
     assert {len(request.images) for request in peer.requests} == {3}
     # Three codes of two bytes.
     assert run.count("code x3", "total_content_length") == 6 * run.count("code x3", "num_requests")
+
+
+def test_the_web_page_is_on_loopback_unless_told_otherwise(
+    root: Path, tmp_path: Path, peer: Peer
+) -> None:
+    psutil = pytest.importorskip("psutil", reason="the extra `load` is not installed")
+    for options, address in (([], "127.0.0.1"), (["--web-host", "0.0.0.0"], "0.0.0.0")):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        command = [sys.executable, "-m", "locust", "-f", f"{root}/loadtest/", "--host", peer.url]
+        process = subprocess.Popen(
+            [*command, "--web-port", str(port), *options],
+            cwd=tmp_path,
+            stderr=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": str(root)},
+        )
+        try:
+            listening: list[str] = []
+            began = time.monotonic()
+            while not listening:
+                assert process.poll() is None
+                assert time.monotonic() - began < 300
+                time.sleep(0.1)
+                listening = [
+                    one.laddr.ip
+                    for one in psutil.Process(process.pid).net_connections("tcp")
+                    if one.status == psutil.CONN_LISTEN and one.laddr.port == port
+                ]
+            assert listening == [address]
+        finally:
+            process.kill()
+            process.wait()
 
 
 def test_several_processes_have_a_connection_each(peer: Peer, locust: Any) -> None:

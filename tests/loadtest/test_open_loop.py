@@ -135,6 +135,9 @@ def test_the_report_says_what_the_server_did(peer: Peer, locust: Any, tmp_path: 
     assert run.report["provenance"]["server"]["engine"] == "test-fp32-0123456789ab"
     assert run.report["settings"]["user"] == "ClosedLoop"
     page = (tmp_path / "report" / "report.html").read_text()
+    top = page.split("<h2>")[0]
+    for told in (peer.url, "test-fp32-0123456789ab", "8 users", "requests were answered"):
+        assert told in top
     for svg in page.split("<svg")[1:]:
         ElementTree.fromstring("<svg" + svg.split("</svg>")[0] + "</svg>")
     assert "Closed loop: each of N users" in page

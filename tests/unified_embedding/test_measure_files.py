@@ -12,6 +12,7 @@ from unified_embedding.errors import PicturesError
 from unified_embedding.measure import pictures
 from unified_embedding.measure.files import write_csv, write_json
 from unified_embedding.measure.plots import Axis, Series, line_chart
+from unified_embedding.measure.report import verdict
 
 
 def test_the_mix_has_many_sizes_and_formats_and_follows_its_seed() -> None:
@@ -67,3 +68,38 @@ def test_a_chart_draws_every_point_where_its_axes_say() -> None:
     assert line_chart("t", Axis("x"), Axis("y"), [Series("none", [])]) == ""
     flat = places(line_chart("t", Axis("x"), Axis("y"), [Series("flat", [(1, 0), (2, 0)])]))
     assert flat[0][0][1] == flat[0][1][1]
+
+
+def test_a_chart_names_its_logarithmic_axis_and_keeps_its_legend_inside() -> None:
+    name = "a rather long name for a single line of it"
+    series = [Series(name, [(1, 1), (2, 100)])] + [Series(str(n), [(1, 2)]) for n in range(6)]
+    chart = ElementTree.fromstring(line_chart("t", Axis("x"), Axis("ms", log=True), series))
+    texts = {item.text: item.attrib for item in chart if item.tag.endswith("text")}
+    assert "ms, logarithmic" in texts
+    assert "x" in texts
+    # Sans-serif letters of 12 px are 6.7 px wide in the mean, or less.
+    assert float(texts[name]["x"]) + 6.7 * len(name) <= 720
+    strokes = [item.attrib["stroke"] for item in chart if item.tag.endswith("polyline")]
+    assert len(set(strokes)) == 7
+    with pytest.raises(ValueError, match="8 series cannot be told apart"):
+        line_chart("t", Axis("x"), Axis("y"), [*series, series[0]])
+
+
+@pytest.mark.parametrize(
+    ("completed", "failed", "dropped", "held", "good", "sentence"),
+    [
+        (9, 0, 0, None, True, "all 9 requests were answered"),
+        (9, 0, 0, True, True, "the SLO of 99 % within 50 ms was held"),
+        (9, 0, 0, False, False, "the SLO of 99 % within 50 ms was NOT held"),
+        (7, 1, 1, True, False, "2 of 9 requests failed or were dropped"),
+        (0, 9, 0, None, False, "no request was answered"),
+    ],
+)
+def test_a_report_begins_with_its_verdict(
+    completed: int, failed: int, dropped: int, held: bool | None, good: bool, sentence: str
+) -> None:
+    record = {"offered": 9, "completed": completed, "failed": failed, "dropped": dropped}
+    slo = {} if held is None else {"slo": {"p99_ms": 50.0, "held": held}}
+    told, words = verdict({**record, **slo})
+    assert told is good
+    assert sentence in words

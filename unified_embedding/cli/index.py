@@ -1,12 +1,14 @@
-"""Build an index from a back-filled corpus, look at it, export it.
+"""Build an index from a back-filled corpus, add to it, look at it, export it.
 
 python clients/index.py build out/corpus --out out/index [--kind flat|ivf|hnsw]
+python clients/index.py add out/newer --index out/index
 python clients/index.py info out/index
 python clients/index.py verify out/index
 python clients/index.py export out/index --to postgres|milvus --out out/export
 """
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, NoReturn
 
 import numpy as np
+import pyarrow as pa
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -21,7 +24,7 @@ from rich.table import Table
 
 from unified_embedding.corpus.corpus import Corpus, Entry, choose
 from unified_embedding.corpus.store import Store
-from unified_embedding.errors import CodeIndexError, CorpusError, StoreError, shown
+from unified_embedding.errors import CodeIndexError, CorpusError, EngineWarning, StoreError, shown
 from unified_embedding.index import Batch, CodeIndex, Origin, Settings
 from unified_embedding.index.export import to_milvus, to_postgres
 from unified_embedding.search.pictures import Pictures, roots_of
@@ -61,12 +64,11 @@ def build(
     try:
         source = choose(Store(corpus), version)
         entries = source.require_complete()
-        engine = most_used_engine(entries)
         with console.status("") as status:
             index = CodeIndex.build(
                 out,
-                batches(source, entries),
-                Origin(source.header.version, engine),
+                batches(source, entries, source.header.embeddings),
+                origin_of(source, entries),
                 source.header.dim,
                 settings=Settings(kind=kind.value, threads=threads),
                 embeddings=source.header.embeddings,
@@ -77,6 +79,54 @@ def build(
         fail("build", error)
     describe(index)
     warn_of_unseen(index)
+
+
+@app.command()
+def add(
+    corpus: Annotated[str, typer.Argument(help="output of a back-fill, local or s3://")],
+    index: Annotated[Path, typer.Option(help="folder of the index")] = DEFAULT_INDEX,
+) -> None:
+    """Add a complete corpus of the same embedder version; ids that are in the index stay."""
+    try:
+        opened = open_index(index)
+        stores = opened.header.embeddings
+        source = choose(Store(corpus), opened.header.origin.version)
+        entries = source.require_complete()
+        if stores and not source.header.embeddings:
+            raise CorpusError(
+                f"{index} stores embeddings and {corpus} has none; back-fill it with --embeddings"
+            )
+        origin, before = origin_of(source, entries), len(opened)
+        there = 0
+        warnings.simplefilter("ignore", EngineWarning)
+        if origin.engine != opened.header.origin.engine:
+            errors.print(
+                f"warning: the new codes are of engine {origin.engine}, the index of "
+                f"{opened.header.origin.engine}; results near a tie may change order",
+                style="yellow",
+            )
+        for batch in batches(source, entries, stores):
+            new = np.flatnonzero([name not in opened for name in batch.ids])
+            there += len(batch.ids) - len(new)
+            opened.add(
+                [batch.ids[row] for row in new],
+                batch.codes[new],
+                origin,
+                metadata=pa.table(batch.metadata).take(new),
+                embeddings=None if batch.embeddings is None else batch.embeddings[new],
+            )
+        if len(opened) > before:
+            with console.status("") as status:
+                opened.save(
+                    progress=lambda step, rows: status.update(f"{step}, {rows:,} rows"),
+                    roots=roots_of(source.header.inputs),
+                )
+    except (CorpusError, StoreError, CodeIndexError, OSError) as error:
+        fail("add", error)
+    kept = f"; {there:,} were in the index and stay as they are" if there else ""
+    console.print(f"{len(opened) - before:,} pictures added{kept}", markup=False)
+    describe(opened)
+    warn_of_unseen(opened)
 
 
 @app.command()
@@ -123,13 +173,13 @@ def export(
         console.print(f"load them: cd {out} && psql -f schema.sql -f load.sql", markup=False)
 
 
-def batches(corpus: Corpus, entries: list[Entry]) -> Iterator[Batch]:
+def batches(corpus: Corpus, entries: list[Entry], with_embeddings: bool) -> Iterator[Batch]:
     """The corpus, shard by shard, as the index takes it."""
     width, dim = corpus.header.dim // 8, corpus.header.dim
     for table in corpus.tables(entries):
         codes = np.frombuffer(table.column("code").combine_chunks().buffers()[1], np.uint8)
         embeddings = None
-        if corpus.header.embeddings:
+        if with_embeddings:
             flat = table.column("embedding").combine_chunks().flatten()
             embeddings = flat.to_numpy().reshape(-1, dim)
         yield Batch(
@@ -138,6 +188,11 @@ def batches(corpus: Corpus, entries: list[Entry]) -> Iterator[Batch]:
             table.select(["source", "metadata"]),
             embeddings,
         )
+
+
+def origin_of(corpus: Corpus, entries: list[Entry]) -> Origin:
+    """Who computed the corpus' codes."""
+    return Origin(corpus.header.version, most_used_engine(entries))
 
 
 def most_used_engine(entries: list[Entry]) -> str:

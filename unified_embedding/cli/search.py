@@ -2,6 +2,7 @@
 
     python clients/search.py photo.jpg
     python clients/search.py photo.jpg --crop 0.1,0.2,0.6,0.9 --k 20 --sheet out/hits.png
+    python clients/search.py photo.jpg --where "price < 20 and category == 'chair'"
 
 The photo goes to the server, its code to the index. Exit code: 0, hits were printed; 2, not.
 """
@@ -17,9 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from unified_embedding import Box
 from unified_embedding.cli.options import Url, connecting
@@ -38,7 +37,7 @@ from unified_embedding.search.searching import (
     title,
 )
 
-console = Console(highlight=False, markup=False)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -55,6 +54,9 @@ RERANK: Final[dict[Order, Rerank | None]] = {
     Order.asymmetric: "asymmetric",
     Order.embedding: "embedding",
 }
+
+
+NAME: Final = 24  # characters of a name that are shown
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,13 @@ def main(
     exact: Annotated[
         bool, typer.Option("--exact", help="compare every code, whatever the kind of the index")
     ] = False,
+    where: Annotated[
+        str | None,
+        typer.Option(
+            help="condition on metadata, such as \"price < 20 and category in ['chair', 'sofa']\"",
+            show_default=False,
+        ),
+    ] = None,
     sheet: Annotated[Path | None, typer.Option(help="write a contact sheet, .png")] = None,
     root: Annotated[
         list[Path] | None,
@@ -109,7 +118,8 @@ def main(
         pictures = pictures_of(opened, root)
         retry = Retry(attempts=2)
         with EmbedderClient(url, timeout=timeout, retry=retry, **connection.options()) as client:
-            found = search(opened, client, data, box, k, order, exact, pictures)
+            opened.snapshot(where)  # A bad condition is told before anything is sent.
+            found = search(opened, client, data, box, k, order, exact, pictures, where)
     except (EmbeddingError, OSError) as error:
         errors.print(f"search: {error}", style="red")
         sys.exit(2)
@@ -119,7 +129,7 @@ def main(
         show(found, opened, order)
     if sheet is not None:
         draw(found, opened, pictures, image, data, box, order, sheet)
-        console.print(f"contact sheet: {sheet}", soft_wrap=True)
+        console.print(f"contact sheet: {sheet}")
 
 
 def search(
@@ -131,6 +141,7 @@ def search(
     order: Order,
     exact: bool,
     pictures: Pictures,
+    where: str | None = None,
 ) -> Found:
     """Embed the picture on the server and search the index with the answer.
 
@@ -157,6 +168,7 @@ def search(
             embedding=answer.embedding,
             rerank=RERANK[order],
             exact=exact,
+            where=where,
         )
     hits = matches.hits(0)
     searched = time.perf_counter()
@@ -166,17 +178,18 @@ def search(
 
 
 def show(found: Found, index: CodeIndex, order: Order) -> None:
-    """Print the hits for people."""
-    table = Table(box=SIMPLE_HEAD)
-    for name in ("#", "bits", *([] if order is Order.code else ["cosine"])):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("name", overflow="ellipsis", no_wrap=True)
-    table.add_column("id", overflow="fold")
+    """Print the hits for people, a line each; ids are last, so that none is cut or wrapped."""
+    chance, ruled = index.chance(), order is not Order.code
+    score = "" if order is Order.code else "  cosine"
+    console.print(f"{'#':>3}  {'bits':>5}{score}  {'name':<{NAME}}  id")
     for place, hit in enumerate(found.hits, start=1):
-        said = facts(hit.metadata)
-        score = [] if hit.score is None else [f"{hit.score:.3f}"]
-        table.add_row(str(place), str(hit.distance), *score, title(hit.id, said), hit.id)
-    console.print(table)
+        if chance and hit.distance >= chance and not ruled:
+            ruled = True
+            console.print(f"     from {chance} bits on, no nearer than chance", style="dim")
+        score = "" if hit.score is None else f"  {hit.score:6.3f}"
+        name = title(hit.id, facts(hit.metadata))
+        name = name if len(name) <= NAME else name[: NAME - 3] + "..."
+        console.print(f"{place:>3}  {hit.distance:>5}{score}  {name:<{NAME}}  {hit.id}")
     console.print(
         f"{len(index):,} codes of {index.header.dim} bits ({index.header.settings.kind}); "
         f"server {found.embed_ms:.1f} ms, search {found.search_ms:.2f} ms"

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unified_embedding.codes import hamming
 from unified_embedding.errors import CodeIndexError, EngineWarning, IndexMismatch, shown
-from unified_embedding.index import checksums
+from unified_embedding.index import chance, checksums
 from unified_embedding.index.checks import Batch, Metadata, check_codes, check_rerank, check_rows
 from unified_embedding.index.header import Header, Settings
 from unified_embedding.index.matches import Matches, Rerank, Snapshot, by_embedding, rescored
@@ -194,10 +194,15 @@ class CodeIndex:
         base, tail = self._segments
         return isinstance(name, str) and (name in tail.row_of or base.find([name])[0] >= 0)
 
-    def snapshot(self) -> Snapshot:
-        """The rows as they are now, for searches that must see the same ones."""
+    def snapshot(self, where: str | None = None) -> Snapshot:
+        """The rows as they are now, for searches that must see the same ones.
+
+        Raises:
+            CodeIndexError: `where` is no condition on these rows; see `index.where`.
+        """
         base, tail = self._segments
-        return Snapshot(base.part(), tail.part())
+        snapshot = Snapshot(base.part(), tail.part())
+        return snapshot if where is None else snapshot.where(where)
 
     def add(
         self,
@@ -255,6 +260,7 @@ class CodeIndex:
         rerank: Rerank | None = None,
         candidates: int | None = None,
         exact: bool = False,
+        where: str | None = None,
     ) -> Matches:
         """The k nearest rows of each query, by Hamming distance, then insertion order.
 
@@ -267,20 +273,22 @@ class CodeIndex:
                 "embedding" by its cosine with their stored embeddings.
             candidates: how many nearest codes are re-ranked; 4 k, at least 100, unless given.
             exact: compare every code, whatever the kind of the index.
+            where: a condition on metadata, such as "price < 20" (grammar: `index.where`). Only
+                rows that fulfil it are searched, and exactly, whatever the kind of the index.
 
         Raises:
             IndexMismatch: a query of another version or width.
-            CodeIndexError: k < 1, or re-ranking without what it needs.
+            CodeIndexError: k < 1, re-ranking without what it needs, or a bad condition.
         """
         if k < 1:
             raise CodeIndexError(f"k is {k}; ask for at least 1 result")
         self._admit(origin)
         check_codes(self._header, query)
-        snapshot = self.snapshot()
+        snapshot = self.snapshot(where)
         if rerank is None:
             found = snapshot.nearest(query, k, approximate=not exact)
             matches = Matches(found.distances, found.rows, None, snapshot)
-            if self.monitor is not None and not exact:
+            if self.monitor is not None and not exact and where is None:
                 self.monitor.offer(query, matches)
             return matches
         unit = check_rerank(self._header, len(query), embedding, rerank)
@@ -288,11 +296,17 @@ class CodeIndex:
         found = snapshot.nearest(query, wanted, approximate=not exact)
         return rescored(snapshot, found, unit, rerank, k)
 
-    def save(self, settings: Settings | None = None, progress: Progress | None = None) -> None:
+    def save(
+        self,
+        settings: Settings | None = None,
+        progress: Progress | None = None,
+        roots: Sequence[str] = (),
+    ) -> None:
         """Write the living rows as a new base, and go on with it.
 
         Searches, additions and deletions continue meanwhile; those that arrive after the start
-        are not in the saved files. `settings` changes the kind of the index.
+        are not in the saved files. `settings` changes the kind of the index; `roots` are further
+        folders that pictures of its rows lie in.
 
         Raises:
             CodeIndexError: another process has saved this index since it was opened, a file of it
@@ -308,6 +322,7 @@ class CodeIndex:
             header = replace(
                 self._header,
                 settings=settings or self._header.settings,
+                roots=tuple(dict.fromkeys((*self._header.roots, *roots))),
                 generation=next_generation(self._folder),
             )
             with self._writing:
@@ -326,21 +341,26 @@ class CodeIndex:
                 self._header = header
 
     def search_embeddings(
-        self, embedding: NDArray[np.floating[Any]], origin: Origin, *, k: int = 10
+        self,
+        embedding: NDArray[np.floating[Any]],
+        origin: Origin,
+        *,
+        k: int = 10,
+        where: str | None = None,
     ) -> Matches:
         """The k rows of highest cosine with each float query [N, D]: the yardstick for codes.
 
-        Reads every stored embedding, 2 D bytes a row.
+        Reads every stored embedding, 2 D bytes a row; with `where`, those of the rows it leaves.
 
         Raises:
             IndexMismatch: a query of another version or width.
-            CodeIndexError: k < 1, or the index stores no embeddings.
+            CodeIndexError: k < 1, the index stores no embeddings, or a bad condition.
         """
         if k < 1:
             raise CodeIndexError(f"k is {k}; ask for at least 1 result")
         self._admit(origin)
         unit = check_rerank(self._header, len(embedding), embedding, "embedding")
-        snapshot = self.snapshot()
+        snapshot = self.snapshot(where)
         found = by_embedding(snapshot, unit, k)
         distances = np.empty(found.rows.shape, dtype=np.int32)
         for query, rows in enumerate(found.rows):
@@ -361,9 +381,16 @@ class CodeIndex:
     def sample(self, count: int) -> list[Stored]:
         """Up to `count` living rows, spread evenly over the index."""
         snapshot = self.snapshot()
-        living = np.flatnonzero(np.concatenate((snapshot.base.alive, snapshot.tail.alive)))
-        places = np.linspace(0, len(living) - 1, min(count, len(living))).astype(int)
-        return [_stored(snapshot, int(row)) for row in living[places]]
+        return [_stored(snapshot, int(row)) for row in _spread(snapshot.rows(), count)]
+
+    def chance(self) -> int | None:
+        """The distance in bits from which on a hit may be chance; None where that is not known.
+
+        The rule is that of `index.chance`, from a sample of the index's own codes.
+        """
+        snapshot = self.snapshot()
+        codes = snapshot.codes(_spread(snapshot.rows(), chance.SAMPLE))
+        return chance.chance_distance(codes, snapshot.living)
 
     def compare_engine(
         self, origin: Origin, ids: Sequence[str], codes: NDArray[np.uint8]
@@ -423,6 +450,11 @@ class CodeIndex:
             EngineWarning,
             stacklevel=3,
         )
+
+
+def _spread(rows: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    places = np.linspace(0, len(rows) - 1, min(count, len(rows))).astype(int)
+    return rows.take(places)
 
 
 def _stored(snapshot: Snapshot, row: int) -> Stored:

@@ -1,7 +1,7 @@
 """What a search returns, and the snapshot it was made from."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -12,10 +12,12 @@ from unified_embedding.index.checksums import REMEDY
 from unified_embedding.index.kernel import NO_ROW, Nearest, exact, one_thread, ordered
 from unified_embedding.index.records import ID, Record
 from unified_embedding.index.segments import Part
+from unified_embedding.index.where import Where
 
 Rerank = Literal["asymmetric", "embedding"]
 
 _BLOCK_ROWS: Final = 16_384
+_CODE_ROWS: Final = 65_536
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,23 @@ class Hit:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Base and tail as one search sees them. Row numbers run through the base, then the tail."""
+    """Base and tail as one search sees them. Row numbers run through the base, then the tail.
+
+    Attributes:
+        base, tail: the segments.
+        chosen: living rows that a condition left, ascending int64 [M]; None without a condition.
+    """
 
     base: Part
     tail: Part
+    chosen: NDArray[np.int64] | None = None
+
+    def where(self, text: str) -> "Snapshot":
+        """Only the rows whose metadata fulfil a condition. Raises CodeIndexError; see `where`."""
+        parts = (self.base, self.tail)
+        masks = Where(text).masks([part.records for part in parts])
+        kept = [part.alive & mask[: len(part)] for part, mask in zip(parts, masks, strict=True)]
+        return replace(self, chosen=np.flatnonzero(np.concatenate(kept)))
 
     @property
     def living(self) -> int:
@@ -50,9 +65,12 @@ class Snapshot:
     def nearest(self, query: NDArray[np.uint8], k: int, approximate: bool = True) -> Nearest:
         """The k nearest living rows of each query [N, B], ties by insertion order.
 
-        With `approximate=False` the base is searched exactly, whatever its kind.
+        With `approximate=False` the base is searched exactly, whatever its kind; so it is under
+        a condition.
         """
         with one_thread():
+            if self.chosen is not None:
+                return self._nearest_chosen(query, k, self.chosen)
             found = _living(self.base, query, k, approximate)
             if len(self.tail):
                 other = _living(self.tail, query, k, approximate)
@@ -63,6 +81,12 @@ class Snapshot:
                 )
                 found = ordered(found, k)
         return found
+
+    def rows(self) -> NDArray[np.int64]:
+        """The rows that may be found, ascending."""
+        if self.chosen is not None:
+            return self.chosen
+        return np.flatnonzero(np.concatenate((self.base.alive, self.tail.alive)))
 
     def record(self, row: int) -> Record:
         """Metadata of a row, id included."""
@@ -79,6 +103,22 @@ class Snapshot:
         if base is None or tail is None:
             raise TypeError("this snapshot holds no embeddings")
         return self._rows(rows, base, tail).astype(np.float32)
+
+    def _nearest_chosen(
+        self, query: NDArray[np.uint8], k: int, chosen: NDArray[np.int64]
+    ) -> Nearest:
+        k = min(k, len(chosen))
+        shape = (len(query), 0)
+        best = Nearest(np.empty(shape, np.int32), np.empty(shape, np.int64))
+        for first in range(0, len(chosen) if k else 0, _CODE_ROWS):
+            rows = chosen[first : first + _CODE_ROWS]
+            found = exact(query, self.codes(rows), min(k, len(rows)))
+            merged = Nearest(
+                np.concatenate((best.distances, found.distances), axis=1),
+                np.concatenate((best.rows, rows[found.rows]), axis=1),
+            )
+            best = ordered(merged, k)
+        return best
 
     def _rows(
         self, rows: NDArray[np.int64], base: NDArray[Any], tail: NDArray[Any]
@@ -157,7 +197,7 @@ class ByEmbedding(NamedTuple):
 
 def by_embedding(snapshot: Snapshot, unit: NDArray[np.float32], k: int) -> ByEmbedding:
     """The k living rows of highest cosine with each query [N, D] of length 1; reads every row."""
-    living = np.flatnonzero(np.concatenate((snapshot.base.alive, snapshot.tail.alive)))
+    living = snapshot.rows()
     best = ByEmbedding(np.empty((len(unit), 0), np.int64), np.empty((len(unit), 0), np.float32))
     for first in range(0, len(living), _BLOCK_ROWS):
         rows = living[first : first + _BLOCK_ROWS]

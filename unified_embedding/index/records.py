@@ -17,7 +17,7 @@ ID: Final = "id"
 
 Record = dict[str, Any]
 
-_SAID: Final = "metadata"
+SAID: Final = "metadata"
 _NO_TEXT: Final = "\ufffd"  # Unicode's replacement character
 
 
@@ -26,6 +26,8 @@ class Table:
 
     def __init__(self, table: pa.Table) -> None:
         self.arrow = table
+        # What a condition had to read value by value, by name and kind; see `where`.
+        self.read: dict[tuple[str, str], pa.ChunkedArray] = {}
 
     def __len__(self) -> int:
         return int(self.arrow.num_rows)
@@ -61,10 +63,10 @@ def facts(record: Mapping[str, Any]) -> dict[str, Any]:
     NUL and lone surrogates as the replacement character U+FFFD, bytes as base64, dates and other
     objects as text.
     """
-    told: dict[str, Any] = plain({k: v for k, v in record.items() if k not in (ID, _SAID)})
-    for name, value in _said(record.get(_SAID)).items():
+    told: dict[str, Any] = plain({k: v for k, v in record.items() if k not in (ID, SAID)})
+    for name, value in _said(record.get(SAID)).items():
         while name in told:
-            name = f"{_SAID}.{name}"
+            name = f"{SAID}.{name}"
         told[name] = value
     return told
 
@@ -101,8 +103,8 @@ def _said(value: Any) -> dict[str, Any]:
     if isinstance(value, str):
         with contextlib.suppress(ValueError, RecursionError):
             read = plain(json.loads(value))
-            return read if isinstance(read, dict) else {_SAID: read}
-    return {_SAID: plain(value)}
+            return read if isinstance(read, dict) else {SAID: read}
+    return {SAID: plain(value)}
 
 
 def _text(text: str) -> str:

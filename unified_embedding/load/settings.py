@@ -81,7 +81,7 @@ _OPTIONS: Final[tuple[tuple[str, Any, str, str], ...]] = (
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
 def add_options(parser: LocustArgumentParser) -> None:
     """Add our options to Locust's command line and web page, which listens on loopback."""
-    parser.set_defaults(web_host="127.0.0.1")
+    parser.set_defaults(web_host="127.0.0.1")  # Locust's own default is every interface.
     group = parser.add_argument_group("Unified embedder")
     for name, default, variable, help_text in _OPTIONS:
         group.add_argument(

@@ -134,9 +134,10 @@ def page(record: Mapping[str, Any]) -> str:
     """The report as one HTML page that needs nothing else."""
     sections = [
         f"<h1>Load test, {escape(record['load'])}</h1>",
-        f"<p>{escape(record['meaning'])}</p>",
+        _summary(record),
         _table("Requests", _request_rows(record)),
         _table("Latency, ms", _tail_rows(record), header=_TAIL_HEADER),
+        f"<p>{escape(record['meaning'])}</p>",
         *_plots(record),
     ]
     server = record.get("server")
@@ -154,6 +155,55 @@ def page(record: Mapping[str, Any]) -> str:
         text = json.dumps(record[name], indent=2)
         sections.append(f"<details><summary>{name}</summary><pre>{escape(text)}</pre></details>")
     return _PAGE.format(title=escape(f"Load test, {record['load']}"), body="\n".join(sections))
+
+
+def verdict(record: Mapping[str, Any]) -> tuple[bool, str]:
+    """Whether the run is good, and why, in a line."""
+    lost = record["failed"] + record["dropped"]
+    slo = record.get("slo")
+    told = []
+    if not record["completed"]:
+        told.append("no request was answered")
+    elif lost:
+        told.append(f"{lost:,} of {record['offered']:,} requests failed or were dropped")
+    else:
+        told.append(f"all {record['completed']:,} requests were answered")
+    if slo:
+        held = "held" if slo["held"] else "NOT held"
+        told.append(f"the SLO of 99 % within {slo['p99_ms']:g} ms was {held}")
+    good = bool(record["completed"]) and not lost and (not slo or slo["held"])
+    return good, "; ".join(told)
+
+
+def _summary(record: Mapping[str, Any]) -> str:
+    """What was measured, on what, by whom, and how it ended: the first thing that is read."""
+    settings, provenance = record["settings"], record["provenance"]
+    server, machine = provenance.get("server") or {}, provenance.get("machine") or {}
+    load = ", ".join(
+        f"{settings[key]} {word}"
+        for key, word in (("users", "users"), ("rate", "requests/s due"))
+        if settings.get(key) and (key != "rate" or record["load"] == OPEN_LOOP)
+    )
+    good, sentence = verdict(record)
+    rows = (
+        ("server", settings.get("host")),
+        ("engine", server.get("engine")),
+        ("embedder", server.get("version")),
+        ("load", load),
+        (
+            "rate",
+            f"{record['completed_per_s']:.1f} requests/s, {record['images_per_s']:.1f} images/s",
+        ),
+        (
+            "latency",
+            f"p50 {record['latency_ms']['p50']:.1f} ms, p99 {record['latency_ms']['p99']:.1f} ms",
+        ),
+        ("client's machine", f"{machine['cores']} cores, {machine['cpu']}" if machine else ""),
+        ("date", provenance.get("date")),
+    )
+    lines = [f"<dt>{name}</dt><dd>{escape(str(value))}</dd>" for name, value in rows if value]
+    kind = "good" if good else "bad"
+    return f'<p class="{kind}">{escape(sentence)}</p>\n<dl>{"".join(lines)}</dl>'
 
 
 def _request_rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -245,19 +295,36 @@ def _table(title: str, rows: Sequence[Sequence[str]], header: Sequence[str] = ()
     for row in rows:
         cells = "".join(f"<td>{escape(cell)}</td>" for cell in row)
         lines.append(f"<tr>{cells}</tr>")
-    return f"<h2>{escape(title)}</h2>\n<table>\n" + "\n".join(lines) + "\n</table>"
+    body = "\n".join(lines)
+    return f'<h2>{escape(title)}</h2>\n<div class="wide"><table>\n{body}\n</table></div>'
 
 
 _PAGE: Final = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
 <title>{title}</title>
 <style>
-body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }}
+:root {{ --paper: #fff; --ink: #1b1d21; --soft: #5e636b; --line: #ddd;
+  --good: #17703c; --bad: #b3261e }}
+@media (prefers-color-scheme: dark) {{
+:root {{ --paper: #131417; --ink: #eceef1; --soft: #a0a6b0; --line: #34373d;
+  --good: #5fcf8e; --bad: #ff8d85 }}
+}}
+body {{ font: 15px/1.5 sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em;
+  background: var(--paper); color: var(--ink); overflow-wrap: anywhere }}
+.good, .bad {{ font-size: 1.2em; font-weight: bold; border-left: 5px solid; padding-left: .7em }}
+.good {{ color: var(--good) }}
+.bad {{ color: var(--bad) }}
+dl {{ display: grid; grid-template-columns: auto 1fr; gap: .2em 1em }}
+dt {{ color: var(--soft) }}
+dd {{ margin: 0 }}
+.wide {{ overflow-x: auto; overflow-wrap: normal }}
 table {{ border-collapse: collapse }}
-td, th {{ border-bottom: 1px solid #ddd; padding: .2em .8em .2em 0; text-align: left }}
+td, th {{ border-bottom: 1px solid var(--line); padding: .2em .8em .2em 0; text-align: left }}
 svg {{ max-width: 100%; display: block; margin: 1em 0 }}
-pre {{ background: #f6f6f6; padding: 1em; overflow: auto }}
+pre {{ border: 1px solid var(--line); padding: 1em; overflow: auto }}
 </style>
 {body}
 </html>

@@ -2,11 +2,12 @@
 
     GET  /                    the page, and /app.js, /style.css
     GET  /api/status          what server and index hold, and the limits
-    POST /api/search          a photo as body; crop=x0,y0,x1,y1, k, compare=1
-    GET  /api/like?id=...     search from a row of the index; k, compare=1
+    POST /api/search          a photo as body; crop=x0,y0,x1,y1, k, compare=1, where=condition
+    GET  /api/like?id=...     search from a row of the index, itself left out; k, compare=1, where
     GET  /api/picture?id=...  a row's picture, small
     GET  /api/examples        rows to begin with
 
+Rows of equal code are one hit, with the others as its `same`: k counts different codes.
 Errors are JSON {"error": sentence} with a fitting status. None names a folder or repeats more
 than 80 characters of what was sent.
 """
@@ -15,7 +16,7 @@ import contextlib
 import io
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +41,7 @@ from unified_embedding.client import (
 )
 from unified_embedding.errors import (
     ClientError,
+    CodeIndexError,
     DeadlineExceeded,
     ImageError,
     IndexMismatch,
@@ -63,6 +65,9 @@ THUMBNAILS_KEPT: Final = 1000
 EXAMPLES: Final = 8
 # Reading every stored embedding of more rows than this would take longer than anybody waits.
 FLOAT_ROWS: Final = 200_000
+# Rows looked through for k different codes, and those of an equal code that are shown with one.
+MOST_ROWS: Final = 1000
+SAME: Final = 24
 FACTS: Final = ("category", "creator", "license")
 SECURITY: Final = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; base-uri 'none'; "
@@ -73,6 +78,37 @@ SECURITY: Final = {
 }
 
 Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What is searched for, and how.
+
+    Attributes:
+        code: uint8 [1, D / 8].
+        embedding: float32 [1, D], or None.
+        origin: who computed them.
+        k: different codes to find.
+        compare: whether by float and re-ranked too.
+        where: a condition on metadata, or None.
+        own: id of the row that it is, which is no result; None for a photo.
+    """
+
+    code: NDArray[np.uint8]
+    embedding: NDArray[np.float32] | None
+    origin: Origin
+    k: int
+    compare: bool
+    where: str | None
+    own: str | None = None
+
+
+@dataclass
+class Group:
+    """Hits of one code, best first."""
+
+    code: bytes
+    hits: list[Hit]
 
 
 @dataclass(frozen=True)
@@ -158,6 +194,8 @@ class Page:
         self.client = AsyncEmbedderClient(
             url, timeout=TIMEOUT, retry=Retry(attempts=1), **connection.options()
         )
+        self.chance = index.chance()
+        self.names = sorted({name for row in index.sample(1) for name in facts(row.metadata)})
         self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
         self._compared: set[str] = set()
 
@@ -179,6 +217,7 @@ class Page:
             "version": header.origin.version,
             "engine": header.origin.engine,
             "embeddings": header.embeddings,
+            "names": self.names,
         }
         if self.index.monitor is not None:
             recall = self.index.monitor.recall()
@@ -189,7 +228,7 @@ class Page:
 
     async def search(self, request: Request) -> Response:
         """Embed the photo in the body and search with it."""
-        k, compare = _options(request)
+        k, compare, where = _options(request)
         crop = _crop(request.query_params.get("crop", ""))
         began = time.perf_counter()
         data = await _body(request, self.patience)
@@ -206,19 +245,21 @@ class Page:
             raise EmbeddingProblem(502, "The embedding server left out an output.")
         origin = answer.origin
         note = await self._engine_note(origin)
-        columns, searched = await self._columns(answer.code, answer.embedding, origin, k, compare)
+        query = Query(answer.code, answer.embedding, origin, k, compare, where)
+        columns, searched = await self._columns(query)
         times = _server_times(before, after, 1e3 * (answered - asked))
         times = {"upload": 1e3 * (uploaded - began), **times, "search": searched}
-        return _json(_answer(answer.code[0], columns, times, note))
+        return _json(self._answer(answer.code[0], columns, times, note))
 
     async def like(self, request: Request) -> Response:
         """Search from a row of the index, without the server."""
-        k, compare = _options(request)
+        k, compare, where = _options(request)
         row = self._row(request)
         embedding = None if row.embedding is None else row.embedding[None]
         origin = self.index.header.origin
-        columns, searched = await self._columns(row.code[None], embedding, origin, k, compare)
-        answer = _answer(row.code, columns, {"search": searched}, "")
+        query = Query(row.code[None], embedding, origin, k, compare, where, row.id)
+        columns, searched = await self._columns(query)
+        answer = self._answer(row.code, columns, {"search": searched}, "")
         said = facts(row.metadata)
         answer["query"] |= {"id": row.id, "title": title(row.id, said)}
         return _json(answer)
@@ -264,34 +305,33 @@ class Page:
         image.save(file, "WEBP", quality=82)
         return file.getvalue()
 
-    async def _columns(
-        self,
-        code: NDArray[np.uint8],
-        embedding: NDArray[np.float32] | None,
-        origin: Origin,
-        k: int,
-        compare: bool,
-    ) -> tuple[list[Json], float]:
+    async def _columns(self, query: Query) -> tuple[list[Json], float]:
         """The result columns, and the milliseconds of the search by code."""
 
         def work() -> tuple[list[Json], float]:
+            try:
+                self.index.snapshot(query.where)
+            except CodeIndexError as error:
+                raise EmbeddingProblem(400, f"{error}.") from error
             began = time.perf_counter()
-            matches = self.index.search(code, origin, k=k)
-            hits = matches.hits(0)
+            groups = self._groups(query, lambda k: self._by_code(query, k))
             took = 1e3 * (time.perf_counter() - began)
-            columns = [self._column("code", matches, hits)]
-            if compare:
-                columns = [self._float(embedding, origin, k), *columns]
-                columns.append(self._reranked(code, embedding, origin, k))
+            columns = [self._column("code", groups)]
+            if query.compare:
+                columns = [self._float(query), *columns, self._reranked(query)]
             return columns, took
 
         try:
             return await anyio.to_thread.run_sync(work)
         except IndexMismatch as error:
-            sentence = _other_version(origin.version, self.index.header.origin.version)
+            sentence = _other_version(query.origin.version, self.index.header.origin.version)
             raise EmbeddingProblem(409, sentence) from error
 
-    def _float(self, embedding: NDArray[np.float32] | None, origin: Origin, k: int) -> Json:
+    def _by_code(self, query: Query, k: int) -> Matches:
+        return self.index.search(query.code, query.origin, k=k, where=query.where)
+
+    def _float(self, query: Query) -> Json:
+        embedding = query.embedding
         if not self.index.header.embeddings or embedding is None:
             return {
                 "order": "float",
@@ -303,37 +343,81 @@ class Page:
                 "order": "float",
                 "missing": f"Comparing {len(self.index):,} embeddings would take too long.",
             }
-        matches = self.index.search_embeddings(embedding, origin, k=k)
-        return self._column("float", matches, matches.hits(0))
+        groups = self._groups(
+            query,
+            lambda k: self.index.search_embeddings(embedding, query.origin, k=k, where=query.where),
+        )
+        return self._column("float", groups)
 
-    def _reranked(
-        self, code: NDArray[np.uint8], embedding: NDArray[np.float32] | None, origin: Origin, k: int
-    ) -> Json:
-        if embedding is None:
+    def _reranked(self, query: Query) -> Json:
+        if query.embedding is None:
             return {
                 "order": "reranked",
                 "missing": "Re-ranking needs the query's embedding, and this index stores none.",
             }
-        matches = self.index.search(code, origin, k=k, embedding=embedding, rerank="asymmetric")
-        return self._column("reranked", matches, matches.hits(0))
+        groups = self._groups(
+            query,
+            lambda k: self.index.search(
+                query.code,
+                query.origin,
+                k=k,
+                embedding=query.embedding,
+                rerank="asymmetric",
+                where=query.where,
+            ),
+        )
+        return self._column("reranked", groups)
 
-    def _column(self, order: str, matches: Matches, hits: list[Hit]) -> Json:
-        codes = matches.snapshot.codes(matches.rows[0][matches.rows[0] >= 0])
-        listed = []
-        for hit, code in zip(hits, codes, strict=True):
-            said = facts(hit.metadata)
-            listed.append(
-                {
-                    "id": hit.id,
-                    "title": title(hit.id, said),
-                    "distance": hit.distance,
-                    "score": hit.score,
-                    "code": code.tobytes().hex(),
-                    "picture": self.pictures.path(hit.metadata) is not None,
-                    "facts": {name: said[name] for name in FACTS if name in said},
-                }
-            )
-        return {"order": order, "hits": listed}
+    def _groups(self, query: Query, find: Callable[[int], Matches]) -> list[Group]:
+        """The k nearest different codes among the first `MOST_ROWS` hits, the row itself left out.
+
+        Asks for more hits until the k-th code cannot have further rows among those not seen.
+        """
+        wanted = query.k + 1
+        while True:
+            matches = find(wanted)
+            hits = matches.hits(0)
+            codes = matches.snapshot.codes(matches.rows[0][matches.rows[0] >= 0])
+            found: dict[bytes, Group] = {}
+            for hit, code in zip(hits, codes, strict=True):
+                if hit.id != query.own:
+                    key = code.tobytes()
+                    found.setdefault(key, Group(key, [])).hits.append(hit)
+            groups = list(found.values())[: query.k]
+            whole = len(groups) == query.k and _rank(groups[-1].hits[0]) != _rank(hits[-1])
+            if whole or len(hits) < wanted or wanted == MOST_ROWS:
+                return groups
+            wanted = min(MOST_ROWS, 4 * wanted)
+
+    def _column(self, order: str, groups: list[Group]) -> Json:
+        hits = []
+        for group in groups:
+            first, *same = (self._hit(hit, group.code) for hit in group.hits[: SAME + 1])
+            hits.append({**first, "same": same, "same_count": len(group.hits) - 1})
+        return {"order": order, "hits": hits}
+
+    def _hit(self, hit: Hit, code: bytes) -> Json:
+        said = facts(hit.metadata)
+        return {
+            "id": hit.id,
+            "title": title(hit.id, said),
+            "distance": hit.distance,
+            "score": hit.score,
+            "code": code.hex(),
+            "picture": self.pictures.path(hit.metadata) is not None,
+            "facts": {name: said[name] for name in FACTS if name in said},
+        }
+
+    def _answer(
+        self, code: NDArray[np.uint8], columns: list[Json], times: dict[str, float], note: str
+    ) -> Json:
+        return {
+            "query": {"code": code.tobytes().hex()},
+            "columns": columns,
+            "chance": self.chance,
+            "times": {name: round(value, 3) for name, value in times.items()},
+            "note": note,
+        }
 
     async def _engine_note(self, origin: Origin) -> str:
         """What to tell when the server runs another engine than the index was made with."""
@@ -443,12 +527,17 @@ def _number(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
 
 
-def _options(request: Request) -> tuple[int, bool]:
+def _rank(hit: Hit) -> float:
+    return hit.distance if hit.score is None else hit.score
+
+
+def _options(request: Request) -> tuple[int, bool, str | None]:
     text = request.query_params.get("k", "12")
     k = _number(text)
     if k is None or not 1 <= k <= MAX_K:
         raise EmbeddingProblem(400, f"k must be a number from 1 to {MAX_K}, not {shown(text)}.")
-    return k, request.query_params.get("compare", "") == "1"
+    where = request.query_params.get("where", "").strip() or None
+    return k, request.query_params.get("compare", "") == "1", where
 
 
 def _crop(text: str) -> Box | None:
@@ -478,17 +567,6 @@ def _mean_ms(
 ) -> float:
     stage = after.get(model, StageStatistics()) - before.get(model, StageStatistics())
     return stage.total_ns / stage.requests / 1e6 if stage.requests else 0.0
-
-
-def _answer(
-    code: NDArray[np.uint8], columns: list[Json], times: dict[str, float], note: str
-) -> Json:
-    return {
-        "query": {"code": code.tobytes().hex()},
-        "columns": columns,
-        "times": {name: round(value, 3) for name, value in times.items()},
-        "note": note,
-    }
 
 
 def _other_version(server: str, index: str) -> str:

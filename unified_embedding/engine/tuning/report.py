@@ -130,15 +130,15 @@ def write(record: dict[str, Any], seen: Sequence[Seen], out: Path) -> None:
 
 def plot(seen: Sequence[Seen]) -> str:
     """Single caller's wait over throughput, one dot a setting, the front as a line."""
-    best = front(seen)
-    dots = [
-        Series("installed" if number == 0 else str(number + 1), [(one.throughput, one.p50)])
-        for number, one in enumerate(seen)
-    ]
-    line = Series("Pareto front", [(one.throughput, one.p50) for one in best], dashed=True)
+    places = [(one.throughput, one.p50) for one in seen]
+    numbers = [str(number) for number in range(2, len(seen) + 1)]
     return line_chart(
-        "Settings, relative to what is installed (rows of tune.md)",
+        "Settings, relative to what is installed",
         Axis(f"images/s of {CALLERS} callers", from_zero=False),
         Axis("p50 of one caller", from_zero=False),
-        [line, *dots],
+        [
+            Series("Pareto front", [(one.throughput, one.p50) for one in front(seen)], dashed=True),
+            Series("installed", places[:1], labels=["1"]),
+            Series("row of tune.md", places[1:], labels=numbers),
+        ],
     )

@@ -22,7 +22,10 @@ const state = {
   code: null, // the query's code in hex
   retry: null,
   running: null, // AbortController of the search under way
+  chance: null, // bits from which on a hit may be chance, or null
+  place: null, // where the focus goes when results arrive: an id, "first" or null
 };
+const photos = []; // those of this visit, by their numbers in the history
 
 /* Server and index */
 
@@ -41,16 +44,22 @@ async function call(path, options) {
   } catch {
     throw new Error(`The page's server answered with an error (${response.status}).`);
   }
-  if (!response.ok) throw new Error(answer.error);
+  if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status });
   return answer;
 }
 
+let statusTimer = 0;
 async function refreshStatus() {
-  let up = false;
+  clearTimeout(statusTimer);
+  statusTimer = setTimeout(refreshStatus, 5000);
+  if (document.hidden) return;
   try {
     const { server, index, limits } = await call("/api/status");
     state.limits = limits;
-    up = server.up;
+    $("filter").hidden = !index.names.length;
+    $("where").title = `Names: ${index.names.join(", ")}`;
+    const name = index.names.find((one) => one !== "source") || index.names[0];
+    $("where").placeholder = `${name} == 'text'`;
     const rows = `${index.rows.toLocaleString("en")} pictures`;
     const recall = index.recall && index.recall.queries
       ? ` · recall ${(100 * index.recall.mean).toFixed(1)} %` : "";
@@ -62,8 +71,8 @@ async function refreshStatus() {
     showStatus("down", "Page server is down");
     $("status").title = error.message;
   }
-  setTimeout(refreshStatus, up ? 30000 : 4000);
 }
+document.addEventListener("visibilitychange", refreshStatus);
 
 function showStatus(kind, text) {
   $("status").className = `status ${kind}`;
@@ -100,36 +109,92 @@ $("alert-retry").addEventListener("click", () => {
 
 function take(file) {
   if (!file) return;
-  // Without a type the browser does not know it; the server looks into the file.
-  if (file.type && !file.type.startsWith("image/")) {
-    complain(`${file.name || "This"} is not a photo. Use a JPEG, PNG, WebP, GIF, BMP or TIFF.`);
-    return;
-  }
+  settle();
   if (state.limits && file.size > state.limits.bytes) {
+    empty();
     const megabytes = (size) => `${(size / 1e6).toFixed(1)} MB`;
     complain(`This photo has ${megabytes(file.size)}; the limit is ${megabytes(state.limits.bytes)}.`);
     return;
   }
-  settle();
-  if (location.hash) history.pushState(null, "", location.pathname);
-  state.blob = file;
-  state.like = null;
-  setCrop(null);
-  showPhoto(URL.createObjectURL(file), "Your photo", true);
-  search();
+  photos.push(file);
+  go({ photo: photos.length - 1 }, location.pathname);
 }
 
 function showPhoto(url, text, croppable) {
+  leavePhoto();
   const photo = $("photo");
-  if (photo.src.startsWith("blob:")) URL.revokeObjectURL(photo.src);
   photo.src = url;
   photo.alt = text;
   $("stage").classList.remove("empty");
   $("invite").hidden = true;
   $("photo-frame").hidden = false;
   $("photo-frame").classList.toggle("still", !croppable);
+  $("photo-frame").classList.remove("unseen");
   $("tools").hidden = false;
   $("crop").hidden = $("tools-hint").hidden = !croppable;
+}
+
+function leavePhoto() {
+  if ($("photo").src.startsWith("blob:")) URL.revokeObjectURL($("photo").src);
+}
+
+// The server reads formats that a browser may not show, such as HEIC.
+$("photo").addEventListener("error", () => {
+  $("photo-frame").classList.add("still", "unseen");
+  $("crop").hidden = $("tools-hint").hidden = true;
+});
+
+function empty() {
+  state.running?.abort();
+  state.blob = state.like = null;
+  setCrop(null);
+  leavePhoto();
+  $("photo").removeAttribute("src");
+  $("stage").classList.add("empty");
+  $("invite").hidden = false;
+  $("photo-frame").hidden = $("tools").hidden = true;
+  clear("Find what looks alike");
+  $("examples").hidden = !$("example-grid").childElementCount;
+}
+
+/* History: an entry is a photo with its crop, a row of the index (in the address), or the start */
+
+function go(entry, url) {
+  history.pushState(entry, "", url);
+  restore();
+}
+
+function restore() {
+  const entry = history.state || {};
+  const like = location.hash.match(/^#like=(.*)$/);
+  state.like = like ? decoded(like[1]) : null;
+  state.blob = like ? null : photos[entry.photo] || null;
+  setCrop((state.blob && entry.crop) || null);
+  if (state.like) showPhoto(`/api/picture?id=${encodeURIComponent(state.like)}`, state.like, false);
+  else if (state.blob) showPhoto(URL.createObjectURL(state.blob), state.blob.name || "Your photo", true);
+  else return empty();
+  search();
+}
+
+function decoded(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text;
+  }
+}
+
+addEventListener("popstate", () => {
+  state.place = history.state?.chosen || null;
+  restore();
+});
+
+function searchFrom(id, event) {
+  // Whoever comes back finds the card that was chosen; a key press counts no clicks.
+  history.replaceState({ ...history.state, chosen: id }, "");
+  state.place = event.detail === 0 ? "first" : null;
+  go(null, `#like=${encodeURIComponent(id)}`);
+  scrollTo({ top: 0 });
 }
 
 $("choose").addEventListener("click", () => $("file").click());
@@ -268,10 +333,12 @@ async function search() {
   const began = performance.now();
   try {
     let answer;
+    if ($("where").value.trim()) query.set("where", $("where").value);
     if (state.like) {
       query.set("id", state.like);
       answer = await call(`/api/like?${query}`, { signal: running.signal });
     } else {
+      history.replaceState({ ...history.state, crop: state.crop }, "");
       if (state.crop) query.set("crop", state.crop.map((value) => value.toFixed(4)).join(","));
       answer = await call(`/api/search?${query}`, {
         method: "POST",
@@ -284,9 +351,12 @@ async function search() {
     show(answer, performance.now() - began);
   } catch (error) {
     if (error.name === "AbortError") return;
-    complain(error.message, search);
-    // Results of an earlier photo under a new one would be wrong.
-    clear();
+    const refused = [413, 415, 422].includes(error.status);
+    complain(error.message, refused || error.status === 400 ? null : search);
+    // Results of an earlier photo under a new one would be wrong, and so would the photo.
+    if (refused) empty();
+    else clear("No results");
+    if (!error.status || error.status > 500) refreshStatus();
   } finally {
     if (state.running === running) {
       $("columns").classList.remove("busy");
@@ -295,29 +365,17 @@ async function search() {
   }
 }
 
-function clear() {
+function clear(heading) {
   $("columns").replaceChildren();
   $("anatomy").hidden = true;
   $("said").textContent = "";
-  $("heading").textContent = "No results";
+  $("heading").textContent = heading;
   $("note").hidden = true;
 }
 
 $("compare").addEventListener("change", search);
-
-function start() {
-  const match = location.hash.match(/^#like=(.*)$/);
-  if (!match) {
-    if (state.like) location.reload();
-    return;
-  }
-  state.like = decodeURIComponent(match[1]);
-  state.blob = null;
-  setCrop(null);
-  showPhoto(`/api/picture?id=${encodeURIComponent(state.like)}`, state.like, false);
-  search();
-}
-addEventListener("hashchange", start);
+$("where").addEventListener("change", search);
+$("filter").addEventListener("submit", (event) => event.preventDefault());
 
 /* Results */
 
@@ -330,15 +388,18 @@ function element(tag, className, text) {
 
 function show(answer, milliseconds) {
   state.code = answer.query.code;
+  state.chance = answer.chance;
   $("examples").hidden = true;
   const bits = answer.query.code.length * 4;
   const several = answer.columns.length > 1;
   const first = answer.columns.find((column) => column.order === "code");
   $("heading").textContent = state.like ? `Like ${answer.query.title}`
     : state.crop ? "Like this part of your photo" : "Like your photo";
-  const count = first.hits.length;
-  $("said").textContent = `${count} ${count === 1 ? "result" : "results"} in ${milliseconds.toFixed(0)} ms. `
-    + "Choose one to search from it.";
+  const count = first.hits.filter(nearerThanChance).length;
+  const nearer = state.chance ? " nearer than chance" : "";
+  const among = $("where").value.trim() ? ` where ${$("where").value.trim()}` : "";
+  $("said").textContent = `${count || "No"} ${count === 1 ? "result" : "results"}${nearer}${among}, `
+    + `in ${milliseconds.toFixed(0)} ms.${count ? " Choose one to search from it." : ""}`;
   $("note").textContent = answer.note;
   $("note").hidden = !answer.note;
   $("columns").className = several ? "columns several" : "columns";
@@ -347,6 +408,17 @@ function show(answer, milliseconds) {
   $("code-size").textContent = `${bits.toLocaleString("en")} bits, ${bits / 8} bytes`;
   drawRaster(null);
   drawTimes(answer.times, milliseconds);
+  if (state.place) takeFocus(state.place);
+  state.place = null;
+}
+
+const nearerThanChance = (hit) => !state.chance || hit.distance < state.chance;
+
+function takeFocus(place) {
+  const cards = [...$("columns").querySelectorAll(".card")];
+  const card = place === "first" ? cards[0] : cards.find((one) => one.dataset.id === place);
+  card?.closest("details")?.setAttribute("open", "");
+  card?.focus({ preventScroll: place === "first" });
 }
 
 function drawColumn(column, bits, several) {
@@ -362,20 +434,48 @@ function drawColumn(column, bits, several) {
     section.append(element("p", "missing", column.missing));
     return section;
   }
-  const grid = element("div", "grid");
-  grid.append(...column.hits.map((hit, place) => drawCard(hit, place, bits, column.order)));
-  section.append(grid);
+  const cards = (hits) => {
+    const grid = element("div", "grid");
+    grid.append(...hits.flatMap((hit) => drawCell(hit, 1 + column.hits.indexOf(hit), bits, column.order)));
+    return grid;
+  };
+  const far = several ? [] : column.hits.filter((hit) => !nearerThanChance(hit));
+  section.append(cards(column.hits.filter((hit) => !far.includes(hit))));
+  if (far.length) {
+    const rest = element("details", "far");
+    const [bound, whole] = [state.chance, bits].map((count) => count.toLocaleString("en"));
+    rest.append(element("summary", "", `${far.length} no nearer than chance: ${bound} of ${whole} bits or more differ`), cards(far));
+    rest.open = far.length === column.hits.length;
+    section.append(rest);
+  }
   return section;
 }
 
+/* A hit, and under it those of the same code, which would tell nothing more in cards of their own. */
+function drawCell(hit, rank, bits, order) {
+  const card = drawCard(hit, rank, bits, order);
+  if (!hit.same_count) return [card];
+  const cell = element("div", "cell");
+  const more = element("button", "plain", `${hit.same_count} more with this code`);
+  more.type = "button";
+  more.addEventListener("click", () => {
+    const same = hit.same.map((one) => drawCard(one, rank, bits, order));
+    more.remove();
+    cell.after(...same);
+    same[0].focus();
+  });
+  cell.append(card, more);
+  return [cell];
+}
+
 function drawCard(hit, place, bits, order) {
-  const card = element("button", "card");
+  const card = element("button", nearerThanChance(hit) ? "card" : "card chance");
   card.type = "button";
   card.dataset.id = hit.id;
   const tile = element("span", "tile");
   const picture = element("img");
   const blank = () => tile.replaceChildren(element("span", "blank", hit.title), rank);
-  const rank = element("span", "rank", String(place + 1));
+  const rank = element("span", "rank", String(place));
   picture.alt = "";
   picture.loading = "lazy";
   picture.decoding = "async";
@@ -385,21 +485,25 @@ function drawCard(hit, place, bits, order) {
   else blank();
   const byCode = order === "code";
   const measure = element("span", "measure");
-  const text = byCode ? `${hit.distance} bits` : hit.score.toFixed(3);
+  const text = !byCode ? hit.score.toFixed(3)
+    : hit.distance ? `${hit.distance} ${hit.distance === 1 ? "bit differs" : "bits differ"}` : "same code";
   const meter = element("span", "meter");
   const fill = element("i");
-  const share = byCode ? 1 - (2 * hit.distance) / bits : hit.score;
-  fill.style.width = `${100 * clamp(share, 0, 1)}%`;
+  const percent = (distance) => `${100 * clamp(1 - (2 * distance) / bits, 0, 1)}%`;
+  fill.style.width = byCode ? percent(hit.distance) : `${100 * clamp(hit.score, 0, 1)}%`;
   meter.append(fill);
+  if (byCode && state.chance) {
+    const mark = element("b");
+    mark.style.left = percent(state.chance);
+    meter.append(mark);
+    meter.title = `The mark is where chance begins, at ${state.chance} bits.`;
+  }
   measure.append(element("span", "", text), meter);
   card.append(tile, element("span", "name", hit.title), measure);
   const said = Object.values(hit.facts || {}).join(" · ");
   card.title = said ? `${hit.title} · ${said}` : hit.title;
-  card.setAttribute("aria-label", `${place + 1}. ${hit.title}, ${byCode ? text + " differ" : "cosine " + text}`);
-  card.addEventListener("click", () => {
-    location.hash = `like=${encodeURIComponent(hit.id)}`;
-    scrollTo({ top: 0 });
-  });
+  card.setAttribute("aria-label", `${place}. ${hit.title}, ${byCode ? text : "cosine " + text}${nearerThanChance(hit) ? "" : ", no nearer than chance"}`);
+  card.addEventListener("click", (event) => searchFrom(hit.id, event));
   card.addEventListener("pointerenter", () => drawRaster(hit));
   card.addEventListener("focus", () => drawRaster(hit));
   card.addEventListener("pointerleave", () => drawRaster(null));
@@ -411,7 +515,7 @@ $("columns").addEventListener("keydown", (event) => {
   const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
   if (!step || !event.target.matches(".card")) return;
   event.preventDefault();
-  const cards = [...$("columns").querySelectorAll(".card")];
+  const cards = [...$("columns").querySelectorAll(".card")].filter((card) => card.checkVisibility());
   cards[clamp(cards.indexOf(event.target) + step, 0, cards.length - 1)].focus();
 });
 
@@ -480,7 +584,7 @@ async function offerExamples() {
       picture.src = `/api/picture?id=${encodeURIComponent(one.id)}`;
       tile.append(picture);
       card.append(tile, element("span", "name", one.title));
-      card.addEventListener("click", () => { location.hash = `like=${encodeURIComponent(one.id)}`; });
+      card.addEventListener("click", (event) => searchFrom(one.id, event));
       return card;
     });
     $("example-grid").replaceChildren(...cards);
@@ -492,4 +596,4 @@ async function offerExamples() {
 
 refreshStatus();
 offerExamples();
-start();
+restore();
