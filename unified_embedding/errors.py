@@ -12,6 +12,7 @@ EmbeddingError
 ├── PicturesError        no pictures for a measurement (measure/pictures.py)
 ├── InputError           the arguments of a back-fill name no picture (corpus/sources/item.py)
 ├── StoreError           a place for a corpus cannot be used (corpus/places.py)
+├── ExecutorError        workers of a back-fill broke down (corpus/executors.py)
 ├── DamagedError         inside the sources: a file cannot be read (corpus/sources/tars.py)
 ├── DamagedRows          inside them: rows of a Parquet file cannot (corpus/sources/column.py)
 ├── SetupError           Triton cannot be started here (tritonserver.py)
