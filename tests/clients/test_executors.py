@@ -159,6 +159,14 @@ def test_ray_is_needed_for_a_cluster_only(command: list[str]) -> None:
     assert code == 0, told
 
 
+@pytest.mark.parametrize("program", ["backfill", "embed"])
+def test_a_program_is_ready_without_the_slow_imports(program: str) -> None:
+    slow = {"ray", "pyarrow.dataset", "pandas", "torch", "faiss", "scipy"}
+    code = f"import sys, unified_embedding.cli.{program}; print(sorted({slow} & set(sys.modules)))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "[]\n"
+
+
 def test_a_lost_ray_is_told_and_the_same_command_continues(
     command: list[str], tmp_path: Path
 ) -> None:

@@ -308,9 +308,7 @@ class Corpus:
         """What `keep` stored of a shard, by id; nothing when that is missing or damaged."""
         name = _name("partial", shard)
         try:
-            data = pa.BufferReader(self.store.read(name))
-            table = pq.ParquetFile(data, page_checksum_verification=True).read()
-            return dict(map(self._answer, table.to_pylist()))
+            return dict(map(self._answer, _read(self.store.read(name)).to_pylist()))
         except (OSError, pa.ArrowException, ValueError, TypeError, KeyError):
             return {}
 
@@ -396,11 +394,11 @@ class Corpus:
 
     def table(self, entry: Entry) -> pa.Table:
         """A finished shard's good pictures. Raises CorpusError when it is damaged."""
-        return pq.read_table(pa.BufferReader(self._verified("shards", entry)))
+        return _read(self._verified("shards", entry))
 
     def bad(self, entry: Entry) -> pa.Table:
         """A finished shard's bad pictures: id, source, reason. Raises CorpusError."""
-        return pq.read_table(pa.BufferReader(self._verified("bad", entry)))
+        return _read(self._verified("bad", entry))
 
     def tables(self, entries: Iterable[Entry]) -> Iterator[pa.Table]:
         """The good pictures of all `entries`, shard by shard. Raises CorpusError."""
@@ -514,6 +512,11 @@ def _parquet(table: pa.Table, checked: bool = False) -> bytes:
     }
     pq.write_table(table, sink, compression=compression, write_page_checksum=checked)
     return sink.getvalue()
+
+
+def _read(data: bytes) -> pa.Table:
+    # Not by `pq.read_table`, which imports pyarrow's data sets first.
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
 
 
 def _leaf(field: pa.Field) -> str:

@@ -113,7 +113,7 @@ def _identity(item: Item) -> str:
     return f"{_real(folder)}/{name}"
 
 
-def local_matches(argument: str) -> list[str]:
+def _local_matches(argument: str) -> list[str]:
     """The files and folders of this machine that a path or a glob pattern names, each once.
 
     Raises:
@@ -155,7 +155,7 @@ def _globbed(pattern: str) -> list[str]:
 def _matches(argument: str) -> Iterator[tuple[str, str]]:
     """The files and folders of one argument: the name that ids begin with, and the place."""
     if not is_uri(argument):
-        for name in local_matches(local_path(argument)):
+        for name in _local_matches(local_path(argument)):
             yield printable(os.path.normpath(name)), local_place(name)
         return
     path, options = split_options(argument)
