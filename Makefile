@@ -90,7 +90,7 @@ tune: engine ## find how Triton runs the engine best on this machine, and instal
 bench-index: .venv/.stamp-peers ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
 	@$(PY) bench/index_bench.py
 
-bench-backfill: engine ## what a back-fill does to the latency of online requests
+bench-backfill: engine ## how fast a back-fill is, and what it does to the latency of online requests
 	@$(PY) bench/backfill_bench.py
 
 data: .venv/.stamp-train ## fetch and render the public training and test pictures (cached, resumable)
