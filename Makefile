@@ -16,7 +16,7 @@ PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # The trainer's wheels are 8 GB installed; building and serving never need them.
 SERVING_EXTRAS := serve,build,client,load
-ALL_EXTRAS     := $(SERVING_EXTRAS),int8,tensorrt-rtx,train,search,peers,dev
+ALL_EXTRAS     := $(SERVING_EXTRAS),int8,tensorrt-rtx,train,search,ray,peers,dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +31,7 @@ help: ## list the targets
 	@touch $@
 
 .venv/.stamp-search: .venv/.stamp-serving
-	@echo "installing back-fill, index and page into .venv (0.4 GB, once)"
+	@echo "installing index and page into .venv (0.1 GB, once)"
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),search]'
 	@touch $@
 
@@ -93,7 +93,7 @@ tune: engine ## find how Triton runs the engine best on this machine, and instal
 bench-index: .venv/.stamp-peers ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
 	@$(PY) bench/index_bench.py
 
-bench-backfill: engine .venv/.stamp-search ## what a back-fill does to the latency of online requests
+bench-backfill: engine ## how fast a back-fill is, and what it does to the latency of online requests
 	@$(PY) bench/backfill_bench.py
 
 data: .venv/.stamp-train ## fetch and render the public training and test pictures (cached, resumable)

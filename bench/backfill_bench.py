@@ -1,16 +1,18 @@
-"""What a back-fill does to online requests: their latency at a third of capacity, with and without.
+"""How fast a back-fill is, and what it does to online requests at a third of capacity.
 
-    python bench/backfill_bench.py [--seconds 20]
+    python bench/backfill_bench.py [--seconds 20] [--pictures 2000]
 
-Starts the installed engine on this machine, measures its capacity with single-picture requests
-in a closed loop, then sends Poisson arrivals at a third of it, latency counted from the due time:
-alone, and beside back-fills of different size. Server, clients and Ray share the cores, which is
-the worst case.
+Starts the installed engine on this machine. First a back-fill against the client alone, with as
+many pictures and requests of 16 in flight. Then the server's capacity with single-picture requests
+in a closed loop, and Poisson arrivals at a third of it, latency counted from the due time: alone,
+and beside back-fills of different size. Server and clients share the cores, which is the worst
+case.
 """
 
 import json
 import os
 import random
+import subprocess
 import sys
 import tempfile
 import threading
@@ -38,6 +40,8 @@ ROOT: Final = Path(__file__).resolve().parent.parent
 CONCURRENCY: Final = 32
 IN_FLIGHT: Final = 128
 SHARD: Final = 128
+# Of the back-fill and of the client alone, where their speed is compared.
+BATCH, TOGETHER = 16, 4
 
 console = Console()
 
@@ -62,8 +66,31 @@ class OnlineRow:
     backfilled: float
 
 
+@dataclass
+class Speed:
+    """A back-fill beside the client alone.
+
+    Attributes:
+        pictures: how many each of them embedded.
+        client: pictures per second of the client: requests of `BATCH`, `TOGETHER` in flight;
+            mean of a run before the back-fill and one after it.
+        backfill: pictures per second of the back-fill, from its first shard to the end.
+        ratio: back-fill over client.
+        start: seconds of the back-fill beside that: its start, the search, its end.
+    """
+
+    pictures: int
+    client: float
+    backfill: float
+    ratio: float
+    start: float
+
+
 def main(
     seconds: Annotated[float, typer.Option(min=1, help="length of each measurement")] = 20,
+    count: Annotated[
+        int, typer.Option("--pictures", min=BATCH, help="of the back-fill whose speed is measured")
+    ] = 2000,
     repository: Annotated[Path, typer.Option(help="Triton's model repository")] = (
         ROOT / "model_repository"
     ),
@@ -78,6 +105,12 @@ def main(
         EmbedderClient(server.grpc_url, max_inflight=IN_FLIGHT, retry=Retry(1)) as client,
     ):
         info = client.info()
+        fast = speed(client, pictures, count, server.grpc_url, Path(folder))
+        console.print(
+            f"back-fill of {count:,} pictures: {fast.backfill:.0f}/s, {fast.ratio:.2f} of the "
+            f"client's {fast.client:.0f}/s with {TOGETHER} requests of {BATCH} in flight; "
+            f"{fast.start:.1f} s to start and end"
+        )
         rate = capacity(client, pictures, seconds / 2)
         console.print(
             f"engine {info.engine}: capacity {rate:.0f} single-picture requests/s at "
@@ -92,7 +125,7 @@ def main(
             "back-fill, 8 requests in flight": ["--max-inflight", "8"],
         }
         rows: list[OnlineRow] = []
-        source = corpus(Path(folder), pictures, round(3 * rate * seconds))
+        source = corpus(Path(folder) / "long.parquet", pictures, round(3 * rate * seconds))
         for name, options in cases.items():
             console.print(f"{name} ...")
             place = Path(folder) / str(len(rows))
@@ -108,6 +141,7 @@ def main(
         "load_average": os.getloadavg(),
         "seconds": seconds,
         "seed": seed,
+        "speed": asdict(fast),
         "capacity": rate,
         "rows": [asdict(row) for row in rows],
     }
@@ -117,6 +151,35 @@ def main(
     temporary.write_text(json.dumps(report, indent=2) + "\n")
     os.replace(temporary, out / "backfill-bench.json")
     console.print(f"written: {out / 'backfill-bench.json'}")
+
+
+def speed(
+    client: EmbedderClient, pictures: Sequence[bytes], count: int, url: str, folder: Path
+) -> Speed:
+    """A back-fill of `count` pictures between two runs of the client over the same ones."""
+    batches = [
+        [pictures[row % len(pictures)] for row in range(first, min(first + BATCH, count))]
+        for first in range(0, count, BATCH)
+    ]
+    client.embed(batches[0])
+    client_s = 0.0
+    for turn in range(2):
+        began = time.monotonic()
+        with ThreadPoolExecutor(TOGETHER) as pool:
+            list(pool.map(client.embed, batches))
+        client_s += (time.monotonic() - began) / 2
+        if not turn:
+            source, out = corpus(folder / "short.parquet", pictures, count), folder / "speed"
+            program = [sys.executable, str(ROOT / "clients" / "backfill.py"), str(source)]
+            options = ["--out", str(out), "--url", url, "--max-inflight", str(TOGETHER)]
+            began = time.monotonic()
+            subprocess.run([*program, *options], check=True, stderr=subprocess.DEVNULL)
+            whole_s = time.monotonic() - began
+    [path] = out.glob("*/report.json")
+    backfill_s = json.loads(path.read_text())["seconds_this_run"]
+    return Speed(
+        count, count / client_s, count / backfill_s, client_s / backfill_s, whole_s - backfill_s
+    )
 
 
 def capacity(client: EmbedderClient, pictures: Sequence[bytes], seconds: float) -> float:
@@ -165,13 +228,13 @@ def online(
     return latencies, failed
 
 
-def corpus(folder: Path, pictures: Sequence[bytes], count: int) -> Path:
+def corpus(path: Path, pictures: Sequence[bytes], count: int) -> Path:
     """A Parquet file of `count` pictures, the same ones over and over."""
-    path = folder / "pictures.parquet"
     schema = pa.schema([("image", pa.binary())])
     with pq.ParquetWriter(path, schema) as writer:
         for first in range(0, count, SHARD):
-            rows = [pictures[row % len(pictures)] for row in range(first, first + SHARD)]
+            last = min(first + SHARD, count)
+            rows = [pictures[row % len(pictures)] for row in range(first, last)]
             writer.write_table(pa.table({"image": rows}, schema=schema))
     return path
 

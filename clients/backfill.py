@@ -1,4 +1,4 @@
-"""Embed a whole corpus through running servers: Ray in front, Parquet shards behind."""
+"""Embed a whole corpus through running servers, into Parquet shards."""
 
 try:
     from unified_embedding.cli.main import run

@@ -19,8 +19,7 @@ EmbeddingError
 ├── InputError           the arguments name no picture
 ├── StoreError           a place for a corpus cannot be used
 ├── CorpusError          a corpus cannot be read or continued
-├── JournalError         an interrupted run cannot be continued
-├── RayFailedError       Ray did not start or broke down
+├── ExecutorError        workers of a back-fill could not be started, or broke down
 ├── RunError             a command cannot be carried out
 ├── DamagedError         inside the sources: a file cannot be read
 ├── DamagedRows          inside them: rows of a Parquet file cannot
@@ -167,12 +166,8 @@ class CorpusError(EmbeddingError):
     """A corpus cannot be read or continued; the message says why and what to do."""
 
 
-class JournalError(EmbeddingError):
-    """An earlier run cannot be continued; the message says why and what to do."""
-
-
-class RayFailedError(EmbeddingError):
-    """Ray did not start or broke down; the message says why and where its logs are."""
+class ExecutorError(EmbeddingError):
+    """Workers could not be started, or broke down; the message says why and what to do."""
 
 
 class RunError(EmbeddingError):

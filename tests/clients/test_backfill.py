@@ -1,22 +1,15 @@
-"""The back-fill against servers that change, stop and vanish; and on a cluster that shrinks."""
+"""The back-fill against servers that change, stop and vanish."""
 
 import json
 import os
 import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from kserve_peer import ENGINE, VERSION, Peer, codes, serving
-
-pytest.importorskip("ray", reason="the extra `search` is not installed")
-PATIENCE = 240.0
 
 
 @pytest.fixture
@@ -142,66 +135,3 @@ def test_damaged_shards_are_told_and_done_again_with_the_same_bytes(
         assert len(peer.requests) - asked == 3
         (manifest / "notes.txt").unlink()
         assert contents(out) == whole
-
-
-@pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[object]:
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    from ray.cluster_utils import Cluster
-
-    head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100_000_000}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    yield cluster
-    cluster.shutdown()
-
-
-def has_workers(raylet: psutil.Process) -> bool:
-    try:
-        return any(
-            child.name().startswith("ray::Worker") for child in raylet.children(recursive=True)
-        )
-    except psutil.NoSuchProcess:
-        return False
-
-
-def test_a_cluster_that_loses_a_node_half_way_ends_with_the_same_bytes(
-    root: Path, pictures: Path, tmp_path: Path, cluster: object
-) -> None:
-    from ray.cluster_utils import Cluster
-
-    assert isinstance(cluster, Cluster)
-    second = cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
-    released = threading.Event()
-
-    def hold(number: int, request: object) -> None:
-        """After a third of the pictures, wait until the second node is gone."""
-        if number > 14:
-            released.wait(PATIENCE)
-
-    peer = Peer(respond=hold)
-    with serving(peer):
-        here, there = tmp_path / "here", tmp_path / "there"
-        # More workers than the first node's core can hold: the second one has to take part.
-        shared = ("--url", peer.url, "--max-inflight", "12", "--shard-size", "1")
-        command = arguments(root, pictures, there, *shared, "--ray", cluster.address)
-        with subprocess.Popen(
-            [*command, "--workers", "12", "--timeout", f"{PATIENCE}"],
-            stderr=subprocess.PIPE,
-            text=True,
-        ) as run:
-            deadline = time.monotonic() + PATIENCE
-            raylet = psutil.Process(second.all_processes["raylet"][0].process.pid)
-            while len(list(there.glob("*/manifest/*.json"))) < 4 or not has_workers(raylet):
-                assert run.poll() is None, run.stderr.read() if run.stderr else ""
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            cluster.remove_node(second, allow_graceful=False)
-            assert len(list(there.glob("*/manifest/*.json"))) < 40
-            released.set()
-            _, told = run.communicate(timeout=PATIENCE)
-            assert run.returncode == 0, told
-        finish(arguments(root, pictures, here, *shared))
-        told = finish(arguments(root, pictures, tmp_path / "few", *shared[:2], "--workers", "3"))
-        assert "1 of 3 workers are used" in told
-    assert contents(here) == contents(there)
-    assert os.listdir(here) == [VERSION]

@@ -13,8 +13,7 @@ import pyarrow.fs as pafs
 import pytest
 from kserve_peer import VERSION, Peer, serving
 
-for package in ("ray", "faiss"):
-    pytest.importorskip(package, reason="the extra `search` is not installed")
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
 
 
 @pytest.fixture

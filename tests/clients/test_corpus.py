@@ -147,6 +147,55 @@ def test_a_garbled_entry_is_a_shard_that_is_not_finished(tmp_path: Path, text: s
         corpus.complete()
 
 
+@pytest.mark.parametrize("codes", [True, False])
+@pytest.mark.parametrize("precision", ["float16", "float32"])
+def test_what_is_kept_of_a_shard_comes_back_until_the_corpus_is_complete(
+    tmp_path: Path, precision: str, codes: bool
+) -> None:
+    items = [item(number) for number in range(3)]
+    store, extra = Store(str(tmp_path)), {"codes": codes, "precision": precision}
+    corpus = Corpus.begin(store, VERSION, 16, True, ["p"], items, 3, **extra)
+    assert Corpus.open(store).header == corpus.header
+    vector = np.linspace(-1, 1, 16).astype(precision)
+    code = np.packbits(vector > 0)
+    good = Embedding(code if codes else None, vector, VERSION, "engine-a")
+    corpus.keep(0, [])
+    assert corpus.partly() == {}
+    corpus.keep(0, [(items[2], good), (items[0], "not an image")])
+    assert corpus.partly() == {0: 2}
+    assert corpus.finished() == {}
+    kept = corpus.kept(0)
+    again = kept.pop("p/2.jpg")
+    assert kept == {"p/0.jpg": "not an image"}
+    assert isinstance(again, Embedding)
+    assert again.embedding is not None
+    assert (again.embedding.dtype, again.embedding.tolist()) == (vector.dtype, vector.tolist())
+    assert (again.code.tolist() if again.code is not None else None) == (
+        code.tolist() if codes else None
+    )
+    assert (again.version, again.engine) == (VERSION, "engine-a")
+    corpus.write_shard(0, [(one, good) for one in items])
+    corpus.complete()
+    assert corpus.partly() == {}
+    names = ["id", "source", "metadata", *["code"] * codes, "embedding", "version", "engine"]
+    assert pq.read_table(tmp_path / "shards" / "00000.parquet").column_names == names
+
+
+def test_what_is_kept_counts_for_nothing_when_it_is_damaged(tmp_path: Path) -> None:
+    corpus = begin(tmp_path)
+    corpus.keep(1, [(one, answer(3)) for one in corpus.items(1)])
+    [path] = (tmp_path / "partial").iterdir()
+    data = path.read_bytes()
+    at = data.index(b"\2\0\0\0\3\xfc") + 4  # The length of a code, and the code.
+    for harmed in (data[:at] + b"\0" + data[at + 1 :], data[: len(data) // 2], b"", b"PAR1"):
+        path.write_bytes(harmed)
+        assert corpus.kept(1) == {}
+    path.write_bytes(data)
+    assert corpus.partly() == {1: 2}
+    corpus.begin_anew(1)
+    assert corpus.partly() == {}
+
+
 def test_a_corpus_has_any_number_of_shards(tmp_path: Path) -> None:
     items = (Item(f"{number}", FILE, f"/{number}") for number in range(100_001))
     corpus = Corpus.begin(Store(str(tmp_path)), VERSION, 16, False, ["p"], items, 1)

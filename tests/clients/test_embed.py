@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ import pyarrow.parquet as pq
 from kserve_peer import ENGINE, POISON, VERSION, Mortal, Peer, mortal, serving, vectors
 
 from unified_embedding.cli import embed
-from unified_embedding.corpus.journal import PART_SIZE
+from unified_embedding.corpus.one_file import SHARD_SIZE
 
 
 @pytest.fixture
@@ -175,13 +176,14 @@ def test_a_picture_over_which_the_server_dies_is_skipped(
     assert doomed.deaths == 2
 
 
-def test_a_name_that_is_not_utf8_is_skipped(peer: Peer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_name_that_is_not_utf8_is_spelt_as_in_a_corpus(peer: Peer) -> None:
     pictures("photos", 2)
     with open(b"photos/\xff.jpg", "wb") as file:
         file.write(b"fine")
-    assert run(peer, "photos", out="e.parquet") == 1
-    assert pq.read_metadata("e.parquet").num_rows == 2
-    assert r"skipped photos/\udcff.jpg: its name is not UTF-8" in capsys.readouterr().err
+    assert run(peer, "photos") == 0
+    columns = read("e.npz")
+    assert columns["id"][2] == r"photos/\xff.jpg"
+    np.testing.assert_array_equal(columns["embedding"][2], vectors([b"fine"])[0])
 
 
 def test_nothing_is_written_when_no_picture_is_good(
@@ -232,55 +234,79 @@ def test_a_stopped_server_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("e.npz").exists()
 
 
-FILES = 2 * PART_SIZE + 100
+PATIENCE = 240.0
+FILES = 2 * SHARD_SIZE + 100
 
 
-def broken_from(number: int) -> Any:
-    """A server that fails every request from the given one on."""
-    return lambda count, request: (
-        (grpc.StatusCode.INTERNAL, "out of order") if count >= number else None
-    )
+@dataclass(frozen=True)
+class Interrupted:
+    """A run that lost its server in the second shard; files[3] is bad, `answered` were not."""
+
+    files: list[Path]
+    answered: set[str]
 
 
 @pytest.fixture
-def interrupted() -> list[Path]:
-    """The files of a run that lost its server in the second part; one in the first is bad."""
+def interrupted() -> Interrupted:
     files = pictures("photos", FILES)
     files[3].write_bytes(b"bad")
     with serving(Peer(max_batch_size=16)) as lost:
-        lost.respond = broken_from(PART_SIZE // lost.max_batch_size + 20)
+        last = SHARD_SIZE // lost.max_batch_size + 20
+        lost.respond = lambda number, request: (
+            (grpc.StatusCode.INTERNAL, "out of order") if number >= last else None
+        )
         assert run(lost, "photos", out="e.parquet") == 2
     assert not Path("e.parquet").exists()
-    return files
+    sound = [request for request in lost.requests[: last - 1] if b"bad" not in request.images]
+    answered = {image.decode() for request in sound for image in request.images}
+    assert SHARD_SIZE < len(answered) < 2 * SHARD_SIZE
+    return Interrupted(files, answered)
 
 
-def test_an_interrupted_run_continues_after_its_finished_parts(
-    peer: Peer, interrupted: list[Path], capsys: pytest.CaptureFixture[str]
+def test_an_interrupted_run_continues_after_its_last_answer(
+    peer: Peer, interrupted: Interrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(peer, "photos", out="e.parquet") == 1
-    sent = {image.decode() for request in peer.requests for image in request.images}
-    assert sent == {file.name for file in interrupted[PART_SIZE:]}
+    sent = [image.decode() for request in peer.requests for image in request.images]
+    names = {file.name for file in interrupted.files} - {"00003.jpg"}
+    assert sorted(sent) == sorted(names - interrupted.answered)
     said = capsys.readouterr().err
     assert "skipped photos/00003.jpg: not an image" in said
-    assert f"{PART_SIZE} from an interrupted run" in said
+    assert f"{FILES - len(sent)} from an interrupted run" in said
     assert not Path("e.parquet.parts").exists()
 
     assert run(peer, "photos", out="whole.parquet") == 1
     assert Path("e.parquet").read_bytes() == Path("whole.parquet").read_bytes()
 
 
-def test_changed_files_are_embedded_again(peer: Peer, interrupted: list[Path]) -> None:
-    interrupted[7].write_bytes(b"another picture")
+def test_changed_files_are_embedded_again(peer: Peer, interrupted: Interrupted) -> None:
+    done, part = (interrupted.files[row] for row in (7, SHARD_SIZE + 7))
+    assert part.name in interrupted.answered
+    for file in (done, part):
+        file.write_bytes(b"another picture")
     assert run(peer, "photos", out="e.parquet") == 1
     assert sum(len(request.images) for request in peer.requests) >= FILES
     columns = read("e.parquet")
-    row = columns["id"].index(str(interrupted[7]))
-    np.testing.assert_array_equal(columns["embedding"][row], vectors([b"another picture"])[0])
+    for file in (done, part):
+        row = columns["id"].index(str(file))
+        np.testing.assert_array_equal(columns["embedding"][row], vectors([b"another picture"])[0])
+
+
+def test_pictures_that_come_and_go_meanwhile_are_seen(peer: Peer, interrupted: Interrupted) -> None:
+    for file in interrupted.files[SHARD_SIZE:]:
+        file.unlink()
+    Path("photos/00000.png").write_bytes(b"new")
+    assert run(peer, "photos", out="e.parquet") == 1
+    left = [file for file in interrupted.files[:SHARD_SIZE] if file.name != "00003.jpg"]
+    columns = read("e.parquet")
+    assert columns["id"] == sorted(map(str, [*left, Path("photos/00000.png")]))
+    truth = [Path(name).read_bytes() for name in columns["id"]]
+    np.testing.assert_array_equal(np.array(columns["embedding"]), vectors(truth))
 
 
 @pytest.mark.usefixtures("interrupted")
 def test_a_part_that_was_damaged_is_embedded_again(peer: Peer) -> None:
-    Path("e.parquet.parts/000000.npz").write_bytes(b"PK\3\4 damaged")
+    Path("e.parquet.parts/shards/00000.parquet").write_bytes(b"PAR1 damaged")
     assert run(peer, "photos", out="e.parquet") == 1
     assert len(read("e.parquet")["id"]) == FILES - 1
 
@@ -306,16 +332,18 @@ def test_crops_are_not_mixed_by_continuing(peer: Peer, capsys: pytest.CaptureFix
     assert "crop '' (now '0,0,1,0.5')" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("interrupted")
 def test_another_engine_continues_with_a_warning(
-    peer: Peer, capsys: pytest.CaptureFixture[str]
+    peer: Peer, interrupted: Interrupted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     peer.config_engine = "test-bf16"
     peer.stamp = lambda number: f"{VERSION} test-bf16"
     assert run(peer, "photos", out="e.parquet") == 1
     assert f"used engine {ENGINE}, the server now runs test-bf16" in capsys.readouterr().err
-    engines = read("e.parquet")["engine"]
-    assert engines == [ENGINE] * (PART_SIZE - 1) + ["test-bf16"] * (FILES - PART_SIZE)
+    columns = read("e.parquet")
+    engines = dict(zip(columns["id"], columns["engine"], strict=True))
+    earlier = {name for name, engine in engines.items() if engine == ENGINE}
+    assert earlier == {f"photos/{name}" for name in interrupted.answered}
+    assert set(engines.values()) == {ENGINE, "test-bf16"}
 
 
 def test_a_server_that_changes_during_the_run_stops_it(
@@ -328,27 +356,35 @@ def test_a_server_that_changes_during_the_run_stops_it(
     assert not Path("e.npz").exists()
 
 
-def test_interrupting_with_control_c(peer: Peer, root: Path) -> None:
-    files = pictures("photos", FILES)
+@pytest.mark.parametrize(
+    ("kind", "count"),
+    [(signal.SIGINT, 100), (signal.SIGTERM, SHARD_SIZE + 300)],
+    ids=["INT", "TERM"],
+)
+def test_an_interruption_loses_no_answer(
+    peer: Peer, root: Path, kind: signal.Signals, count: int
+) -> None:
+    files = pictures("photos", count)
     stuck, release = threading.Event(), threading.Event()
+    last = (count - 50) // peer.max_batch_size
 
     def respond(number: int, request: Any) -> None:
-        if number > PART_SIZE // peer.max_batch_size + 10:
+        if number > last:
             stuck.set()
-            release.wait(timeout=60)
+            release.wait(timeout=PATIENCE)
 
-    command = [sys.executable, str(root / "clients/embed.py"), "photos", "--out", "e.npz", "--url"]
+    command = [sys.executable, str(root / "clients/embed.py"), "photos", "--out", "e.npz"]
     with serving(Peer(max_batch_size=16, respond=respond)) as hanging:
         program = subprocess.Popen(
-            [*command, hanging.url],
+            [*command, "--inflight", "1", "--url", hanging.url],
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "PYTHONPATH": str(root)},
         )
         try:
-            assert stuck.wait(timeout=60)
-            program.send_signal(signal.SIGINT)
-            _, said = program.communicate(timeout=60)
+            assert stuck.wait(timeout=PATIENCE)
+            program.send_signal(kind)
+            _, said = program.communicate(timeout=PATIENCE)
         finally:
             release.set()
             program.kill()
@@ -358,5 +394,5 @@ def test_interrupting_with_control_c(peer: Peer, root: Path) -> None:
     assert sorted(os.listdir()) == ["e.npz.parts", "photos"]
 
     assert run(peer, "photos") == 0
-    assert sum(len(request.images) for request in peer.requests) == FILES - PART_SIZE
+    assert sum(len(request.images) for request in peer.requests) == count - 16 * last
     assert read("e.npz")["id"] == [str(file) for file in files]

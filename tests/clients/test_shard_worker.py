@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("pyarrow", reason="the extra `search` is not installed")
+pytest.importorskip("pyarrow", reason="the extra `client` is not installed")
 
-from kserve_peer import DIM, VERSION, Peer, serving, slowly
+from kserve_peer import DIM, ENGINE, VERSION, Peer, codes, serving, slowly
 
-from unified_embedding.corpus.corpus import Corpus
+from unified_embedding.corpus.corpus import Corpus, Embedding
 from unified_embedding.corpus.sources import Item, Reader, Unreadable, find
 from unified_embedding.corpus.store import Store
 from unified_embedding.corpus.worker import READERS, Load, ShardWorker
@@ -81,3 +81,31 @@ def test_a_mistake_in_the_program_is_a_sentence(
     assert "Traceback" not in problem
     # The traceback is in the worker's log.
     assert "planted" in capfd.readouterr().err
+
+
+def test_an_answer_of_another_version_ends_the_shard_and_is_not_kept(tmp_path: Path) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for number in range(12):
+        (pictures / f"{number:02d}.jpg").write_bytes(b"picture %d" % number)
+    store = Store(str(tmp_path / "out")).within(VERSION)
+    corpus = Corpus.begin(store, VERSION, DIM, False, ["p"], find([str(pictures)]), 24)
+    other = "ffffffffffff"
+    peer = Peer(stamp=lambda number: f"{VERSION if number < 3 else other} {ENGINE}")
+    done: list[int] = []
+    with serving(peer):
+        load = Load((peer.url,), batch=4, inflight=1, rate=0, timeout=60, patience=60)
+        worker = ShardWorker(corpus, load, tell=done.append)
+        entry, problem = worker.run(0)
+        worker.close()
+    assert entry is None
+    assert f"version changed from {VERSION} to {other}" in problem
+    assert done == [4, 4]
+    sent = [image for request in peer.requests[:2] for image in request.images]
+    truth = dict(zip(sent, codes(sent), strict=True))
+    kept = corpus.kept(0)
+    assert len(kept) == 8
+    for name, answer in kept.items():
+        assert isinstance(answer, Embedding)
+        assert answer.code is not None
+        assert answer.code.tolist() == truth[Path(name).read_bytes()].tolist()

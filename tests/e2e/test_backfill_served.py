@@ -13,13 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 pytestmark = pytest.mark.e2e
-for package in ("ray", "pyarrow", "faiss"):
+for package in ("pyarrow", "faiss"):
     pytest.importorskip(package, reason="the extra `search` is not installed")
 
 PATIENCE = 240.0
@@ -44,13 +43,8 @@ def kill_after_new_shards(arguments: list[str], folder: Path, out: Path, new: in
             assert run.poll() is None, (out.parent / "log").read_text()
             assert time.monotonic() < deadline, "no new shard in time"
             time.sleep(0.05)
-        helpers = psutil.Process(run.pid).children(recursive=True)
         run.send_signal(signal.SIGKILL)
         run.wait()
-    # Ray's processes end by themselves: workers at once, two agents within a minute.
-    _, left = psutil.wait_procs(helpers, timeout=3)
-    for process in left:
-        process.kill()
 
 
 def state(out: Path) -> dict[str, tuple[int, int]]:

@@ -97,8 +97,7 @@ def test_a_server_in_fp32_agrees_within_one_query(shop: Path, fp32: str) -> None
 
 
 def test_back_fill_index_and_server_together_agree_within_a_point(shop: Path, fp32: str) -> None:
-    for package in ("ray", "faiss"):
-        pytest.importorskip(package, reason="the extra `search` is not installed")
+    pytest.importorskip("faiss", reason="the extra `search` is not installed")
     found = compare(shop, f"backfill:{fp32}")
     assert found["engine"].startswith("openvino-fp32-")
     assert found["engine"].endswith("-through-index")

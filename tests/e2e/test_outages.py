@@ -244,7 +244,6 @@ def codes_of(url: str, pictures: dict[str, bytes]) -> dict[str, bytes]:
 def test_a_backfill_goes_on_through_a_restart(
     root: Path, own: list[LocalServer], tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="the extra `search` is not installed")
     folder, out, log = tmp_path / "pictures", tmp_path / "out", tmp_path / "backfill.log"
     folder.mkdir()
     pictures = {f"{number:04d}.png": picture(number) for number in range(320)}
@@ -267,7 +266,6 @@ def test_a_backfill_goes_on_through_a_restart(
 def test_a_backfill_quarantines_the_poison_picture(
     root: Path, fragile: LocalServer, tmp_path: Path
 ) -> None:
-    pytest.importorskip("ray", reason="the extra `search` is not installed")
     pq = pytest.importorskip("pyarrow.parquet")
     folder, out, log = tmp_path / "pictures", tmp_path / "out", tmp_path / "backfill.log"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""Embed a whole corpus through running servers: Ray in front, Parquet shards behind.
+"""Embed a whole corpus through running servers, into Parquet shards.
 
     python clients/backfill.py demo/ --out out/corpus
     python clients/backfill.py s3://bucket/images/ 'shards/*.tar' --out s3://bucket/corpus \\
@@ -9,69 +9,35 @@ same command, a run keeps its finished shards and ends with the same bytes as an
 one. Pictures that cannot be embedded are listed in quarantine.parquet with the reason. A server
 that changes its version stops the run; the same command then starts a new corpus.
 
-Exit code: 0, complete; 2, stopped by an error; 130, interrupted. Any other: killed, or ended by
-Ray's core, which is told too. The same command continues.
+Exit code: 0, complete; 2, stopped by an error; 130, interrupted. Any other: killed, or, with
+--ray, ended by Ray's core, which is told too. The same command continues.
 """
 
 import json
 import math
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 from unified_embedding.cli.options import connecting
 from unified_embedding.client import DEFAULT_URL, Connection, ServerInfo
-from unified_embedding.corpus.corpus import FOLDERS, HEADER, QUARANTINE, Corpus, Entry
+from unified_embedding.corpus.corpus import HEADER, QUARANTINE, Corpus
 from unified_embedding.corpus.fleet import Fleet
-from unified_embedding.corpus.ray_session import each_shard, is_started, leave, start
+from unified_embedding.corpus.running import Outcome, console, ended, fill
 from unified_embedding.corpus.sources import PassedOver, find
 from unified_embedding.corpus.store import Store
 from unified_embedding.corpus.text import printable
-from unified_embedding.corpus.worker import Load, ShardWorker
-from unified_embedding.errors import (
-    ClientError,
-    CorpusError,
-    ImageError,
-    InputError,
-    RayFailedError,
-    RunError,
-    StoreError,
-)
+from unified_embedding.corpus.worker import Load
+from unified_embedding.errors import RunError
 from unified_embedding.image import Limits
 
+NAME: Final = "backfill"
 REPORT: Final = "report.json"
-# Of all pictures, before a disk that loses what is written is given up.
-ATTEMPTS: Final = 3
-
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
-
-FAILURES: Final = (
-    RunError,
-    RayFailedError,
-    InputError,
-    StoreError,
-    CorpusError,
-    ClientError,
-    ImageError,
-    OSError,
-)
 
 
 @dataclass(frozen=True)
@@ -84,17 +50,6 @@ class Asked:
     image_column: str | None
     metadata: Path | None
     roots: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one run did; `finished` counts shards that an earlier run had left."""
-
-    corpus: Corpus
-    entries: list[Entry]
-    finished: int
-    images: int
-    seconds: float
 
 
 @connecting
@@ -130,7 +85,7 @@ def main(
         int | None,
         typer.Option(
             min=1,
-            help="Ray actors that read and send; no more than requests in flight",
+            help="threads, or Ray actors, that read and send; no more than requests in flight",
             show_default="2 at most",
         ),
     ] = None,
@@ -152,7 +107,12 @@ def main(
         ),
     ] = None,
     ray_address: Annotated[
-        str | None, typer.Option("--ray", help="address of a Ray cluster; by default, this machine")
+        str | None,
+        typer.Option(
+            "--ray",
+            help="address of a Ray cluster that reads and sends",
+            show_default="threads of this machine",
+        ),
     ] = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per request")] = 60.0,
     patience: Annotated[
@@ -163,38 +123,36 @@ def main(
 ) -> None:
     """Embed a corpus, shard by shard."""
     urls = tuple(url or [os.environ.get("UNIFIED_EMBEDDING_URL", DEFAULT_URL)])
-    try:
+    asked = Asked(tuple(inputs), embeddings, shard_size, image_column, metadata, tuple(root or ()))
+
+    def work() -> int:
         server = _ask(urls, timeout, connection)
-        asked = Asked(
-            tuple(inputs), embeddings, shard_size, image_column, metadata, tuple(root or ())
-        )
         corpus = begin(Store(out), server, asked)
-        inflight = max_inflight or len(urls)
-        if workers and workers > inflight:
-            console.print(
-                f"backfill: {inflight} of {workers} workers are used, one for each request in "
-                f"flight; --max-inflight {workers} uses all"
-            )
-        workers = min(workers or 2, inflight, corpus.header.shards)
+        crew = crew_size(workers, max_inflight or len(urls), corpus.header.shards)
         load = Load(
             urls=urls,
             batch=min(batch or server.max_batch_size, server.max_batch_size),
-            inflight=max_inflight // workers if max_inflight else math.ceil(len(urls) / workers),
-            rate=max_rate / workers,
+            inflight=max_inflight // crew if max_inflight else math.ceil(len(urls) / crew),
+            rate=max_rate / crew,
             timeout=timeout,
             patience=patience,
             max_bytes=Limits.from_environment().max_bytes,
             connection=connection,
         )
-        outcome = run(corpus, load, workers, ray_address)
-        report(outcome, urls)
-    except KeyboardInterrupt:
-        console.print("backfill: interrupted; the same command continues from here")
-        leave(130)
-    except FAILURES as error:
-        console.print(f"backfill: {error}", style="red")
-        leave(2)
-    leave(0)
+        report(corpus, fill(NAME, corpus, load, crew, ray_address), urls)
+        return 0
+
+    sys.exit(ended(NAME, work))
+
+
+def crew_size(asked: int | None, inflight: int, shards: int) -> int:
+    """How many workers there are: each has a request in flight, and a shard."""
+    if asked and asked > inflight:
+        console.print(
+            f"{NAME}: {inflight} of {asked} workers are used, one for each request in "
+            f"flight; --max-inflight {asked} uses all"
+        )
+    return min(asked or 2, inflight, shards)
 
 
 def begin(out: Store, server: ServerInfo, asked: Asked) -> Corpus:
@@ -232,62 +190,6 @@ def begin(out: Store, server: ServerInfo, asked: Asked) -> Corpus:
         )
 
 
-def run(corpus: Corpus, load: Load, workers: int, ray_address: str | None) -> Outcome:
-    """Embed every shard that is not finished, and complete the corpus."""
-    began = time.monotonic()
-    header = corpus.header
-    corpus.store.sweep(*FOLDERS)
-    finished = _sound(corpus, {})
-    earlier, done, fresh = len(finished), _pictures(finished), 0
-    with _progress() as progress:
-        bar = progress.add_task("embedding", total=header.images, completed=done, rate="")
-        while len(finished) < header.shards:
-            missing = [shard for shard in range(header.shards) if shard not in finished]
-            for entry in _embed(corpus, load, missing, workers, ray_address):
-                fresh += entry.rows + entry.bad
-                rate = f"{fresh / (time.monotonic() - began):.0f} pictures/s"
-                progress.update(bar, completed=min(done + fresh, header.images), rate=rate)
-            finished = _sound(corpus, finished)
-            if fresh > ATTEMPTS * header.images:
-                raise RunError(f"what is written to {corpus.store} does not stay as it is written")
-    entries = corpus.complete()
-    return Outcome(corpus, entries, earlier, fresh, time.monotonic() - began)
-
-
-def _sound(corpus: Corpus, checked: Mapping[int, Entry]) -> dict[int, Entry]:
-    """The finished shards; those whose files are damaged or missing are forgotten, and told."""
-    finished = corpus.finished()
-    unchecked = [entry for shard, entry in finished.items() if checked.get(shard) != entry]
-    damaged = corpus.damaged(unchecked)
-    for entry in damaged:
-        corpus.forget(finished.pop(entry.shard))
-    if damaged:
-        shards = ", ".join(str(entry.shard) for entry in damaged[:10])
-        console.print(
-            f"backfill: {len(damaged)} finished shards are damaged or missing and are done again: "
-            f"{shards}{', ...' if len(damaged) > 10 else ''}",
-            style="yellow",
-        )
-    return finished
-
-
-def _pictures(entries: Mapping[int, Entry]) -> int:
-    return sum(entry.rows + entry.bad for entry in entries.values())
-
-
-def _embed(
-    corpus: Corpus, load: Load, shards: list[int], workers: int, address: str | None
-) -> Iterator[Entry]:
-    if not is_started():
-        start(address, workers)
-    results = each_shard(partial(ShardWorker, corpus, load), shards, min(workers, len(shards)))
-    with closing(results):
-        for entry, problem in results:
-            if problem:
-                raise RunError(f"{problem}; the same command continues from here")
-            yield entry
-
-
 def _ask(urls: tuple[str, ...], timeout: float, connection: Connection) -> ServerInfo:
     fleet = Fleet(urls, timeout=timeout, connection=connection)
     try:
@@ -296,22 +198,9 @@ def _ask(urls: tuple[str, ...], timeout: float, connection: Connection) -> Serve
         fleet.close()
 
 
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("time left"),
-        TimeRemainingColumn(),
-        TimeElapsedColumn(),
-        console=console,
-    )
-
-
-def report(outcome: Outcome, urls: tuple[str, ...]) -> None:
+def report(corpus: Corpus, outcome: Outcome, urls: tuple[str, ...]) -> None:
     """Print what was done, and leave it in the corpus as report.json."""
-    corpus, entries = outcome.corpus, outcome.entries
+    entries = outcome.entries
     rows, bad = sum(entry.rows for entry in entries), sum(entry.bad for entry in entries)
     facts = {
         "version": corpus.header.version,

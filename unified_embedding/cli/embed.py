@@ -2,47 +2,32 @@
 
     python clients/embed.py photos/ 'more/*.webp' --out out/e.parquet
 
-One row per picture: id (its path), embedding, code, version, engine; _vector_files.py has the
-columns' types. A picture that cannot be embedded is reported and skipped. An interrupted run
-continues where it stopped when the same command is given again.
+One row per picture: id (its path), embedding, code, version, engine; corpus/vector_files.py has
+the columns' types. A picture that cannot be embedded is reported and skipped. An interrupted run
+continues where it stopped when the same command is given again; what it has stands in the folder
+OUT.parts until then.
 
 Exit code: 0, every picture has its row; 1, some pictures were skipped; 2, nothing was written
-(finished parts are kept for the next run); 130, interrupted (the same).
+(what was answered is kept for the next run); 130, interrupted (the same).
 """
 
 import sys
-import time
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
-from itertools import groupby
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
 
-from unified_embedding import Box
 from unified_embedding.cli.options import Url, connecting
-from unified_embedding.client import DEFAULT_URL, OUTPUTS, Connection, EmbedderClient, ServerInfo
-from unified_embedding.corpus.journal import PART_SIZE, Journal, Part, fingerprint
-from unified_embedding.corpus.picture_files import find_pictures
-from unified_embedding.corpus.pipeline import Chunk, cut, embed_files, in_order, joined
-from unified_embedding.corpus.vector_files import FORMATS, write_rows
-from unified_embedding.errors import ClientError, ImageError, InputError, JournalError, RunError
-from unified_embedding.image import parse_crops
+from unified_embedding.client import DEFAULT_URL, OUTPUTS, Connection, EmbedderClient
+from unified_embedding.corpus.one_file import begin, finish, skipped
+from unified_embedding.corpus.running import console, ended, fill
+from unified_embedding.corpus.sources import PassedOver, find
+from unified_embedding.corpus.vector_files import FORMATS
+from unified_embedding.corpus.worker import Load
+from unified_embedding.errors import RunError
+from unified_embedding.image import Limits, parse_crops
 
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+NAME: Final = "embed"
 
 
 @connecting
@@ -63,23 +48,16 @@ def main(
     connection: Connection,
 ) -> None:
     """Embed pictures and write one row for each."""
-    try:
+
+    def work() -> int:
         columns = selected(outputs)
         if out.suffix not in FORMATS:
             raise RunError(f"--out {out} ends with none of {', '.join(FORMATS)}")
-        box = parse_crops(crop, 1)[0] if crop else None
-        files = find_pictures(inputs)
-        with EmbedderClient(
-            url, timeout=timeout, max_inflight=inflight, **connection.options()
-        ) as client:
-            skipped = run(client, files, out, columns, box, inflight, restart)
-    except KeyboardInterrupt:
-        console.print("embed: interrupted; the same command continues from here")
-        sys.exit(130)
-    except (RunError, InputError, JournalError, ImageError, ClientError, ValueError, OSError) as e:
-        console.print(f"embed: {e}", style="red")
-        sys.exit(2)
-    sys.exit(1 if skipped else 0)
+        box = str(parse_crops(crop, 1)[0]) if crop else ""
+        failed = run(inputs, out, url, columns, box, inflight, timeout, restart, connection)
+        return 1 if failed else 0
+
+    sys.exit(ended(NAME, work))
 
 
 def selected(outputs: str) -> tuple[str, ...]:
@@ -91,104 +69,59 @@ def selected(outputs: str) -> tuple[str, ...]:
 
 
 def run(
-    client: EmbedderClient,
-    files: Sequence[Path],
+    inputs: list[str],
     out: Path,
-    outputs: Sequence[str],
-    crop: Box | None,
+    url: str,
+    outputs: tuple[str, ...],
+    crop: str,
     inflight: int,
+    timeout: float,
     restart: bool,
+    connection: Connection,
 ) -> int:
-    """Embed `files`, write `out`, and return how many files were skipped."""
-    began = time.monotonic()
-    server = client.info()
-    journal = begin(out, server, outputs, crop, restart)
-    parts = [files[start : start + PART_SIZE] for start in range(0, len(files), PART_SIZE)]
-    marks = [fingerprint(part) for part in parts]
-    missing = [index for index, mark in enumerate(marks) if not journal.holds(index, mark)]
-    finished = sorted(set(range(len(parts))) - set(missing))
-    skipped = sum(tell_skipped(journal.read(index)) for index in finished)
-    chunks = [
-        chunk for index in missing for chunk in cut(index, parts[index], server.max_batch_size)
-    ]
-    fresh = sum(len(chunk.files) for chunk in chunks)
-
-    def work(chunk: Chunk) -> tuple[Chunk, Part]:
-        return chunk, embed_files(client, chunk.files, server.version, outputs, crop)
-
-    with (
-        progress_bar() as progress,
-        ThreadPoolExecutor(inflight) as pool,
-        closing(client),  # Before the pool waits for its threads: an interrupt ends their calls.
-        closing(in_order(pool, work, chunks, window=2 * inflight)) as answers,
-    ):
-        bar = progress.add_task("embedding", total=len(files), completed=len(files) - fresh)
-        for index, answered in groupby(answers, key=lambda answer: answer[0].part):
-            done = []
-            for chunk, part in answered:
-                done.append(part)
-                skipped += tell_skipped(part)
-                progress.advance(bar, len(chunk.files))
-            journal.write(index, marks[index], joined(done))
-
-    if skipped < len(files):
-        write_rows(out, (journal.read(index).rows for index in range(len(parts))))
-    journal.remove()
-    if skipped == len(files):
-        raise RunError(f"none of {len(files)} files could be embedded; {out} was not written")
-    seconds = time.monotonic() - began
-    console.print(
-        f"{out}: {len(files) - skipped:,} rows, embedder version {server.version}; "
-        f"{fresh:,} pictures in {seconds:.1f} s ({fresh / seconds:.0f}/s), "
-        f"{len(files) - fresh:,} from an interrupted run, {skipped:,} skipped"
-    )
-    return skipped
-
-
-def begin(
-    out: Path, server: ServerInfo, outputs: Sequence[str], crop: Box | None, restart: bool
-) -> Journal:
-    """Begin a run, or continue an interrupted one. Raises JournalError."""
-    settings = {
-        "version": server.version,
-        "outputs": ",".join(outputs),
-        "crop": "" if crop is None else str(crop),
-    }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    journal = Journal.open(out, settings, server.engine, restart)
-    if journal.engine != server.engine:
+    """Embed pictures, write `out`, and return how many pictures were skipped."""
+    passed = PassedOver()
+    items = list(find(inputs, passed=passed, files_only=True))
+    with EmbedderClient(url, timeout=timeout, **connection.options()) as client:
+        server = client.info()
+    corpus, engine = begin(out, server, outputs, crop, items, restart)
+    if engine != server.engine:
         console.print(
-            f"warning: the interrupted run used engine {journal.engine}, the server now runs "
+            f"warning: the interrupted run used engine {engine}, the server now runs "
             f"{server.engine}: rows of both may be compared, but a few bits differ",
             style="yellow",
         )
-    return journal
-
-
-def tell_skipped(part: Part) -> int:
-    """Report the files of a part that have no row, and return their number."""
-    for name, reason in part.skipped:
-        shown = name.encode(errors="backslashreplace").decode()
-        console.print(f"skipped {shown}: {reason}", style="yellow")
-    return len(part.skipped)
-
-
-class Rate(ProgressColumn):
-    """Pictures per second."""
-
-    def render(self, task: Task) -> Text:
-        """The column's text."""
-        return Text("" if task.speed is None else f"{task.speed:.0f} pictures/s")
-
-
-def progress_bar() -> Progress:
-    """A bar with count, pictures per second and the time left."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        Rate(),
-        TextColumn("time left"),
-        TimeRemainingColumn(),
-        console=console,
+    load = Load(
+        urls=(url,),
+        batch=server.max_batch_size,
+        inflight=inflight,
+        rate=0,
+        timeout=timeout,
+        patience=timeout,
+        max_bytes=Limits.from_environment().max_bytes,
+        connection=connection,
     )
+    done = fill(NAME, corpus, load)
+    for name, reason in skipped(corpus, done.entries):
+        console.print(f"skipped {name}: {reason}", style="yellow")
+    for sentence in passed.sentences():
+        console.print(f"passed over: {sentence}", style="yellow")
+    finish(out, corpus, done.entries)
+    bad = sum(entry.bad for entry in done.entries)
+    if bad == len(items):
+        raise RunError(f"none of {len(items)} files could be embedded; {out} was not written")
+    console.print(
+        f"{out}: {len(items) - bad:,} rows, embedder version {server.version}; "
+        f"{done.images:,} pictures in {done.seconds:.1f} s ({done.images / done.seconds:.0f}/s), "
+        f"{len(items) - done.images:,} from an interrupted run, {bad:,} skipped"
+    )
+    return bad
+
+
+def program() -> None:
+    """Parse the command line and run."""
+    typer.run(main)
+
+
+if __name__ == "__main__":
+    program()

@@ -1,1 +1,1 @@
-"""A corpus: where its pictures come from, and where its rows go. Needs the extra `search`."""
+"""A corpus: where its pictures come from, and where its rows go. Needs the extra `client`."""

@@ -5,6 +5,7 @@
                   shards/00000.parquet  id, source, metadata, code[, embedding], version, engine
                   bad/00000.parquet     pictures that could not be embedded, and why
                   manifest/00000.json   the shard is finished: rows, sizes, digests
+                  partial/00000.parquet what an interrupted run had of a shard; gone at the end
                   manifest.json         all of them, written last: the corpus is complete
                   quarantine.parquet    all bad pictures, written last
                   passed_over.json      what the search for pictures left out, by reason
@@ -38,9 +39,19 @@ PLAN: Final = "plan.parquet"
 MANIFEST: Final = "manifest.json"
 QUARANTINE: Final = "quarantine.parquet"
 PASSED_OVER: Final = "passed_over.json"
-FOLDERS: Final = (".", "shards", "bad", "manifest")
+FOLDERS: Final = (".", "shards", "bad", "manifest", "partial")
 BAD_SCHEMA: Final = pa.schema(
     [("id", pa.string()), ("source", pa.string()), ("reason", pa.string())]
+)
+_PARTIAL_SCHEMA: Final = pa.schema(
+    [
+        ("id", pa.string()),
+        ("reason", pa.string()),
+        ("code", pa.binary()),
+        ("embedding", pa.binary()),
+        ("version", pa.string()),
+        ("engine", pa.string()),
+    ]
 )
 _PLAN_SCHEMA: Final = pa.schema(
     [
@@ -57,8 +68,10 @@ _PLAN_SCHEMA: Final = pa.schema(
 )
 # A row group for each shard would make a footer that takes longer to read than the shards.
 _PLAN_ROWS: Final = 65_536
-_ENTRY_NAME: Final = re.compile(r"(\d{5,})\.json")
+_OF_SHARD: Final = re.compile(r"(\d{5,})\.(?:json|parquet)")
 _CHECKERS: Final = 8
+# Fields of a header that older ones lack; written only when they differ.
+_LATER: Final = {"codes": True, "precision": "float16", "crop": ""}
 
 
 @dataclass(frozen=True)
@@ -68,11 +81,14 @@ class CorpusHeader:
     Attributes:
         version: the embedder's version, of every row.
         dim: width D of the embedding.
-        embeddings: whether float16 embeddings are stored beside the codes.
+        embeddings: whether embeddings are stored.
         inputs: what was asked for.
         images: pictures in the plan.
         shards: how many shards that makes.
         shard_size: pictures per shard; the last one holds the rest.
+        codes: whether codes are stored.
+        precision: type of the embeddings, float16 or float32.
+        crop: the part of every picture that is embedded, as text; "" for all of it.
     """
 
     version: str
@@ -82,21 +98,24 @@ class CorpusHeader:
     images: int
     shards: int
     shard_size: int
+    codes: bool = True
+    precision: str = "float16"
+    crop: str = ""
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """The answer for one good picture.
+    """The answer for one good picture; what the corpus does not store is None.
 
     Attributes:
         code: packed sign bits, uint8 [D / 8].
-        embedding: float16 [D], or None.
+        embedding: [D] in the corpus' precision.
         version: version that the server stated with this answer.
         engine: engine id that the server stated with this answer.
     """
 
-    code: NDArray[np.uint8]
-    embedding: NDArray[np.float16] | None
+    code: NDArray[np.uint8] | None
+    embedding: NDArray[np.floating[Any]] | None
     version: str
     engine: str
 
@@ -148,6 +167,9 @@ class Corpus:
         items: Iterable[Item],
         shard_size: int,
         passed: PassedOver | None = None,
+        codes: bool = True,
+        precision: str = "float16",
+        crop: str = "",
     ) -> "Corpus":
         """Write the plan and the header of a new corpus.
 
@@ -155,11 +177,12 @@ class Corpus:
             store: the new corpus' folder.
             version: the embedder's version.
             dim: width D of the embedding.
-            embeddings: whether float16 embeddings will be stored.
+            embeddings: whether embeddings will be stored.
             inputs: what was asked for.
             items: the pictures, in order; nothing is written when this raises.
             shard_size: pictures per shard.
             passed: what the search for them left out.
+            codes, precision, crop: see `CorpusHeader`.
         """
         images, rows = 0, max(1, _PLAN_ROWS // shard_size) * shard_size
         waiting = iter(items)
@@ -173,10 +196,22 @@ class Corpus:
                 writer.write_table(table, row_group_size=rows)
                 images += len(group)
         store.write(PASSED_OVER, (passed or PassedOver()).to_json().encode())
+        shards = -(-images // shard_size)
         header = CorpusHeader(
-            version, dim, embeddings, tuple(inputs), images, -(-images // shard_size), shard_size
+            version,
+            dim,
+            embeddings,
+            tuple(inputs),
+            images,
+            shards,
+            shard_size,
+            codes,
+            precision,
+            crop,
         )
-        store.write(HEADER, _json(asdict(header)))
+        facts = asdict(header).items()
+        told = {name: value for name, value in facts if _LATER.get(name, ...) != value}
+        store.write(HEADER, _json(told))
         return cls(store, header)
 
     def items(self, shard: int) -> list[Item]:
@@ -205,10 +240,8 @@ class Corpus:
 
         A file there that is no entry counts for nothing: its shard is not finished.
         """
-        names = (_ENTRY_NAME.fullmatch(name) for name in self.store.sizes("manifest"))
-        shards = sorted(int(name[1]) for name in names if name)
         with ThreadPoolExecutor(_CHECKERS) as pool:
-            entries = pool.map(self.entry, [one for one in shards if one < self.header.shards])
+            entries = pool.map(self.entry, self._shards_in("manifest"))
             return {entry.shard: entry for entry in entries if entry is not None}
 
     def entry(self, shard: int) -> Entry | None:
@@ -243,6 +276,47 @@ class Corpus:
         """Count a finished shard as not finished, and so the corpus as not complete."""
         self.store.remove(MANIFEST)
         self.store.remove(_name("manifest", entry.shard))
+
+    def begin_anew(self, shard: int) -> None:
+        """Drop all that is known of a shard: its pictures have changed."""
+        self.store.remove(MANIFEST)
+        for folder in ("manifest", "partial"):
+            self.store.remove(_name(folder, shard))
+
+    def keep(self, shard: int, answers: Sequence[tuple[Item, Embedding | str]]) -> None:
+        """Store what is there of a shard that could not be finished, for the next run."""
+        rows = [
+            {"id": item.id, "reason": answer}
+            if isinstance(answer, str)
+            else {
+                "id": item.id,
+                "code": None if answer.code is None else answer.code.tobytes(),
+                "embedding": None if answer.embedding is None else answer.embedding.tobytes(),
+                "version": answer.version,
+                "engine": answer.engine,
+            }
+            for item, answer in answers
+        ]
+        if rows:
+            table = pa.Table.from_pylist(rows, schema=_PARTIAL_SCHEMA)
+            self.store.write(_name("partial", shard), _parquet(table, checked=True))
+
+    def kept(self, shard: int) -> dict[str, Embedding | str]:
+        """What `keep` stored of a shard, by id; nothing when that is missing or damaged."""
+        name = _name("partial", shard)
+        try:
+            return dict(map(self._answer, _read(self.store.read(name)).to_pylist()))
+        except (OSError, pa.ArrowException, ValueError, TypeError, KeyError):
+            return {}
+
+    def partly(self) -> dict[int, int]:
+        """The shards of which `keep` stored a part, and how many pictures that is."""
+        return {shard: len(self.kept(shard)) for shard in self._shards_in("partial")}
+
+    def _shards_in(self, folder: str) -> list[int]:
+        names = map(_OF_SHARD.fullmatch, self.store.sizes(folder))
+        shards = sorted(int(name[1]) for name in names if name)
+        return [shard for shard in shards if shard < self.header.shards]
 
     def write_shard(self, shard: int, answers: Sequence[tuple[Item, Embedding | str]]) -> Entry:
         """Write a shard: per picture its vectors, or the reason why there are none.
@@ -302,6 +376,8 @@ class Corpus:
                 }
             ),
         )
+        for name in self.store.sizes("partial"):
+            self.store.remove(f"partial/{name}")
         return entries
 
     def require_complete(self) -> list[Entry]:
@@ -315,11 +391,11 @@ class Corpus:
 
     def table(self, entry: Entry) -> pa.Table:
         """A finished shard's good pictures. Raises CorpusError when it is damaged."""
-        return pq.read_table(pa.BufferReader(self._verified("shards", entry)))
+        return _read(self._verified("shards", entry))
 
     def bad(self, entry: Entry) -> pa.Table:
         """A finished shard's bad pictures: id, source, reason. Raises CorpusError."""
-        return pq.read_table(pa.BufferReader(self._verified("bad", entry)))
+        return _read(self._verified("bad", entry))
 
     def tables(self, entries: Iterable[Entry]) -> Iterator[pa.Table]:
         """The good pictures of all `entries`, shard by shard. Raises CorpusError."""
@@ -345,22 +421,35 @@ class Corpus:
         return data
 
     def _table(self, good: Sequence[tuple[Item, Embedding]]) -> pa.Table:
-        codes = np.stack([one.code for _, one in good])
         columns: dict[str, Any] = {
             "id": pa.array([item.id for item, _ in good], pa.string()),
             "source": pa.array([item.source for item, _ in good], pa.string()),
             "metadata": pa.array([item.metadata for item, _ in good], pa.string()),
-            "code": pa.Array.from_buffers(
-                pa.binary(codes.shape[1]), len(good), [None, pa.py_buffer(codes.tobytes())]
-            ),
         }
+        if self.header.codes:
+            codes = np.stack([one.code for _, one in good if one.code is not None])
+            columns["code"] = pa.Array.from_buffers(
+                pa.binary(codes.shape[1]), len(good), [None, pa.py_buffer(codes.tobytes())]
+            )
         if self.header.embeddings:
             rows = [one.embedding for _, one in good if one.embedding is not None]
-            values = pa.array(np.stack(rows).ravel(), pa.float16())
+            values = pa.array(np.stack(rows).ravel())
             columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, self.header.dim)
         columns["version"] = pa.array([one.version for _, one in good], pa.string())
         columns["engine"] = pa.array([one.engine for _, one in good], pa.string())
         return pa.table(columns)
+
+    def _answer(self, row: dict[str, Any]) -> tuple[str, Embedding | str]:
+        """A row of `keep`: the id, and what was answered."""
+        if row["reason"] is not None:
+            return row["id"], str(row["reason"])
+        code, embedding = row["code"], row["embedding"]
+        return row["id"], Embedding(
+            None if code is None else np.frombuffer(code, np.uint8),
+            None if embedding is None else np.frombuffer(embedding, self.header.precision),
+            row["version"],
+            row["engine"],
+        )
 
 
 class _Plan:
@@ -410,7 +499,7 @@ def _name(folder: str, shard: int) -> str:
     return f"{folder}/{shard:05d}.{'json' if folder == 'manifest' else 'parquet'}"
 
 
-def _parquet(table: pa.Table) -> bytes:
+def _parquet(table: pa.Table, checked: bool = False) -> bytes:
     sink = io.BytesIO()
     # Codes look random: compressing them costs time and saves nothing.
     plain = {"code", "embedding"}
@@ -418,8 +507,13 @@ def _parquet(table: pa.Table) -> bytes:
         name: "none" if name in plain else "zstd"
         for name in (_leaf(field) for field in table.schema)
     }
-    pq.write_table(table, sink, compression=compression)
+    pq.write_table(table, sink, compression=compression, write_page_checksum=checked)
     return sink.getvalue()
+
+
+def _read(data: bytes) -> pa.Table:
+    # Not by `pq.read_table`, which imports pyarrow's data sets first.
+    return pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True).read()
 
 
 def _leaf(field: pa.Field) -> str:

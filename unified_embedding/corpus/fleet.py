@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+from unified_embedding import Box
 from unified_embedding.client import Connection, EmbeddedEach, EmbedderClient, Retry, ServerInfo
 from unified_embedding.client._calls import Deadline
 from unified_embedding.client._places import Places
@@ -38,7 +39,7 @@ class RateLimiter:
         self,
         rate: float,
         now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._rate, self._now, self._sleep = rate, now, sleep
         self._next = now()
@@ -76,18 +77,16 @@ class Fleet:
     def __init__(
         self,
         urls: Sequence[str],
-        version: str | None = None,
         timeout: float = 60.0,
         patience: float = 300.0,
         connection: Connection = Connection(),  # noqa: B008 - frozen
         now: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         """Name the servers; no call is made yet.
 
         Args:
             urls: gRPC addresses, host:port.
-            version: the only embedder version that is accepted; None takes the first answer's.
             timeout: seconds per call.
             patience: seconds during which a call is tried again while no server answers.
             connection: TLS and token of all of them.
@@ -98,14 +97,15 @@ class Fleet:
             _Member(
                 EmbedderClient(
                     url,
-                    expect_version=version,
                     timeout=timeout,
+                    max_inflight=_NO_BOUND,
                     retry=Retry(attempts=1),
                     **connection.options(),
                 )
             )
             for url in urls
         ]
+        self._closed = False
         self._patience, self._now, self._sleep = patience, now, sleep
         self._places = Places(_NO_BOUND)
         self._lock = threading.Lock()
@@ -131,7 +131,9 @@ class Fleet:
             return info
         raise failure or ServerUnavailable("no server address was given")
 
-    def embed_each(self, images: Sequence[bytes], outputs: Collection[str]) -> EmbeddedEach:
+    def embed_each(
+        self, images: Sequence[bytes], outputs: Collection[str], crop: Box | None = None
+    ) -> EmbeddedEach:
         """Embed one request's pictures on whichever server is free.
 
         What a server did not answer is sent again, to another server or later. Pictures that
@@ -140,8 +142,8 @@ class Fleet:
         in `errors`), so that a picture that kills costs itself alone.
 
         Raises:
-            VersionMismatch: a server runs another version.
-            ClientError: no server answered for `patience` seconds.
+            VersionMismatch: two servers answered with different versions.
+            ClientError: no server answered for `patience` seconds, or the fleet was closed.
         """
         salvage = _Salvage(len(images))
         end = self._now() + self._patience
@@ -149,7 +151,7 @@ class Fleet:
             request = salvage.pending.pop(0)
             member = self._take()
             try:
-                answer = self._ask(member, request, images, outputs)
+                answer = self._ask(member, request, images, outputs, crop)
                 problem = salvage.judge(request, answer)
                 if answer.rows:
                     end = self._now() + self._patience
@@ -166,7 +168,8 @@ class Fleet:
         return salvage.result()
 
     def close(self) -> None:
-        """Close every connection."""
+        """Close every connection; calls under way fail at once, if `sleep` returns."""
+        self._closed = True
         for member in self._members:
             member.client.close()
 
@@ -176,16 +179,19 @@ class Fleet:
         request: _Request,
         images: Sequence[bytes],
         outputs: Collection[str],
+        crop: Box | None,
     ) -> EmbeddedEach:
         with self._places.take(Deadline(_FOR_EVER), alone=request.suspect):
             # Only a process that is there can die over a suspect for a second time.
             if request.suspect and not member.client.is_ready():
                 raise ServerUnavailable(f"{member.client.url} is not ready")
-            return member.client.embed_each([images[row] for row in request.rows], outputs=outputs)
+            return member.client.embed_each(
+                [images[row] for row in request.rows], crops=crop, outputs=outputs
+            )
 
     def _take(self) -> _Member:
         """The least busy server that is not resting, in turn; wait when all rest."""
-        while True:
+        while not self._closed:
             with self._lock:
                 now = self._now()
                 awake = [member for member in self._members if member.rest_until <= now]
@@ -196,6 +202,7 @@ class Fleet:
                     return member
                 wait = min(member.rest_until for member in self._members) - now
             self._sleep(max(0.01, wait))
+        raise ClientError("this fleet was closed")
 
 
 class _Salvage:
@@ -228,7 +235,7 @@ class _Salvage:
                 continue
             if request.suspect and error.was_well:
                 self._errors[row] = RequestAborted(
-                    "a server died twice while it had this picture, which is not sent again "
+                    "the server died twice while it had this picture, which is not sent again "
                     f"({error})",
                     (row,),
                 )

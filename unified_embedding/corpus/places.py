@@ -134,22 +134,6 @@ def open_for_arrow(place: str) -> Any:
     return pa.OSFile(os.fsencode(local_path(place)))
 
 
-def read_regular(path: str, max_bytes: int) -> bytes:
-    """The contents of a local file.
-
-    Raises:
-        OSError: it is not there, is no regular file, or is larger; the last is seen before it
-            is read.
-    """
-    file, size = open_regular(local_place(path))
-    with file:
-        # One more than there should be: a file that grows is refused too.
-        data = file.read(max_bytes + 1) if size <= max_bytes else b""
-    if max(size, len(data)) > max_bytes:
-        raise OSError(too_large(max(size, len(data)), max_bytes))
-    return data
-
-
 def too_large(size: int, limit: int) -> str:
     """The sentence about a picture that is refused for its size."""
     return f"it has {size:,} bytes; the limit is {limit:,} ({setting('max_bytes')})"

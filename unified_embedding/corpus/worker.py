@@ -1,24 +1,27 @@
-"""Embed whole shards: what one Ray actor does."""
+"""Embed whole shards: what one thread, or one actor on a cluster, does."""
 
 import traceback
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
-from threading import Semaphore
+from threading import Event, Semaphore
 from typing import Final
 
-import numpy as np
-
-from unified_embedding.client import Connection, EmbeddedEach
+from unified_embedding.client import OUTPUTS, Connection, EmbeddedEach
 from unified_embedding.corpus.corpus import Corpus, Embedding, Entry
 from unified_embedding.corpus.fleet import Fleet, RateLimiter
 from unified_embedding.corpus.sources import Item, Reader, Unreadable
-from unified_embedding.errors import ClientError, CorpusError
-from unified_embedding.image import DEFAULT_LIMITS
+from unified_embedding.errors import ClientError, CorpusError, VersionMismatch
+from unified_embedding.image import DEFAULT_LIMITS, parse_crops
 
 # So that slow storage does not leave the servers without work.
 READERS: Final = 8
+# For the requests that are under way when a shard is given up, so that no answer is lost.
+_LAST_SECONDS: Final = 10.0
+
+_Answers = list[tuple[Item, Embedding | str]]
 
 
 @dataclass(frozen=True)
@@ -49,28 +52,39 @@ class Load:
 class ShardWorker:
     """Reads, embeds and writes shards of one corpus, with its own connections."""
 
-    def __init__(self, corpus: Corpus, load: Load, reader: Reader | None = None) -> None:
-        self._corpus, self._load = corpus, load
+    def __init__(
+        self,
+        corpus: Corpus,
+        load: Load,
+        reader: Reader | None = None,
+        tell: Callable[[int], None] = lambda pictures: None,
+    ) -> None:
+        """Connect; `tell` hears how many pictures were done, request by request."""
+        self._corpus, self._load, self._tell = corpus, load, tell
         self._reader = reader or Reader(load.max_bytes)
+        self._stopped = Event()
         self._fleet = Fleet(
-            load.urls, corpus.header.version, load.timeout, load.patience, load.connection
+            load.urls, load.timeout, load.patience, load.connection, sleep=self._stopped.wait
         )
-        self._rate = RateLimiter(load.rate)
+        self._rate = RateLimiter(load.rate, sleep=self._stopped.wait)
         self._ahead = max(load.inflight, READERS)
         self._pool = ThreadPoolExecutor(self._ahead, thread_name_prefix="embed")
         self._free = Semaphore(load.inflight)
-        wanted = ("embedding", "code") if corpus.header.embeddings else ("code",)
-        self._outputs = wanted
+        header = corpus.header
+        stored = dict(zip(OUTPUTS, (header.embeddings, header.codes), strict=True))
+        self._outputs = [name for name in OUTPUTS if stored[name]]
+        self._crop = parse_crops(header.crop, 1)[0] if header.crop else None
 
     def run(self, shard: int) -> tuple[Entry | None, str]:
         """Finish one shard. Returns its entry, or why it could not be finished.
 
-        A shard that is finished already, as after a lost machine, is left alone.
+        A shard that is finished already, as after a lost machine, is left alone. Of one that
+        cannot be finished, the corpus keeps what was answered.
         """
         try:
             entry = self._corpus.entry(shard)
             if entry is None:
-                entry = self._corpus.write_shard(shard, self._answers(self._corpus.items(shard)))
+                entry = self._corpus.write_shard(shard, self._answers(shard))
         except (ClientError, CorpusError, OSError) as error:
             return None, str(error)
         except Exception as error:
@@ -79,31 +93,45 @@ class ShardWorker:
             return None, f"shard {shard} failed by a mistake in the program ({error!r:.200})"
         return entry, ""
 
+    def stop(self) -> None:
+        """End the calls under way, and with them `run`."""
+        self._stopped.set()
+        self._fleet.close()
+
     def close(self) -> None:
         """Close the connections and end the threads."""
-        self._fleet.close()
+        self.stop()
         self._pool.shutdown(cancel_futures=True)
         self._reader.close()
 
-    def _answers(self, items: Sequence[Item]) -> list[tuple[Item, Embedding | str]]:
+    def _answers(self, shard: int) -> _Answers:
         """What came of each item; a bounded number of requests is read ahead."""
-        answers: list[tuple[Item, Embedding | str]] = []
-        waiting: deque[Future[list[tuple[Item, Embedding | str]]]] = deque()
+        items = self._corpus.items(shard)
+        answers = self._corpus.kept(shard)
+        left = [item for item in items if item.id not in answers]
+        waiting: deque[Future[_Answers]] = deque()
         try:
-            for chunk, contents in self._reader.chunks(items, self._load.batch):
+            for chunk, contents in self._reader.chunks(left, self._load.batch):
                 waiting.append(self._pool.submit(self._embed, chunk, contents))
                 if len(waiting) == self._ahead:
-                    answers += waiting.popleft().result()
+                    answers.update(_by_id(waiting.popleft().result()))
             while waiting:
-                answers += waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-        return answers
+                answers.update(_by_id(waiting.popleft().result()))
+        except BaseException:
+            running = [future for future in waiting if not future.cancel()]
+            wait(running, _LAST_SECONDS)
+            for future in running:
+                if future.done() and not future.exception():
+                    answers.update(_by_id(future.result()))
+            with suppress(OSError):
+                there = [(item, answers[item.id]) for item in items if item.id in answers]
+                self._corpus.keep(shard, there)
+            raise
+        return [(item, answers[item.id]) for item in items]
 
     def _embed(
         self, items: Sequence[Item], read: Callable[[], list[bytes | Unreadable]]
-    ) -> list[tuple[Item, Embedding | str]]:
+    ) -> _Answers:
         self._rate.wait(len(items))
         contents = read()
         answers: dict[int, Embedding | str] = {
@@ -113,19 +141,30 @@ class ShardWorker:
         images = [data for data in contents if isinstance(data, bytes)]
         if images:
             with self._free:
-                answer = self._fleet.embed_each(images, self._outputs)
-            answers.update(_by_row(answer, there))
+                answer = self._fleet.embed_each(images, self._outputs, self._crop)
+            answers.update(self._by_row(answer, there))
+        self._tell(len(items))
         return [(item, answers[row]) for row, item in enumerate(items)]
 
+    def _by_row(self, answer: EmbeddedEach, rows: Sequence[int]) -> dict[int, Embedding | str]:
+        header, good = self._corpus.header, answer.embedded
+        if good.version != header.version:
+            raise VersionMismatch(
+                f"the server's embedder version changed from {header.version} to {good.version} "
+                "during the run; vectors of both must not be mixed"
+            )
+        found: dict[int, Embedding | str] = {
+            rows[row]: str(error).removeprefix(f"image {row}: ")
+            for row, error in answer.errors.items()
+        }
+        for place, row in enumerate(answer.rows):
+            code = None if good.code is None else good.code[place]
+            stored = None
+            if good.embedding is not None:
+                stored = good.embedding[place].astype(header.precision)
+            found[rows[row]] = Embedding(code, stored, good.version, good.engine)
+        return found
 
-def _by_row(answer: EmbeddedEach, rows: Sequence[int]) -> dict[int, Embedding | str]:
-    good = answer.embedded
-    found: dict[int, Embedding | str] = {
-        rows[row]: error.reason for row, error in answer.errors.items()
-    }
-    for place, row in enumerate(answer.rows):
-        if good.code is None:
-            raise CorpusError("the server left out the code")
-        stored = None if good.embedding is None else good.embedding[place].astype(np.float16)
-        found[rows[row]] = Embedding(good.code[place], stored, good.version, good.engine)
-    return found
+
+def _by_id(answers: _Answers) -> dict[str, Embedding | str]:
+    return {item.id: answer for item, answer in answers}

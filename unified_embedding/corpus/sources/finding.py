@@ -4,7 +4,7 @@ import fnmatch
 import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
@@ -40,6 +40,7 @@ def find(
     metadata: Path | None = None,
     roots: Sequence[str] = (),
     passed: PassedOver | None = None,
+    files_only: bool = False,
 ) -> Iterator[Item]:
     """Every picture that the inputs name, once, in a stable order.
 
@@ -53,12 +54,15 @@ def find(
         metadata: a table, CSV, JSON lines or Parquet.
         roots: further folders that paths in Parquet files may lead into.
         passed: takes what is left out, by reason.
+        files_only: every picture is a file of its own: a folder is searched for nothing else,
+            and what is named is a picture, whatever its name.
 
     Raises:
         InputError: an input names nothing, or a file cannot be understood.
     """
     passed = PassedOver() if passed is None else passed
-    asked = _Asked(image_column, tuple(_place(root) for root in roots), passed)
+    asked = _Asked(image_column, tuple(_place(root) for root in roots), passed, files_only)
+    wanted = f"picture ({', '.join(SUFFIXES)})" if files_only else "picture, .tar or .parquet file"
     known = _known(metadata, passed) if metadata else {}
     ids: set[str] = set()
     files: set[str] = set()
@@ -79,16 +83,17 @@ def find(
                     item = replace(item, metadata=passed.facts(item.id, said))
                 yield item
         if not count:
-            raise InputError(f"{printable(argument)} holds no picture, .tar or .parquet file")
+            raise InputError(f"{printable(argument)} holds no {wanted}")
 
 
+@dataclass(frozen=True)
 class _Asked:
     """What the search was asked for beside its inputs."""
 
-    def __init__(
-        self, image_column: str | None, roots: tuple[str, ...], passed: PassedOver
-    ) -> None:
-        self.image_column, self.roots, self.passed = image_column, roots, passed
+    image_column: str | None
+    roots: tuple[str, ...]
+    passed: PassedOver
+    files_only: bool
 
 
 def _place(argument: str) -> str:
@@ -108,7 +113,7 @@ def _identity(item: Item) -> str:
     return f"{_real(folder)}/{name}"
 
 
-def local_matches(argument: str) -> list[str]:
+def _local_matches(argument: str) -> list[str]:
     """The files and folders of this machine that a path or a glob pattern names, each once.
 
     Raises:
@@ -150,7 +155,7 @@ def _globbed(pattern: str) -> list[str]:
 def _matches(argument: str) -> Iterator[tuple[str, str]]:
     """The files and folders of one argument: the name that ids begin with, and the place."""
     if not is_uri(argument):
-        for name in local_matches(local_path(argument)):
+        for name in _local_matches(local_path(argument)):
             yield printable(os.path.normpath(name)), local_place(name)
         return
     path, options = split_options(argument)
@@ -181,6 +186,9 @@ def _expand(name: str, place: str, asked: _Asked) -> Iterator[Item]:
     if _is_folder(name, place):
         yield from _in_folder(name, place, asked)
         return
+    if asked.files_only:
+        yield Item(name, FILE, place)
+        return
     try:
         open_regular(place)[0].close()
         yield from _in_file(name, place, asked)
@@ -205,6 +213,14 @@ def _is_folder(name: str, place: str) -> bool:
 
 def _in_folder(name: str, place: str, asked: _Asked) -> Iterator[Item]:
     found = files_below(place, asked.passed)
+    if asked.files_only:
+        for inside, where in found:
+            below = f"{name}/{printable(inside)}"
+            if inside.lower().endswith(SUFFIXES):
+                yield Item(below, FILE, where)
+            else:
+                asked.passed.add(NO_PICTURE, below)
+        return
     tables = {
         inside: where for inside, where in found if inside.rpartition("/")[2] in METADATA_TABLES
     }
