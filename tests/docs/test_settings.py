@@ -6,7 +6,7 @@ import pytest
 
 pytest.importorskip("rich", reason="the extra `client` is not installed")
 
-from unified_embedding.cli import settings_page  # noqa: E402
+from unified_embedding.cli import settings_page
 
 
 def test_the_page_is_what_the_code_says() -> None:
