@@ -143,7 +143,7 @@ def _compare(bench: Bench, source: str, against: str | None) -> None:
     found = compare(bench, source, against)
     found.save(bench.cache / "agreements")
     table = Table(
-        "by", "same first answer", "figure that moved most", "points", "queries", box=SIMPLE_HEAD
+        "by", "same top result", "figure that changed most", "points", "queries", box=SIMPLE_HEAD
     )
     for kind in COMPARISONS:
         task, metric, moved, queries = found.worst[kind]
