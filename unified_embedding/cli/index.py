@@ -57,7 +57,7 @@ def build(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="threads that build ivf and hnsw")] = 1,
 ) -> None:
-    """Build an index of a complete corpus; one that stands there is replaced when it is whole."""
+    """Build an index of a complete corpus; a complete new index replaces an existing one."""
     try:
         source = choose(Store(corpus), version)
         entries = source.require_complete()

@@ -95,7 +95,7 @@ def build(
         }
         (folder / "engine.json").write_text(json.dumps(record, indent=2) + "\n")
         if not passed:
-            raise BuildError("a gate failed; the engine that stood there before stays")
+            raise BuildError("a gate failed; the engine installed before is kept")
         install(staged, place)
         if served:
             triton_config.fit_binarizer(repository, spec.dim)

@@ -47,7 +47,7 @@ def main(
         console.print(f"[red]comparison failed:[/red] {error}", highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on")
+        console.print("interrupted; the same command continues")
         raise typer.Exit(130) from None
 
 
