@@ -64,7 +64,7 @@ class Row:
 
 
 def main(
-    seconds: Annotated[float, typer.Option(min=1, help="length of each measurement")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, help="seconds of each measurement")] = 20,
     repository: Annotated[Path, typer.Option(help="Triton's model repository")] = (
         ROOT / "model_repository"
     ),

@@ -30,19 +30,37 @@ def main(
         str, typer.Option(envvar="FRONTEND", help="tensorrt: onnx | torch-tensorrt")
     ] = "onnx",
     optimum_batch: Annotated[
-        int, typer.Option(envvar="OPTIMUM_BATCH", help="tensorrt*: batch that kernels are for.")
+        int,
+        typer.Option(
+            envvar="OPTIMUM_BATCH",
+            help="tensorrt, tensorrt-rtx: batch size that kernels are chosen for.",
+        ),
     ] = plan_options.DEFAULT_OPTIMUM_BATCH,
     optimization_level: Annotated[
-        int, typer.Option(envvar="OPTIMIZATION_LEVEL", help="tensorrt*: 0 to 5.")
+        int,
+        typer.Option(
+            envvar="OPTIMIZATION_LEVEL",
+            help="tensorrt, tensorrt-rtx: 0 to 5; higher searches longer.",
+        ),
     ] = plan_options.DEFAULT_OPTIMIZATION_LEVEL,
     version_compatible: Annotated[
-        bool, typer.Option(envvar="VERSION_COMPATIBLE", help="tensorrt: loads in later versions.")
+        bool,
+        typer.Option(
+            envvar="VERSION_COMPATIBLE", help="tensorrt: the plan also loads in later versions."
+        ),
     ] = False,
     compute_capabilities: Annotated[
-        str, typer.Option(envvar="COMPUTE_CAPABILITIES", help="tensorrt-rtx: '8.6 8.9'.")
+        str,
+        typer.Option(
+            envvar="COMPUTE_CAPABILITIES",
+            help="tensorrt-rtx: compute capabilities, e.g. '8.6 8.9'.",
+        ),
     ] = "",
     cuda_graphs: Annotated[
-        bool, typer.Option(envvar="CUDA_GRAPHS", help="tensorrt: only if no answer is stale.")
+        bool,
+        typer.Option(
+            envvar="CUDA_GRAPHS", help="tensorrt: use CUDA graphs; fails if an answer is stale."
+        ),
     ] = False,
     tuned: Annotated[
         Path, typer.Option(envvar="TUNING", help="What `make tune` found.")

@@ -108,7 +108,7 @@ def verify(
 @app.command()
 def export(
     index: Annotated[Path, typer.Argument(help="folder of the index")] = DEFAULT_INDEX,
-    to: Annotated[Target, typer.Option(help="what will load it")] = Target.postgres,
+    to: Annotated[Target, typer.Option(help="program that will load it")] = Target.postgres,
     out: Annotated[Path, typer.Option(help="folder of the files")] = Path("out/export"),
 ) -> None:
     """Write files for PostgreSQL (pgvector) or Milvus."""

@@ -54,18 +54,20 @@ console = Console(highlight=False)
 
 def main(
     model: Annotated[Path, typer.Option(help="Folder with embedder.onnx and spec.json.")],
-    target: Annotated[str, typer.Option(help="As for make engine.")] = "auto",
-    precision: Annotated[str, typer.Option(help="As for make engine.")] = "auto",
+    target: Annotated[str, typer.Option(help="As for `make engine`.")] = "auto",
+    precision: Annotated[str, typer.Option(help="As for `make engine`.")] = "auto",
     repository: Annotated[Path, typer.Option(help="Where the engine is installed.")] = (
         ROOT / "model_repository"
     ),
     knobs: Annotated[str, typer.Option(help="What to sweep, in this order.")] = (
         "instances,slice,batch,delay"
     ),
-    seconds: Annotated[float, typer.Option(envvar="DURATION", help="One measurement.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(envvar="DURATION", help="Seconds of one measurement.")
+    ] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each setting.")] = 3,
-    full: Annotated[bool, typer.Option(envvar="FULL", help="Four times as long.")] = False,
-    tuned: Annotated[Path, typer.Option(envvar="TUNING", help="Where the values go.")] = (
+    full: Annotated[bool, typer.Option(envvar="FULL", help="Measure four times as long.")] = False,
+    tuned: Annotated[Path, typer.Option(envvar="TUNING", help="File for the values found.")] = (
         tuning.FILE
     ),
     out: Annotated[Path, typer.Option(help="Where the report goes.")] = (ROOT / "results" / "tune"),

@@ -26,7 +26,7 @@ def main(
         bool, typer.Option("--page", help="Train nothing; write the page of what is done.")
     ] = False,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/comparison.md"),
-    threads: Annotated[int, typer.Option(min=0, help="For measuring; 0: all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads for measuring; 0: all cores.")] = 0,
 ) -> None:
     """Train what is not done, measure what is, and write the page."""
     console = Console()
