@@ -2,9 +2,11 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
-MODEL     ?= models/unified-embedder-lite0
-TARGET    ?= auto
-PRECISION ?= auto
+# What is not given of these stays as it is installed (docs/engines.md).
+MODEL     ?=
+TARGET    ?=
+PRECISION ?=
+PREFIX    ?=
 CONFIG    ?= configs/smoke.yaml
 EMBEDDERS ?= lite0,se
 MINUTES   ?= 1
@@ -60,11 +62,12 @@ train-env: .venv/.stamp-train ## the environment for training and exporting (tor
 ENGINE_NEEDS := .venv/.stamp-serving $(if $(filter int8,$(PRECISION)),.venv/.stamp-int8) \
                 $(if $(filter tensorrt-rtx,$(TARGET)),.venv/.stamp-tensorrt-rtx)
 
-engine: $(ENGINE_NEEDS) ## compile MODEL and install it: TARGET=auto|openvino|tensorrt|tensorrt-rtx PRECISION=auto|fp32|bf16|int8
-	@$(PY) build/engine.py --model "$(MODEL)" --target "$(TARGET)" --precision "$(PRECISION)"
+engine: $(ENGINE_NEEDS) ## compile and install MODEL=, or what is installed: TARGET=auto|openvino|tensorrt|tensorrt-rtx PRECISION=auto|fp32|bf16|int8 PREFIX=
+	@$(PY) build/engine.py $(if $(MODEL),--model "$(MODEL)") $(if $(TARGET),--target "$(TARGET)") \
+	    $(if $(PRECISION),--precision "$(PRECISION)") $(if $(PREFIX),--prefix "$(PREFIX)")
 
 demo: engine ## serve the demo gallery, search it by float and by code, draw a contact sheet
-	@$(PY) clients/demo.py
+	@$(PY) clients/demo.py $(if $(PREFIX),--model-name "$(PREFIX)unified_embedding")
 
 page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
 	@$(PY) clients/page.py --demo
@@ -85,7 +88,7 @@ bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe a
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
 tune: engine ## find the fastest Triton settings for the engine on this machine, and install them (10 min): TUNING= FULL=1
-	@$(PY) build/tune.py --model "$(MODEL)" --target "$(TARGET)" --precision "$(PRECISION)"
+	@$(PY) build/tune.py
 
 bench-index: .venv/.stamp-peers ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
 	@$(PY) bench/index_bench.py
@@ -123,7 +126,8 @@ lint: .venv/.stamp-all ## ruff and mypy
 gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, tests, speeds -> docs/gpu-results/<gpu>.md
 	@$(PY) build/gpu_check.py
 
-clean: ## remove the installed engine and build outputs, keep .venv
-	rm -rf build/out out results model_repository/embedder
+clean: ## remove the installed engines and build outputs, keep .venv
+	rm -rf build/out out results model_repository/*embedder \
+	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
 .PHONY: help env train-env engine demo data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean

@@ -17,9 +17,8 @@ from starlette.responses import Response
 from unified_embedding.codes import pack
 from unified_embedding.image import load_pixels
 from unified_embedding.serving.openvino_engine import OpenVinoEngine
-from unified_embedding.spec import EmbedderSpec
+from unified_embedding.spec import MAX_BATCH_SIZE, EmbedderSpec
 
-MAX_BATCH_SIZE = 16
 # LitServe waits this long for a batch to fill; 0 makes an idle worker spin on its queue.
 BATCH_TIMEOUT_S = 0.001
 # By default uvicorn closes a connection that idles for 5 s, perhaps while a request is on its way.

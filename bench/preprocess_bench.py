@@ -5,7 +5,6 @@ figures are ratios within a round, so a slow moment of the machine counts for bo
 """
 
 import asyncio
-import re
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -24,7 +23,9 @@ from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import LocalServer, end_in_order, start
+from unified_embedding.spec import MAX_BATCH_SIZE
 
 BATCHING: Final = "batching, 2 instances"
 SETTINGS: Final = {BATCHING: 2, "2 instances": 2, "3 instances": 3, "4 instances": 4}
@@ -76,13 +77,14 @@ def _served(folder: Path, instances: int, batching: bool) -> LocalServer:
     for model in ("unified_embedding", "embedder", "binarizer"):
         (repository / model).symlink_to((REPOSITORY / model).resolve())
     shutil.copytree(REPOSITORY / "preprocess", repository / "preprocess")
-    config = repository / "preprocess" / "config.pbtxt"
-    text = re.sub(r"count: \d+", f"count: {instances}", config.read_text())
+    config = model_config.read(repository / "preprocess")
+    config.instance_group[0].count = instances
     if batching:
-        text = text.replace("max_batch_size: 0", "max_batch_size: 16\ndynamic_batching { }")
-        text = text.replace("dims: [ -1, 1 ]", "dims: [ 1 ]")
-        text = text.replace("dims: [ -1, -1, -1, 3 ]", "dims: [ -1, -1, 3 ]")
-    config.write_text(text)
+        config.max_batch_size = MAX_BATCH_SIZE
+        config.dynamic_batching.SetInParent()
+        for tensor in (*config.input, *config.output):
+            del tensor.dims[0]
+    model_config.write(repository / "preprocess", config)
     return start(repository, folder / "tritonserver.log")
 
 

@@ -1,3 +1,5 @@
+import csv
+import shutil
 import signal
 from collections.abc import Generator
 from pathlib import Path
@@ -63,3 +65,21 @@ def pytest_make_collect_report(
 def root() -> Path:
     """The checkout."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def few_products(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dozen products of the demo gallery: enough to see that gates run."""
+    folder = tmp_path_factory.mktemp("few_products")
+    with (ROOT / "demo/gallery.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    products = sorted({row["product"] for row in rows})[::10]
+    kept = [row for row in rows if row["product"] in products]
+    with (folder / "gallery.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(kept)
+    for row in kept:
+        (folder / row["image"]).parent.mkdir(exist_ok=True)
+        shutil.copyfile(ROOT / "demo" / row["image"], folder / row["image"])
+    return folder

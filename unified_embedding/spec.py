@@ -23,6 +23,9 @@ INPUT: Final = "pixels"
 OUTPUT: Final = "embedding"
 FEATURES: Final = "features"
 
+MAX_BATCH_SIZE: Final = 16
+"""Pictures in one request, at most; every engine takes batches of that size."""
+
 
 @dataclass(frozen=True)
 class EmbedderSpec:

@@ -17,6 +17,7 @@ from unified_embedding.engine import production_repository
 from unified_embedding.engine.gates import server_gate
 from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.gallery import Gallery
+from unified_embedding.serving import model_config
 from unified_embedding.serving.tritonserver import SetupError, resolve
 
 STALE_MODEL = '''
@@ -142,7 +143,10 @@ def test_a_production_repository_has_as_many_decoders_as_asked(root: Path, tmp_p
         and path.read_bytes() != (source / path.relative_to(into)).read_bytes()
     ]
     assert changed == ["preprocess/config.pbtxt"]
-    assert "{ count: 12 kind" in (into / "preprocess/config.pbtxt").read_text()
+    decoders, checkout = (model_config.read(place / "preprocess") for place in (into, source))
+    assert (decoders.instance_group[0].count, checkout.instance_group[0].count) == (12, 3)
+    decoders.instance_group[0].count = 3
+    assert decoders == checkout
     production_repository.assemble(source, into)
     for name in production_repository.STATIC_MODELS:
         config = (into / name / "config.pbtxt").read_text()

@@ -14,8 +14,8 @@ from unified_embedding.engine.gates import consistency
 from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.engine.tensorrt import library as tensorrt_library
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
-from unified_embedding.engine.triton_config import MAX_BATCH_SIZE
 from unified_embedding.gallery import Gallery
+from unified_embedding.spec import MAX_BATCH_SIZE
 
 pytestmark = [
     pytest.mark.gpu,

@@ -17,12 +17,13 @@ import onnx
 import tensorrt_rtx
 import tiny_embedder as tiny
 
-from unified_embedding.engine import targets, triton_config
+from unified_embedding.engine import targets
 from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.engine.tensorrt import library as tensorrt_library
 from unified_embedding.engine.tensorrt import target as tensorrt_target
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
+from unified_embedding.spec import MAX_BATCH_SIZE
 
 L4 = gpu.Gpu("NVIDIA L4", "8.9", 24 << 30, "13.4")
 
@@ -73,7 +74,7 @@ def test_triton_is_told_how_to_run_it(machine: pytest.MonkeyPatch, tmp_path: Pat
     assert not plain.config().cuda_graphs
     assert plain.inputs() != target.inputs()
     assert plain.inputs()["gpu"] == "NVIDIA L4"
-    assert triton_config.MAX_BATCH_SIZE == 16
+    assert MAX_BATCH_SIZE == 16
 
 
 def test_another_version_than_tritons_is_refused_and_both_are_named(

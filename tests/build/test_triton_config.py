@@ -13,9 +13,10 @@ pytest.importorskip(
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2 as model_config
 
-from unified_embedding.engine import triton_config
-from unified_embedding.engine.triton_config import MAX_BATCH_SIZE, EmbedderConfig
-from unified_embedding.spec import EmbedderSpec
+from unified_embedding.engine import production_repository, triton_config
+from unified_embedding.engine.triton_config import EmbedderConfig
+from unified_embedding.serving import model_config as files
+from unified_embedding.spec import MAX_BATCH_SIZE, EmbedderSpec
 
 CPU = EmbedderConfig(backend="python", kind="KIND_CPU", parameters={"threads": "2"})
 GPU = EmbedderConfig(backend="tensorrt", kind="KIND_GPU", instances=2, warm_up=True)
@@ -27,8 +28,9 @@ def spec(root: Path) -> EmbedderSpec:
 
 
 def parsed(config: EmbedderConfig, spec: EmbedderSpec):
-    text = triton_config.render(config, spec, "tensorrt-fp16-0123456789ab")
-    return text_format.Parse(text, model_config.ModelConfig())
+    """What Triton reads of what is written."""
+    rendered = triton_config.render(config, spec, "tensorrt-fp16-0123456789ab")
+    return text_format.Parse(files.text(rendered), model_config.ModelConfig())
 
 
 def test_the_gpu_profile_field_by_field(spec: EmbedderSpec) -> None:
@@ -75,10 +77,8 @@ def test_cuda_graphs_are_recorded_for_every_batch_size_and_only_on_request(
 @pytest.mark.parametrize("config", [CPU, GPU], ids=["cpu", "gpu"])
 def test_batching_without_a_queue_policy(config: EmbedderConfig, spec: EmbedderSpec) -> None:
     """Any queue policy stalls a request by half a second with fewer than four instances."""
-    text = triton_config.render(config, spec, "id")
-    batching = parsed(config, spec).dynamic_batching
-    assert "dynamic_batching { }" in text
-    assert batching == model_config.ModelDynamicBatching()
+    assert parsed(config, spec).HasField("dynamic_batching")
+    assert parsed(config, spec).dynamic_batching == model_config.ModelDynamicBatching()
 
 
 def test_both_profiles_offer_the_same_tensors(spec: EmbedderSpec) -> None:
@@ -121,28 +121,34 @@ def test_the_binarizer_takes_the_width_of_the_installed_embedder(
     shared, repository = tmp_path / "shared", tmp_path / "model_repository"
     shutil.copytree(root / "model_repository/binarizer", shared / "binarizer")
     before = (shared / "binarizer/config.pbtxt").read_text()
+    assert before.startswith("# ")
     if linked:
         repository.mkdir()
         (repository / "binarizer").symlink_to(shared / "binarizer")
     else:
         shutil.copytree(shared / "binarizer", repository / "binarizer")
     config = repository / "binarizer/config.pbtxt"
-    triton_config.fit_binarizer(repository, 1280)
+    production_repository.fit_binarizer(repository / "binarizer", 1280)
     assert config.read_text() == before
     assert (repository / "binarizer").is_symlink() == linked
     for width in (2048, 64):
-        triton_config.fit_binarizer(repository, width)
+        production_repository.fit_binarizer(repository / "binarizer", width)
         assert [list(tensor.dims) for tensor in model(config).input] == [[width]]
     assert (repository / "binarizer/1/model.py").is_file()
     # Another repository's stays as it is.
     assert (shared / "binarizer/config.pbtxt").read_text() == before
+    # Back to the checkout's width, it is the checkout's file again, byte for byte.
+    production_repository.fit_binarizer(repository / "binarizer", 1280)
+    assert config.read_text() == before
     config.write_text("nonsense")
-    with pytest.raises(ValueError, match="names 0 widths"):
-        triton_config.fit_binarizer(repository, 64)
-    triton_config.fit_binarizer(tmp_path, 64)  # No binarizer: nothing to do.
+    with pytest.raises(ValueError, match=r"binarizer/config.pbtxt is no model configuration: 1:"):
+        production_repository.fit_binarizer(repository / "binarizer", 64)
+    config.write_text('backend: "python"')
+    with pytest.raises(ValueError, match="does not take `features` alone"):
+        production_repository.fit_binarizer(repository / "binarizer", 64)
+    production_repository.fit_binarizer(tmp_path / "none", 64)  # No binarizer: nothing to do.
 
 
-def test_the_ensemble_takes_no_more_than_the_embedder(root: Path) -> None:
-    text = (root / "model_repository/unified_embedding/config.pbtxt").read_text()
-    ensemble = text_format.Parse(text, model_config.ModelConfig())
-    assert ensemble.max_batch_size <= MAX_BATCH_SIZE
+def test_the_ensemble_takes_what_every_engine_takes(root: Path) -> None:
+    ensemble = model(root / "model_repository/unified_embedding/config.pbtxt")
+    assert ensemble.max_batch_size == MAX_BATCH_SIZE

@@ -167,7 +167,7 @@ def test_sigint_ends_a_build_and_leaves_the_handler_as_it_was(root: Path) -> Non
         capture_output=True,
         text=True,
         check=False,
-        env={**os.environ, "PYTHONPATH": str(root / "tests" / "build")},
+        env={**os.environ, "PYTHONPATH": str(root / "tests")},
     )
     assert (run.returncode, run.stdout) == (0, "interrupted True\n"), run.stderr
 

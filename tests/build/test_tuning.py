@@ -58,11 +58,11 @@ def test_the_key_names_network_precision_and_processor(root: Path) -> None:
 
 def test_the_values_stand_in_the_configuration(root: Path) -> None:
     spec = EmbedderSpec.load(root / "models/unified-embedder-lite0")
-    text = render(TUNED, spec, "openvino-bf16-0123456789ab")
-    assert "max_batch_size: 32" in text
-    assert "count: 2" in text
-    assert "dynamic_batching { max_queue_delay_microseconds: 200 }" in text
-    assert 'key: "slice" value { string_value: "8" }' in text
+    config = render(TUNED, spec, "openvino-bf16-0123456789ab")
+    assert config.max_batch_size == 32
+    assert [group.count for group in config.instance_group] == [2]
+    assert config.dynamic_batching.max_queue_delay_microseconds == 200
+    assert config.parameters["slice"].string_value == "8"
 
 
 USABLE = {"instances": 1, "max_batch_size": 16, "queue_delay_us": 0, "parameters": {}}

@@ -65,3 +65,9 @@ def test_options_tell_variable_and_default(tmp_path: Path) -> None:
         "UNIFIED_EMBEDDING_URL": "127.0.0.1:8001",
         "WHERE": "out/index",
     }
+
+
+def test_an_option_that_programs_share_is_read_by_all_of_them() -> None:
+    readers = {path for path, _ in settings_page.variables()["UNIFIED_EMBEDDING_URL"]}
+    assert "unified_embedding/cli/status.py" in readers
+    assert "unified_embedding/cli/options.py" not in readers

@@ -12,9 +12,10 @@ import pytest
 
 from unified_embedding.engine.production_repository import assemble
 from unified_embedding.gallery import Gallery
+from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import start
 from unified_embedding.serving.tritonserver import SetupError, resolve
-from unified_embedding.spec import EmbedderSpec
+from unified_embedding.spec import ENGINE_KEY, EmbedderSpec
 
 MODEL = "models/unified-embedder-lite0"
 
@@ -65,15 +66,14 @@ def server(
     log = tmp_path_factory.mktemp("log") / "log"
     started = start(repository, log)
     spec = EmbedderSpec.load(repository / "embedder" / "1")
-    config = (repository / "embedder" / "config.pbtxt").read_text()
-    engine = config.split('"unified_embedding.engine" value { string_value: "')[1].split('"')[0]
+    stated = model_config.read(repository / "embedder").parameters
     yield Server(
         grpc_url=started.grpc_url,
         http_url=started.http_url,
         metrics_url=started.metrics_url,
         repository=repository,
         spec=spec,
-        engine=engine,
+        engine=stated[ENGINE_KEY].string_value,
         pid=started.server_pid,
     )
     assert started.stop() == 0

@@ -65,6 +65,7 @@ def test_the_command_prints_a_table_and_draws_a_sheet(
         env={**os.environ, "COLUMNS": "100"},
     )
     assert run.returncode == 0, run.stdout + run.stderr
+    assert "mean nothing" not in run.stdout
     for word in ("float", "asymmetric", "code", "5,120", "160", "images/s", str(out)):
         assert word in run.stdout
     with Image.open(out) as sheet:

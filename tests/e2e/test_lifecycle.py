@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -31,7 +30,7 @@ from drills import (
     until,
 )
 
-from unified_embedding.serving import processes
+from unified_embedding.serving import model_config, processes
 from unified_embedding.serving.local_server import LocalServer, free_ports, start
 
 pytestmark = pytest.mark.e2e
@@ -64,9 +63,9 @@ def launching(repository: Path, log: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def python_instances(repository: Path) -> int:
     """Processes that the Python backend starts: one for each instance."""
-    configs = [path.read_text() for path in repository.glob("*/config.pbtxt")]
-    counts = [re.search(r"count: (\d+)", text) for text in configs if 'backend: "python"' in text]
-    return sum(int(count.group(1)) for count in counts if count)
+    configs = [model_config.read(path.parent) for path in repository.glob("*/config.pbtxt")]
+    python = [config for config in configs if config.backend == "python"]
+    return sum(group.count for config in python for group in config.instance_group)
 
 
 def family_of(server: LocalServer) -> list[int]:

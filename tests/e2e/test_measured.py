@@ -16,6 +16,7 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 from programs import run_program
 
 from unified_embedding.engine.production_repository import assemble
+from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import running
 
 pytestmark = pytest.mark.e2e
@@ -75,9 +76,9 @@ def started_here(mark: str) -> list[str]:
 def test_tune_keeps_or_installs_and_says_which(
     root: Path, own_repository: Path, tmp_path: Path
 ) -> None:
-    config = own_repository / "embedder" / "config.pbtxt"
-    before, tuned, out = config.read_text(), tmp_path / "tuning.json", tmp_path / "tune"
-    arguments = ["--model", MODEL, "--repository", str(own_repository), "--out", str(out)]
+    embedder = own_repository / "embedder"
+    before, tuned, out = model_config.read(embedder), tmp_path / "tuning.json", tmp_path / "tune"
+    arguments = ["--repository", str(own_repository), "--out", str(out)]
     short = ["--knobs", "batch", "--seconds", "0.3", "--rounds", "1"]
     said = run(root, "build/tune.py", *arguments, *short, TUNING=str(tuned))
     record = json.loads((out / "tune.json").read_text())
@@ -86,10 +87,10 @@ def test_tune_keeps_or_installs_and_says_which(
     assert record["settings"][0]["throughput_of_installed"] == 1
     if record["verdict"].startswith("kept"):
         assert "kept: " in said
-        assert config.read_text() == before
+        assert model_config.read(embedder) == before
         assert not tuned.exists()
     else:
-        assert "max_batch_size: 32" in config.read_text()
+        assert model_config.read(embedder).max_batch_size == 32
         assert record["chosen"]["max_batch_size"] == 32
         assert json.loads(tuned.read_text())
 
@@ -101,12 +102,11 @@ def test_the_server_shows_what_was_tuned(root: Path, own_repository: Path, tmp_p
     from unified_embedding.engine.tuning import tuning
 
     tuned = tmp_path / "tuning.json"
-    model = root / MODEL
-    name, installed = tune.what_is_installed(model, "auto", "auto", own_repository, tuned)
+    name, installed = tune.what_is_installed(own_repository, tuned)
     parameters = {**installed.parameters, "slice": "8"}
     chosen = replace(installed, instances=2, queue_delay_us=200, parameters=parameters)
     tuning.save(chosen, name, {}, tuned)
-    tune.install(model, "auto", "auto", own_repository, tuned)
+    tune.install(own_repository, tuned)
     with running(own_repository) as server, InferenceServerClient(server.grpc_url) as client:
         config: Any = client.get_model_config("embedder").config
     assert config.instance_group[0].count == 2

@@ -56,6 +56,13 @@ def test_a_repository_without_an_engine_says_make_engine(tmp_path: Path, form: l
     (tmp_path / "embedder").mkdir()
     (tmp_path / "embedder" / "config.pbtxt").touch()
     check_repositories(arguments)
+    # Each embedder of the repository has to be there: Triton loads all models or none.
+    (tmp_path / "v2-unified_embedding").mkdir()
+    with pytest.raises(SetupError, match="run `make engine PREFIX=v2-` first"):
+        check_repositories(arguments)
+    (tmp_path / "v2-embedder").mkdir()
+    (tmp_path / "v2-embedder" / "config.pbtxt").touch()
+    check_repositories(arguments)
 
 
 def test_without_any_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,12 +17,15 @@ from rich.progress import track
 from rich.table import Table
 
 from unified_embedding.checkout import ROOT
+from unified_embedding.cli.options import ModelName
 from unified_embedding.client import EmbedderClient
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, Picture, relevance
+from unified_embedding.names import DEFAULT
 from unified_embedding.retrieval import COMPARISONS, Comparison, bootstrap, recall_at, scores
 from unified_embedding.search import contact_sheet as _contact_sheet
 from unified_embedding.serving.local_server import running
+from unified_embedding.spec import EmbedderSpec
 
 LATENCY_CALLS: Final = 50
 SHEET_ROWS: Final = 9
@@ -51,17 +54,24 @@ def main(
     out: Annotated[Path, typer.Option(help="Where the contact sheet goes.")] = (
         ROOT / "out" / "demo.png"
     ),
+    model_name: ModelName = DEFAULT.ensemble,
 ) -> None:
     """Embed the gallery through a real Triton server and find products from their shots."""
     try:
         pictures = Gallery.load(gallery)
         console.print("starting tritonserver ...")
-        with running(repository) as server, EmbedderClient(server.grpc_url) as client:
+        with (
+            running(repository) as server,
+            EmbedderClient(server.grpc_url, model=model_name) as client,
+        ):
             answers = ask(client, pictures)
-    except EmbeddingError as error:
+            spec = EmbedderSpec.load(repository / client.names.embedder / "1")
+    except (EmbeddingError, ValueError) as error:
         console.print(f"[bold red]demo failed:[/] {error}", highlight=False, soft_wrap=True)
         sys.exit(1)
     report(answers, pictures)
+    if spec.random:
+        console.print("random weights: these recalls mean nothing", style="yellow")
     out.parent.mkdir(parents=True, exist_ok=True)
     sheet(answers, pictures).save(out)
     console.print(f"contact sheet: {out}", highlight=False, soft_wrap=True)

@@ -31,6 +31,7 @@ from unified_embedding.engine.tensorrt import library as tensorrt_library
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.gallery import Gallery
+from unified_embedding.names import DEFAULT
 from unified_embedding.spec import EmbedderSpec
 
 RESULTS: Final = ROOT / "docs" / "gpu-results"
@@ -129,10 +130,11 @@ def examine(
         production_repository.assemble(ROOT / "model_repository", repository, cores)
         chosen = targets.choose(target, "auto", PlanOptions(), building.OUT)
         building.build(model, chosen, repository, gallery)
-        record = json.loads((repository / "embedder/1/engine.json").read_text())
+        engine = repository / DEFAULT.embedder / "1"
+        record = json.loads((engine / "engine.json").read_text())
         problems = server_gate.problems(repository, pixels)
         console.print("timing the engine alone")
-        run = chosen.runner(repository / "embedder" / "1")
+        run = chosen.runner(engine)
         speeds = {
             batch: speed.measure({"engine": run}, pixels, batch, 3, seconds / 10)["engine"]
             for batch in BATCHES

@@ -10,6 +10,13 @@ from unified_embedding.client import TLS
 Url = Annotated[
     str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
 ]
+ModelName = Annotated[
+    str,
+    typer.Option(
+        help="model to ask, where the server has several embedders",
+        envvar="UNIFIED_EMBEDDING_MODEL",
+    ),
+]
 RootCertificates = Annotated[
     Path | None, typer.Option(help="connect by TLS, trusting this PEM file")
 ]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from unified_embedding.checkout import ROOT
+from unified_embedding.engine.choice import Choice
 from unified_embedding.engine.production_repository import STATIC_MODELS
 from unified_embedding.engine.triton_config import MAX_BATCH_SIZE, EmbedderConfig
 from unified_embedding.image.limits import DEFAULT_LIMITS, SETTINGS
@@ -32,6 +33,10 @@ program lists its other options. Where an option and a variable set the same thi
 
 ## Flags of programs that listen
 
+""".splitlines()
+KEPT: Final = """\
+A further `make engine` keeps what is not given of these, and of `MODEL`, `TARGET` and `PRECISION`
+([engines.md](engines.md#what-stays-installed)). The defaults hold for the first one.
 """.splitlines()
 LIMITS_HEAD: Final = """\
 A variable of the server's environment; or a parameter in `preprocess/config.pbtxt`, named in small
@@ -62,6 +67,7 @@ LIMITS: Final = {
 }
 """Meaning and unit of each field of `Limits`."""
 
+ENGINE_SECTION: Final = "Building an engine"
 ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
     "The server": {
         "UNIFIED_EMBEDDING_OPERATOR_KEY": (
@@ -73,6 +79,7 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Clients, back-fill, index, search and page": {
         "UNIFIED_EMBEDDING_URL": "gRPC address of the server, HOST:PORT",
+        "UNIFIED_EMBEDDING_MODEL": "the Triton model to call; by default `unified_embedding`",
         "UNIFIED_EMBEDDING_INDEX": "folder of the index",
         "grpc_proxy": "proxy that gRPC connects through; after it `https_proxy`, then `http_proxy`",
         "https_proxy": "see `grpc_proxy`",
@@ -84,7 +91,7 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
             "whether Ray reports its use to its makers; set to 0 where you set nothing"
         ),
     },
-    "Building an engine": {
+    ENGINE_SECTION: {
         "TUNING": "file with the values that `make tune` found",
         "FRONTEND": "tensorrt: `onnx`, or `torch-tensorrt`, which needs a GPU",
         "OPTIMUM_BATCH": (
@@ -159,6 +166,7 @@ SHELL: Final = {
 """Meaning of each variable of deploy/ and of the shell scripts."""
 
 MAKE: Final = {
+    "PREFIX": "`make engine`: prefix of the model names of a further embedder",
     "MODEL": "folder of the embedder, with `embedder.onnx` and `spec.json`",
     "TARGET": "`auto`, `openvino`, `tensorrt` or `tensorrt-rtx`",
     "PRECISION": "`auto`, `fp32`, `bf16`, `int8` or `fp16`",
@@ -216,10 +224,11 @@ def page() -> str:
     tables["Containers and shell scripts"] = (SHELL, shell_variables())
     for section, (meanings, places) in tables.items():
         lines += ["", f"## {section}", ""]
+        lines += [*KEPT] if section == ENGINE_SECTION else []
         lines += _table(
             ("variable of the environment", "default", "meaning", "read by"),
             [
-                (f"`{name}`", _defaults(places[name]), meaning, _readers(places[name]))
+                (f"`{name}`", _default(name, places[name]), meaning, _readers(places[name]))
                 for name, meaning in meanings.items()
             ],
         )
@@ -227,7 +236,10 @@ def page() -> str:
     lines += ["", "## Variables of `make`", "", *MAKE_HEAD, ""]
     lines += _table(
         ("variable", "default", "meaning"),
-        [(f"`{name}`", _code(defaults[name]), meaning) for name, meaning in MAKE.items()],
+        [
+            (f"`{name}`", _code(defaults[name] or first_choice(name)), meaning)
+            for name, meaning in MAKE.items()
+        ],
     )
     return "\n".join(lines) + "\n"
 
@@ -239,11 +251,14 @@ def variables() -> dict[str, list[tuple[str, str]]]:
     """
     found: dict[str, set[tuple[str, str]]] = defaultdict(set)
     for path in sources():
-        if not re.search(r"environ|getenv|envvar|_OPTIONS", (ROOT / path).read_text()):
+        if not re.search(r"environ|getenv|envvar|_OPTIONS|cli\.options", (ROOT / path).read_text()):
             continue
         for name, default in (*options(path), *reads(path), *load_test_options(path)):
             if name not in SETTINGS:
                 found[name].add((path, default))
+    for places in found.values():
+        if len(places) > 1:  # options.py reads nothing; the programs that share its options do
+            places.discard(("unified_embedding/cli/options.py", ""))
     return {name: sorted(places) for name, places in found.items()}
 
 
@@ -279,6 +294,7 @@ def _tracked(pattern: str) -> list[str]:
 def options(path: str) -> Iterator[tuple[str, str]]:
     """The variables that a program's options name by `envvar=`, each with the option's default."""
     tree = _tree(path)
+    yield from ((name, "") for name in _envvars(tree))
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef):
             continue
@@ -290,8 +306,7 @@ def options(path: str) -> Iterator[tuple[str, str]]:
             if isinstance(annotation, ast.Name):
                 alias = _definition(annotation.id, path)
                 annotation = alias[0] if alias else None
-            name = _envvar(annotation)
-            if name is not None:
+            for name in _envvars(annotation):
                 yield name, "" if default is None else _value(default, path)
 
 
@@ -377,11 +392,21 @@ def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]
     return ["| " + " | ".join(row) + " |" for row in cells]
 
 
-def _defaults(places: list[tuple[str, str]]) -> str:
+def first_choice(name: str) -> str:
+    """The default of what `make engine` keeps from one time to the next; "" for other names."""
+    choice = Choice()
+    value = (vars(choice) | vars(choice.options)).get(name.lower(), "")
+    if isinstance(value, Path):
+        return str(value.relative_to(ROOT))
+    return str(int(value) if isinstance(value, bool) else value or "")
+
+
+def _default(name: str, places: list[tuple[str, str]]) -> str:
     """The default, with the programs where they differ."""
     by_value: dict[str, list[str]] = defaultdict(list)
     for path, default in places:
-        by_value[default].append(Path(path).stem)
+        if Path(path).stem not in by_value[default or first_choice(name)]:
+            by_value[default or first_choice(name)].append(Path(path).stem)
     if len(by_value) > 1:
         by_value.pop("", None)
     if len(by_value) == 1:
@@ -408,11 +433,10 @@ def _code(value: str) -> str:
     return f"`{value}`" if value else "-"
 
 
-def _envvar(annotation: ast.expr | None) -> str | None:
-    for node in ast.walk(annotation) if annotation else ():
-        if isinstance(node, ast.keyword) and node.arg == "envvar":
-            return str(ast.literal_eval(node.value))
-    return None
+def _envvars(tree: ast.AST | None) -> list[str]:
+    nodes = ast.walk(tree) if tree else ()
+    keywords = [node for node in nodes if isinstance(node, ast.keyword)]
+    return [str(ast.literal_eval(one.value)) for one in keywords if one.arg == "envvar"]
 
 
 @cache

@@ -28,6 +28,7 @@ from rich.table import Table
 from unified_embedding import pack
 from unified_embedding.cli.options import (
     CertificateChain,
+    ModelName,
     PrivateKey,
     RootCertificates,
     Url,
@@ -42,8 +43,8 @@ from unified_embedding.client import (
     StageStatistics,
 )
 from unified_embedding.errors import ClientError, ServerError
+from unified_embedding.names import DEFAULT
 
-STAGES: Final = ("preprocess", "embedder", "binarizer", "unified_embedding")
 # Calls at once, more than a model has processes as delivered: one of them meets a dead one. One
 # after another, every fourth call did.
 AT_ONCE: Final = 8
@@ -80,6 +81,7 @@ def main(
         int, typer.Option(min=1, help="how many calls to time, after a first one")
     ] = 10,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 10.0,
+    model_name: ModelName = DEFAULT.ensemble,
     root_certificates: RootCertificates = None,
     private_key: PrivateKey = None,
     certificate_chain: CertificateChain = None,
@@ -89,7 +91,7 @@ def main(
         tls = tls_from(root_certificates, private_key, certificate_chain)
         data = image.read_bytes() if image else example_picture()
         once = Retry(attempts=1)
-        with EmbedderClient(url, timeout=timeout, retry=once, tls=tls) as client:
+        with EmbedderClient(url, timeout=timeout, retry=once, tls=tls, model=model_name) as client:
             status = probe(client, data, pictures)
     except (ClientError, ValueError, OSError) as error:
         if as_json:
@@ -116,7 +118,8 @@ def probe(client: EmbedderClient, picture: bytes, pictures: int) -> Status:
     before = client.statistics()
     milliseconds = [timed(client, picture) for _ in range(pictures)]
     after = client.statistics()
-    order = [name for name in STAGES if name in after] + sorted(set(after) - set(STAGES))
+    ours = client.names.models
+    order = [name for name in ours if name in after] + sorted(set(after) - set(ours))
     stages = {name: after[name] - before.get(name, StageStatistics()) for name in order}
     return Status(
         url=client.url,

@@ -27,7 +27,7 @@ from unified_embedding import onnx_file
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine import building, targets
 from unified_embedding.engine.build_error import BuildError
-from unified_embedding.engine.tensorrt import plan_options
+from unified_embedding.engine.choice import Choice
 from unified_embedding.engine.triton_config import EmbedderConfig
 from unified_embedding.engine.tuning import report as tune_report
 from unified_embedding.engine.tuning import tuning
@@ -36,7 +36,10 @@ from unified_embedding.engine.tuning.server import Reading, TunedServer, one_rou
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.measure.pictures import PHOTOGRAPH, scaled
 from unified_embedding.measure.provenance import commit, machine
+from unified_embedding.names import DEFAULT
+from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import end_in_order
+from unified_embedding.spec import ENGINE_KEY, VERSION_KEY
 
 FULL: Final = 4
 # The last comparison is longer than the sweep's: in rounds, and in each of them.
@@ -53,9 +56,6 @@ console = Console(highlight=False)
 
 
 def main(
-    model: Annotated[Path, typer.Option(help="Folder with embedder.onnx and spec.json.")],
-    target: Annotated[str, typer.Option(help="As for `make engine`.")] = "auto",
-    precision: Annotated[str, typer.Option(help="As for `make engine`.")] = "auto",
     repository: Annotated[Path, typer.Option(help="Where the engine is installed.")] = (
         ROOT / "model_repository"
     ),
@@ -78,7 +78,7 @@ def main(
         unknown = set(knobs.split(",")) - set(KNOBS)
         if unknown:
             raise BuildError(f"--knobs {knobs}: use some of {', '.join(KNOBS)}")
-        name, installed = what_is_installed(model, target, precision, repository, tuned)
+        name, installed = what_is_installed(repository, tuned)
         sweeps = {knob: KNOBS[knob] for knob in knobs.split(",")}
         console.print(f"tuning {name}: about {minutes(installed, sweeps, rounds, seconds):.0f} min")
         with tempfile.TemporaryDirectory() as folder:
@@ -86,56 +86,66 @@ def main(
             winner = tuner.sweep(sweeps)
             rerun = tuner.rerun(winner) if winner != installed else None
         better = rerun is not None and not_slower(*rerun)
-        if better:
-            verdict = f"chosen: {tune_report.label(winner)}"
-        else:
-            verdict = (
-                f"kept: {tune_report.label(installed)}; nothing was faster for many callers and "
-                "no slower for one"
-            )
-        record = {
-            "what": name,
-            "installed": asdict(installed),
-            "chosen": asdict(winner if better else installed),
-            "verdict": verdict,
-            "settings": [seen.record() for seen in tuner.seen],
-            "rerun": [seen.record() for seen in rerun] if rerun else None,
-            "seconds": seconds,
-            "rounds": rounds,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
-            "commit": commit(ROOT),
-            "machine": machine(),
-        }
-        tune_report.write(record, tuner.seen, out)
-        console.print(tune_report.table(tuner.seen))
-        if rerun:
-            console.print(tune_report.comparison(rerun))
-        console.print(verdict)
+        report(tuner, name, winner if better else installed, rerun, out)
         if better and rerun:
             tuning.save(winner, name, rerun[1].record(), tuned)
             console.print(f"written: {tuned}")
-            install(model, target, precision, repository, tuned)
+            install(repository, tuned)
         console.print(f"written: {out}/tune.json, {out}/tune.md, {out}/pareto.svg")
     except (BuildError, EmbeddingError, ValueError) as error:
         console.print(f"[bold red]not tuned:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(1)
 
 
-def what_is_installed(
-    model: Path, target: str, precision: str, repository: Path, tuned: Path
-) -> tuple[str, EmbedderConfig]:
-    """The tuning's key, and how the installed engine is run. Raises BuildError."""
-    _, spec = onnx_file.load(model)
-    chosen = targets.choose(target, precision, plan_options.PlanOptions(), building.OUT)
-    config = building.tuned_config(spec, chosen, tuned)
-    if config is None:
-        raise BuildError(f"no Triton serves {chosen.name} engines; there is nothing to tune")
-    place = repository / "embedder" / "config.pbtxt"
-    text = place.read_text() if place.is_file() else ""
-    if f'"{spec.version}"' not in text or f'"{chosen.name}-{chosen.precision}-' not in text:
-        raise BuildError(
-            f"{place.parent} holds no {chosen.name} engine of {model}: run make engine"
+def report(
+    tuner: "Tuner",
+    name: str,
+    chosen: EmbedderConfig,
+    rerun: tuple[Seen, Seen] | None,
+    out: Path,
+) -> None:
+    """Write and print what was measured, and which setting came out of it."""
+    if chosen != tuner.installed:
+        verdict = f"chosen: {tune_report.label(chosen)}"
+    else:
+        verdict = (
+            f"kept: {tune_report.label(chosen)}; nothing was faster for many callers and "
+            "no slower for one"
         )
+    record = {
+        "what": name,
+        "installed": asdict(tuner.installed),
+        "chosen": asdict(chosen),
+        "verdict": verdict,
+        "settings": [seen.record() for seen in tuner.seen],
+        "rerun": [seen.record() for seen in rerun] if rerun else None,
+        "seconds": tuner.seconds,
+        "rounds": tuner.rounds,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": commit(ROOT),
+        "machine": machine(),
+    }
+    tune_report.write(record, tuner.seen, out)
+    console.print(tune_report.table(tuner.seen))
+    if rerun:
+        console.print(tune_report.comparison(rerun))
+    console.print(verdict)
+
+
+def what_is_installed(repository: Path, tuned: Path) -> tuple[str, EmbedderConfig]:
+    """The tuning's key, and how the installed engine is run. Raises BuildError."""
+    place = repository / DEFAULT.embedder
+    choice = Choice.installed(place)
+    if choice is None:
+        raise BuildError(f"{place} holds no engine that `make engine` installed: run it first")
+    _, spec = onnx_file.load(choice.model)
+    chosen = targets.choose(choice.target, choice.precision, choice.options, building.OUT)
+    config = building.tuned_config(spec, chosen, tuned)
+    stated = model_config.read(place).parameters
+    version, engine = (stated[key].string_value for key in (VERSION_KEY, ENGINE_KEY))
+    kind = f"{chosen.name}-{chosen.precision}-"
+    if config is None or version != spec.version or not engine.startswith(kind):
+        raise BuildError(f"{place} does not hold {choice} of today: run `make engine`")
     return tuning.key(spec, chosen), config
 
 
@@ -208,28 +218,28 @@ class Tuner:
     ) -> None:
         """`folder` is for the servers' repositories and logs."""
         self._repository, self._folder = repository, folder
-        self._installed, self._rounds, self._seconds = installed, rounds, seconds
+        self.installed, self.rounds, self.seconds = installed, rounds, seconds
         self._pictures = scaled(str(ROOT / "demo" / "shots"), *PHOTOGRAPH)
         self._started = 0
         self.seen: list[Seen] = []
 
     def sweep(self, sweeps: dict[str, Knob]) -> EmbedderConfig:
         """One knob after the other; returns the best setting found."""
-        best = self._installed
+        best = self.installed
         for name, knob in sweeps.items():
             settings = others(best, knob)
             if not settings:
                 continue
-            beside = [self._installed] if best == self._installed else [self._installed, best]
-            found = self._measure(name, [*beside, *settings], self._rounds, self._seconds)
+            beside = [self.installed] if best == self.installed else [self.installed, best]
+            found = self._measure(name, [*beside, *settings], self.rounds, self.seconds)
             self.seen += [one for one in found if one.config not in [s.config for s in self.seen]]
             best = fastest(found).config
         return best
 
     def rerun(self, winner: EmbedderConfig) -> tuple[Seen, Seen]:
         """What is installed and the winner once more, longer."""
-        rounds, seconds = RERUN_LENGTH * self._rounds + 1, RERUN_LENGTH * self._seconds
-        first, second = self._measure("once more", [self._installed, winner], rounds, seconds)
+        rounds, seconds = RERUN_LENGTH * self.rounds + 1, RERUN_LENGTH * self.seconds
+        first, second = self._measure("once more", [self.installed, winner], rounds, seconds)
         return first, second
 
     def _measure(
@@ -272,10 +282,9 @@ def not_slower(installed: Seen, winner: Seen) -> bool:
     return winner.throughput > installed.throughput + NOISE and winner.p50 <= 1 + NOISE
 
 
-def install(model: Path, target: str, precision: str, repository: Path, tuned: Path) -> None:
+def install(repository: Path, tuned: Path) -> None:
     """`make engine` with the values that were written. Raises BuildError."""
-    command = [sys.executable, str(ROOT / "build" / "engine.py"), "--model", str(model)]
-    command += ["--target", target, "--precision", precision, "--repository", str(repository)]
+    command = [sys.executable, str(ROOT / "build" / "engine.py"), "--repository", str(repository)]
     if subprocess.run([*command, "--tuned", str(tuned)], check=False).returncode:
         raise BuildError(f"the engine was not installed; remove {tuned} or mend what it names")
 

@@ -118,7 +118,7 @@ class AsyncEmbedderClient(BaseClient):
     async def _ask(self, deadline: Deadline) -> ServerInfo:
         ensemble, embedder = [
             await self._call("ModelConfig", pb.ModelConfigRequest(name=name), deadline)
-            for name in (kserve.MODEL, kserve.EMBEDDER)
+            for name in (self.names.ensemble, self.names.embedder)
         ]
         server = await self._call("ServerMetadata", pb.ServerMetadataRequest(), deadline)
         return self._server_info(server, ensemble, embedder)
@@ -176,7 +176,7 @@ class AsyncEmbedderClient(BaseClient):
 
     async def _ready(self, deadline: Deadline) -> bool:
         """Whether the server says so, and may be believed."""
-        request = pb.ModelReadyRequest(name=kserve.MODEL)
+        request = pb.ModelReadyRequest(name=self.names.ensemble)
         answer = await self._once("ModelReady", request, deadline)
         if not answer.ready or self._lives.ill:
             return False

@@ -30,6 +30,7 @@ from unified_embedding.errors import (
     ServerUnavailable,
     VersionMismatch,
 )
+from unified_embedding.names import DEFAULT, Names
 
 # One might be answered by a living process of a model, of which another is dead.
 PROBES: Final = 4
@@ -53,6 +54,7 @@ class BaseClient(ABC):
         retry: Retry | None = None,
         tls: TLS | None = None,
         send_deadline: bool = True,
+        model: str = DEFAULT.ensemble,
     ) -> None:
         """Configure a client.
 
@@ -69,11 +71,13 @@ class BaseClient(ABC):
             send_deadline: tell the server by when an answer is needed, so that it drops in
                 time what it cannot answer in time. Needs clocks that differ by much less than
                 the timeout; switch it off for a client whose clock nobody sets.
+            model: name of the model to ask, where the server has several embedders.
         """
         Deadline(timeout)
         if max_inflight < 1:
             raise ValueError(f"max_inflight {max_inflight} is not a positive number of requests")
         self.url = check_url(url)
+        self.names = Names.of(model)
         self._expect_version = expect_version
         self._engine = expect_engine
         self._engine_warned = False
@@ -103,7 +107,8 @@ class BaseClient(ABC):
         return Deadline(self._timeout if timeout is None else timeout)
 
     def _request(self, job: Job, rows: Sequence[int], deadline: Deadline) -> Any:
-        return kserve.infer_request(job, rows, deadline.moment if self._send_deadline else None)
+        moment = deadline.moment if self._send_deadline else None
+        return kserve.infer_request(self.names.ensemble, job, rows, moment)
 
     def _probe(self, deadline: Deadline) -> Any:
         """A request of one picture that can harm nobody."""
@@ -142,7 +147,7 @@ class BaseClient(ABC):
         return answer
 
     def _server_info(self, server: Any, ensemble: Any, embedder: Any) -> ServerInfo:
-        info = kserve.server_info(server, ensemble, embedder)
+        info = kserve.server_info(self.names, server, ensemble, embedder)
         self._check(info.version, info.engine)
         return info
 

@@ -32,6 +32,7 @@ from unified_embedding.errors import (
     ServerUnavailable,
     shown,
 )
+from unified_embedding.names import Names
 from unified_embedding.spec import ENGINE_KEY, VERSION_KEY
 
 try:
@@ -46,8 +47,6 @@ except (ImportError, RuntimeError) as missing:  # tritonclient without its extra
 
 __all__ = ["Stub", "grpc", "pb"]
 
-MODEL: Final = "unified_embedding"
-EMBEDDER: Final = "embedder"
 IMAGE: Final = "image"
 VERSION: Final = "version"
 CROP: Final = "crop"
@@ -77,7 +76,7 @@ _LOST_STEP: Final = re.compile(r"in ensemble .* expected \d+ inputs but got \d+ 
 _MOST_DETAILS: Final = 1000
 
 
-def infer_request(job: Job, rows: Sequence[int], deadline: float | None) -> Any:
+def infer_request(model: str, job: Job, rows: Sequence[int], deadline: float | None) -> Any:
     """The ModelInferRequest for `rows` of a job, to be answered by `deadline` (time.time()).
 
     Raises:
@@ -85,7 +84,7 @@ def infer_request(job: Job, rows: Sequence[int], deadline: float | None) -> Any:
     """
     crops = [job.crops[row] for row in rows]
     request = pb.ModelInferRequest(
-        model_name=MODEL,
+        model_name=model,
         inputs=[
             pb.ModelInferRequest.InferInputTensor(
                 name=IMAGE, datatype="BYTES", shape=[len(rows), 1]
@@ -124,7 +123,7 @@ def embedded(response: Any, outputs: Sequence[str], rows: int) -> Embedded:
     return Embedded(arrays.get(EMBEDDING), arrays.get(CODE), version, engine)
 
 
-def server_info(server: Any, ensemble: Any, embedder: Any) -> ServerInfo:
+def server_info(names: Names, server: Any, ensemble: Any, embedder: Any) -> ServerInfo:
     """What ServerMetadata and the two ModelConfig answers say.
 
     Raises:
@@ -140,7 +139,7 @@ def server_info(server: Any, ensemble: Any, embedder: Any) -> ServerInfo:
     dims = outputs.get(EMBEDDING, [])
     if not version or not engine or len(inputs) != 1 or len(inputs[0]) != 3 or len(dims) != 1:
         raise ServerError(
-            f"the server's model {EMBEDDER!r} is not an embedder of this project (version "
+            f"the server's model {names.embedder!r} is not an embedder of this project (version "
             f"{shown(version)}, engine {shown(engine)}, inputs {shown(inputs)}, outputs "
             f"{shown(outputs)}); build it with make engine"
         )

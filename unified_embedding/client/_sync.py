@@ -153,7 +153,7 @@ class EmbedderClient(BaseClient):
     def _ask(self, deadline: Deadline) -> ServerInfo:
         ensemble, embedder = (
             self._call("ModelConfig", pb.ModelConfigRequest(name=name), deadline)
-            for name in (kserve.MODEL, kserve.EMBEDDER)
+            for name in (self.names.ensemble, self.names.embedder)
         )
         server = self._call("ServerMetadata", pb.ServerMetadataRequest(), deadline)
         return self._server_info(server, ensemble, embedder)
@@ -221,7 +221,7 @@ class EmbedderClient(BaseClient):
 
     def _ready(self, deadline: Deadline) -> bool:
         """Whether the server says so, and may be believed."""
-        request = pb.ModelReadyRequest(name=kserve.MODEL)
+        request = pb.ModelReadyRequest(name=self.names.ensemble)
         answer = self._once("ModelReady", request, deadline)
         if not answer.ready or self._lives.ill:
             return False

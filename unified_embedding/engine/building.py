@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,17 @@ from rich.console import Console
 
 from unified_embedding import onnx_file
 from unified_embedding.checkout import ROOT
-from unified_embedding.engine import recipe, targets, triton_config
+from unified_embedding.engine import production_repository, recipe, targets, triton_config
 from unified_embedding.engine.build_error import BuildError
+from unified_embedding.engine.choice import RECORD, Choice
 from unified_embedding.engine.gates import consistency, gate_table, gates, reference
 from unified_embedding.engine.tuning import tuning
 from unified_embedding.gallery import Gallery
+from unified_embedding.measure.files import write_json
 from unified_embedding.measure.processor import cpu_name
-from unified_embedding.spec import SPEC_FILE, EmbedderSpec, digest
+from unified_embedding.names import DEFAULT, Names
+from unified_embedding.serving import model_config
+from unified_embedding.spec import MAX_BATCH_SIZE, SPEC_FILE, EmbedderSpec, digest
 
 OUT: Final = ROOT / "build" / "out"
 
@@ -38,73 +42,106 @@ def build(
     repository: Path,
     gallery: Gallery,
     tuned: Path = tuning.FILE,
+    *,
+    names: Names = DEFAULT,
+    choice: Choice | None = None,
 ) -> None:
     """Build and install unless the same engine is already there.
 
     What Triton cannot serve is not installed: it goes to build/out/<name of the embedder>/.
+
+    Args:
+        model: embedder folder.
+        target: how it is compiled.
+        repository: where it is installed.
+        gallery: pictures that the gates run over.
+        tuned: what `make tune` found.
+        names: of the models; with a prefix, those around the embedder are laid out too.
+        choice: what was asked for, to be kept beside the engine.
 
     Raises:
         BuildError: a gate does not hold, or there is no repository; what was installed before
             stays.
     """
     _, spec = onnx_file.load(model)
-    engine = engine_id(spec, target, gallery)
     served = isinstance(target, targets.ServedTarget)
     if served and not repository.is_dir():
         raise BuildError(f"--repository {repository}: no such folder; give a model repository")
     config = tuned_config(spec, target, tuned)
     wanted = recipe_digest(spec, target, gallery, config)
-    place = repository / "embedder" if served else OUT / spec.name
+    place = repository / names.embedder if served else OUT / spec.name
     if served and is_current(place, wanted):
-        triton_config.fit_binarizer(repository, spec.dim)
-        console.print(f"engine {engine} of {spec.name} {spec.version} is up to date")
-        return
-    # On the place's file system, so that installing is a rename, but not where Triton looks.
-    beside = repository.resolve().parent if served else OUT
-    staging = Path(tempfile.mkdtemp(prefix=".engine-", dir=beside))
-    try:
-        staged = staging / "embedder"
-        folder = staged / "1" if served else staged
-        folder.mkdir(parents=True)
-        console.print(f"compiling {spec.name} {spec.version} for {target.name}, {target.precision}")
-        pixels = reference.load_gallery(gallery, spec.preprocessing)
-        details = target.compile(model, folder, pixels)
-        figures, passed = run_gates(model, spec, target, folder, gallery, pixels)
-        shutil.copyfile(model / SPEC_FILE, folder / SPEC_FILE)
-        if config is not None:
-            (staged / "config.pbtxt").write_text(triton_config.render(config, spec, engine))
-            if config.cuda_graphs:
-                check_cuda_graphs(staging, pixels)
-        record = {
-            "engine": engine,
-            "version": spec.version,
-            "model": spec.name,
-            "target": target.name,
-            "precision": target.precision,
-            "recipe": wanted,
-            "built": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "environment": environment(target),
-            "build": details,
-            "gates": {
-                "gallery": gallery.digest(),
-                "meaningful": not spec.random,
-                "limits": vars(gates.LIMITS[target.precision]),
-                "figures": figures.as_dict(),
-            },
-            "files": file_hashes(staged),
-        }
-        (folder / "engine.json").write_text(json.dumps(record, indent=2) + "\n")
-        if not passed:
-            raise BuildError("a gate failed; the engine installed before is kept")
-        install(staged, place)
-        if served:
-            triton_config.fit_binarizer(repository, spec.dim)
+        if choice is not None:
+            keep_choice(place / "1" / RECORD, choice)
+        what = f"engine {engine_id(spec, target, gallery)} of {spec.name} {spec.version}"
+        console.print(f"{what} is up to date")
+    else:
+        # On the place's file system, so that installing is a rename, but not where Triton looks.
+        beside = repository.resolve().parent if served else OUT
+        with tempfile.TemporaryDirectory(
+            prefix=".engine-", dir=beside, ignore_cleanup_errors=True
+        ) as staging:
+            staged = Path(staging) / DEFAULT.embedder
+            folder = staged / "1" if served else staged
+            record = make(model, spec, target, gallery, config, folder)
+            record |= {"recipe": wanted, "choice": choice.record() if choice else None}
+            record |= {"files": file_hashes(staged)}
+            (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+            install(staged, place)
         console.print(
-            f"{'installed' if served else 'wrote'} engine [bold]{engine}[/] in "
+            f"{'installed' if served else 'wrote'} engine [bold]{record['engine']}[/] in "
             f"{os.path.relpath(place)}"
         )
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    if served:
+        production_repository.fit(repository, spec.dim, names)
+
+
+def make(
+    model: Path,
+    spec: EmbedderSpec,
+    target: targets.Target,
+    gallery: Gallery,
+    config: triton_config.EmbedderConfig | None,
+    folder: Path,
+) -> dict[str, Any]:
+    """Compile into `folder`, write Triton's configuration above it, hold all against the gates.
+
+    Returns:
+        What engine.json says about it.
+
+    Raises:
+        BuildError: a gate does not hold.
+    """
+    folder.mkdir(parents=True)
+    console.print(f"compiling {spec.name} {spec.version} for {target.name}, {target.precision}")
+    pixels = reference.load_gallery(gallery, spec.preprocessing)
+    details = target.compile(model, folder, pixels)
+    figures, passed = run_gates(model, spec, target, folder, gallery, pixels)
+    shutil.copyfile(model / SPEC_FILE, folder / SPEC_FILE)
+    engine = engine_id(spec, target, gallery)
+    if config is not None:
+        rendered = triton_config.render(config, spec, engine)
+        model_config.write(folder.parent, rendered, triton_config.COMMENT)
+        if config.cuda_graphs:
+            check_cuda_graphs(folder.parent.parent, pixels)
+    if not passed:
+        raise BuildError("a gate failed; the engine installed before is kept")
+    return {
+        "engine": engine,
+        "version": spec.version,
+        "model": spec.name,
+        "target": target.name,
+        "precision": target.precision,
+        "built": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "environment": environment(target),
+        "build": details,
+        "gates": {
+            "gallery": gallery.digest(),
+            "meaningful": not spec.random,
+            "limits": vars(gates.LIMITS[target.precision]),
+            "figures": figures.as_dict(),
+        },
+    }
 
 
 def check_cuda_graphs(repository: Path, pixels: NDArray[np.uint8]) -> None:
@@ -152,7 +189,7 @@ def recipe_digest(
     modules = [__name__, type(target).__module__]
     if config is not None and config.cuda_graphs:
         modules.append("unified_embedding.engine.gates.server_gate")
-    settings = triton_config.render(config, spec, "") if config else ""
+    settings = model_config.text(triton_config.render(config, spec, "")) if config else ""
     return digest(
         [
             engine_id(spec, target, gallery),
@@ -168,10 +205,17 @@ def recipe_digest(
 def is_current(installed: Path, wanted: str) -> bool:
     """True when `installed` holds, whole, what a build of recipe `wanted` would put there."""
     try:
-        record = json.loads((installed / "1" / "engine.json").read_text())
+        record = json.loads((installed / "1" / RECORD).read_text())
         return bool(record["recipe"] == wanted and record["files"] == file_hashes(installed))
     except (OSError, ValueError, KeyError, TypeError):
         return False
+
+
+def keep_choice(file: Path, choice: Choice) -> None:
+    """Record what was asked for in the engine.json of an engine that answers to it too."""
+    record = json.loads(file.read_text())
+    if record.get("choice") != choice.record():
+        write_json(file, {**record, "choice": choice.record()})
 
 
 def file_hashes(folder: Path) -> dict[str, str]:
@@ -179,7 +223,7 @@ def file_hashes(folder: Path) -> dict[str, str]:
     files = sorted(
         path
         for path in folder.rglob("*")
-        if path.is_file() and path.name != "engine.json" and "__pycache__" not in path.parts
+        if path.is_file() and path.name != RECORD and "__pycache__" not in path.parts
     )
     return {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -203,9 +247,7 @@ def run_gates(
     truth = reference.reference_embeddings(model, spec, pixels, OUT / "reference")
     run = target.runner(folder)
     rows = reference.embed(run, pixels, f"{target.name} {target.precision}")
-    found = consistency.problems(
-        run, pixels, triton_config.MAX_BATCH_SIZE, target.bit_exact_across_batches
-    )
+    found = consistency.problems(run, pixels, MAX_BATCH_SIZE, target.bit_exact_across_batches)
     figures = gates.measure(truth, rows, gallery, repeatable=not found)
     for sentence in found:
         console.print(f"[red]inconsistent:[/] {sentence}", highlight=False)

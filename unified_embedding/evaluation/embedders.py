@@ -23,6 +23,7 @@ from unified_embedding.errors import DataError, ServerError
 from unified_embedding.image import Preprocessing, load_pixels
 from unified_embedding.spec import (
     INPUT,
+    MAX_BATCH_SIZE,
     ONNX_FILE,
     OUTPUT,
     RANDOM_WEIGHTS,
@@ -274,6 +275,6 @@ def _openvino(model: Path, precision: str, threads: int) -> Run:
 
     count = threads or len(os.sched_getaffinity(0))
     engine = OpenVinoEngine(
-        model, precision=precision, threads=count, streams=count, max_batch_size=16
+        model, precision=precision, threads=count, streams=count, max_batch_size=MAX_BATCH_SIZE
     )
     return engine.embed_all

@@ -18,8 +18,9 @@ from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from unified_embedding.fuzzing import mutation
 from unified_embedding.fuzzing.cases import CROPS, MOMENTS, Case, pictures
+from unified_embedding.names import DEFAULT
 
-MODEL: Final = "unified_embedding"
+MODEL: Final = DEFAULT.ensemble
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 # A call to a server that works ends long before; one that does not end is a breach.
 _CALL_S: Final = 120.0

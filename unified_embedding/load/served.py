@@ -1,7 +1,6 @@
 """The server that a program measures: one that runs already, or one started for the purpose."""
 
 import contextlib
-import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from unified_embedding.checkout import ROOT
 from unified_embedding.client import EmbedderClient, Retry, ServerInfo
 from unified_embedding.measure.pictures import PHOTOGRAPH, scaled
 from unified_embedding.measure.processes import ProcessTree
+from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import running
 
 REPOSITORY: Final = ROOT / "model_repository"
@@ -58,13 +58,10 @@ def pictures() -> tuple[bytes, ...]:
 
 def inference_precision(embedder: Path) -> str:
     """OpenVINO's inference precision of an installed model_repository/embedder."""
-    stated = re.search(
-        r'"inference_precision" value \{ string_value: "(\w+)"',
-        (embedder / "config.pbtxt").read_text(),
-    )
-    if stated is None:
+    parameters = model_config.read(embedder).parameters
+    if "inference_precision" not in parameters:
         fail(f"{embedder} holds no OpenVINO engine; build one with make engine TARGET=openvino")
-    return stated[1]
+    return str(parameters["inference_precision"].string_value)
 
 
 def fail(error: object) -> NoReturn:

@@ -15,6 +15,7 @@ import psutil
 
 from unified_embedding.client import ServerInfo
 from unified_embedding.measure.processor import cpu_name
+from unified_embedding.names import DEFAULT
 
 _PACKAGES: Final = ("numpy", "pillow", "openvino", "tritonclient", "grpcio", "locust")
 
@@ -72,7 +73,7 @@ def _git(root: Path, *arguments: str) -> str:
 
 
 def _engine_record(root: Path, engine: str) -> Any:
-    path = root / "model_repository" / "embedder" / "1" / "engine.json"
+    path = root / "model_repository" / DEFAULT.embedder / "1" / "engine.json"
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError):

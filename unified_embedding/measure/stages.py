@@ -2,14 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Self
+from typing import Self
 
 from unified_embedding.client import StageStatistics
-
-ENSEMBLE: Final = "unified_embedding"
-PREPROCESS: Final = "preprocess"
-EMBEDDER: Final = "embedder"
-BINARIZER: Final = "binarizer"
+from unified_embedding.names import DEFAULT, Names
 
 
 @dataclass(frozen=True)
@@ -45,6 +41,7 @@ class Breakdown:
         before: Mapping[str, StageStatistics],
         after: Mapping[str, StageStatistics],
         client_mean_ms: float,
+        names: Names = DEFAULT,
     ) -> Self:
         """From two readings of the statistics and the client's mean time from sending."""
         spent = {
@@ -52,14 +49,14 @@ class Breakdown:
             for name, statistics in after.items()
         }
         found: list[Stage] = []
-        for model, work in ((PREPROCESS, "decode"), (EMBEDDER, "engine"), (BINARIZER, "binarize")):
+        for model, work in zip(names.models, ("decode", "engine", "binarize"), strict=False):
             one = spent.get(model, StageStatistics())
             if one.requests:
                 # A request spends its whole batch's time in a model.
                 busy = one.input_ns + one.infer_ns + one.output_ns
                 found.append(Stage(f"{work}: queue", one.queue_ns / one.requests / 1e6))
                 found.append(Stage(work, busy / one.requests / 1e6))
-        whole = spent.get(ENSEMBLE, StageStatistics())
+        whole = spent.get(names.ensemble, StageStatistics())
         inside = whole.total_ns / whole.requests / 1e6 if whole.requests else 0.0
         if found and inside:
             between = inside - sum(stage.mean_ms for stage in found)

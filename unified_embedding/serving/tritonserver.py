@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from unified_embedding.errors import EmbeddingError
+from unified_embedding.names import Names
 from unified_embedding.serving import supervisor
 
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
@@ -92,11 +93,13 @@ def resolve(arguments: Sequence[str], environment: Mapping[str, str]) -> Start:
 def check_repositories(arguments: Sequence[str]) -> None:
     """Refuse a repository of ours whose engine was not built. Raises SetupError."""
     for folder in _values(arguments, *_REPOSITORY_FLAGS):
-        engine = Path(folder) / "embedder" / "config.pbtxt"
-        if _is_our_repository(folder) and not engine.is_file():
-            raise SetupError(
-                f"{folder} holds no engine yet (no {folder}/embedder): run `make engine` first"
-            )
+        for names in Names.in_repository(Path(folder)):
+            engine = Path(folder) / names.embedder
+            if not (engine / "config.pbtxt").is_file():
+                prefix = f" PREFIX={names.prefix}" if names.prefix else ""
+                raise SetupError(
+                    f"{folder} holds no engine yet (no {engine}): run `make engine{prefix}` first"
+                )
 
 
 def find_installed(path: str) -> Path | None:
@@ -115,7 +118,7 @@ def _is_ours(candidate: Path) -> bool:
 
 
 def _is_our_repository(folder: str) -> bool:
-    return (Path(folder) / "unified_embedding").is_dir()
+    return bool(Names.in_repository(Path(folder)))
 
 
 def _values(arguments: Sequence[str], *flags: str) -> list[str]:

@@ -15,14 +15,13 @@ from PIL import Image
 
 from unified_embedding.errors import ImageError
 from unified_embedding.image import Box, Limits, load_pixels, measure, parse_crops
+from unified_embedding.names import Names
 from unified_embedding.serving import answers
 from unified_embedding.serving.pace import Admission, Pace, SharedPace
 from unified_embedding.serving.parent import end_with_parent
 from unified_embedding.serving.workload import LargeRequests
-from unified_embedding.spec import EmbedderSpec
+from unified_embedding.spec import MAX_BATCH_SIZE, EmbedderSpec
 
-ENGINE = "embedder"
-MAX_IMAGES = 16  # The max_batch_size of the ensemble and of the embedder.
 # What a picture costs besides its pixels, in pixels.
 OVERHEAD = 200_000
 
@@ -33,7 +32,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         """Read the installed embedder's spec, and decode one picture so that imports are done."""
         end_with_parent()
-        engine_folder = Path(args["model_repository"]).parent / ENGINE / "1"
+        embedder = Names.of_preprocess(args["model_name"]).embedder
+        engine_folder = Path(args["model_repository"]).parent / embedder / "1"
         self.preprocessing = EmbedderSpec.load(engine_folder).preprocessing
         engine = json.loads((engine_folder / "engine.json").read_text())
         self.stamp = f"{engine['version']} {engine['engine']}".encode()
@@ -41,7 +41,7 @@ class TritonPythonModel:
         settings = {key: one["string_value"] for key, one in config.get("parameters", {}).items()}
         self.limits = Limits.from_settings(settings, os.environ)
         self.large = LargeRequests(self.limits)
-        self.admission, self.pace, self.engine_pace = Admission(), Pace(), SharedPace(ENGINE)
+        self.admission, self.pace, self.engine_pace = Admission(), Pace(), SharedPace(embedder)
         example = io.BytesIO()
         Image.new("RGB", (64, 48)).save(example, "JPEG")
         load_pixels(example.getvalue(), self.preprocessing)
@@ -52,8 +52,8 @@ class TritonPythonModel:
 
     def _tensors(self, request: Any, parameters: Mapping[str, object]) -> list[Any] | answers.Later:
         images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
-        if not 1 <= len(images) <= MAX_IMAGES:
-            raise ImageError(f"the request has {len(images)} images; send 1 to {MAX_IMAGES}")
+        if not 1 <= len(images) <= MAX_BATCH_SIZE:
+            raise ImageError(f"the request has {len(images)} images; send 1 to {MAX_BATCH_SIZE}")
         crop = parameters.get("crop")
         boxes: list[Box | None] = [None] * len(images)
         if crop is not None:

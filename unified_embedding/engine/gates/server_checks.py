@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unified_embedding.client import EmbedderClient
 from unified_embedding.engine.gates.consistency import Runner
 from unified_embedding.errors import ClientError
+from unified_embedding.names import DEFAULT
 from unified_embedding.spec import INPUT, OUTPUT
 
 
@@ -23,7 +24,7 @@ def embedder_runner(client: grpcclient.InferenceServerClient) -> Runner:
         tensor = grpcclient.InferInput(INPUT, list(pixels.shape), "UINT8")
         tensor.set_data_from_numpy(np.ascontiguousarray(pixels))
         wanted = [grpcclient.InferRequestedOutput(OUTPUT)]
-        answer = client.infer("embedder", [tensor], outputs=wanted, client_timeout=60)
+        answer = client.infer(DEFAULT.embedder, [tensor], outputs=wanted, client_timeout=60)
         return np.asarray(answer.as_numpy(OUTPUT), dtype=np.float32)
 
     return run
@@ -64,7 +65,7 @@ def closed_load(
     failures = [0] * concurrency
     with EmbedderClient(url, max_inflight=concurrency) as client:
         client.embed(requests[0])
-        before = client.statistics()["embedder"]
+        before = client.statistics()[client.names.embedder]
         stop = time.monotonic() + seconds
 
         def call(caller: int) -> None:
@@ -86,7 +87,7 @@ def closed_load(
         for caller in callers:
             caller.join()
         took = time.monotonic() - started
-        stage = client.statistics()["embedder"] - before
+        stage = client.statistics()[client.names.embedder] - before
     answered = sorted(value for values in times for value in values)
     return Load(
         concurrency,

@@ -14,8 +14,8 @@ import tritonclient.grpc as grpcclient
 from numpy.typing import NDArray
 
 from unified_embedding.engine.gates import consistency, server_checks
-from unified_embedding.engine.triton_config import MAX_BATCH_SIZE
 from unified_embedding.serving import local_server
+from unified_embedding.spec import MAX_BATCH_SIZE
 
 STARTUP_SECONDS = 300.0
 """A plan warms up every batch size first."""

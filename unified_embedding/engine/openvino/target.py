@@ -11,9 +11,9 @@ import openvino as ov
 from numpy.typing import NDArray
 
 from unified_embedding.engine.openvino import int8
-from unified_embedding.engine.triton_config import MAX_BATCH_SIZE, EmbedderConfig
+from unified_embedding.engine.triton_config import EmbedderConfig
 from unified_embedding.serving.openvino_engine import CORE, SLICE, OpenVinoEngine
-from unified_embedding.spec import ONNX_FILE
+from unified_embedding.spec import MAX_BATCH_SIZE, ONNX_FILE
 
 PRECISIONS: Final = ("fp32", "bf16", "int8")
 _MODEL: Final = Path(__file__).with_name("openvino_model.py")

@@ -12,8 +12,7 @@ from rich.console import Console
 from unified_embedding.engine.tensorrt import builder as trt_builder
 from unified_embedding.engine.tensorrt import fp16_emulation, fp16_graph
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
-from unified_embedding.engine.triton_config import MAX_BATCH_SIZE
-from unified_embedding.spec import ONNX_FILE
+from unified_embedding.spec import MAX_BATCH_SIZE, ONNX_FILE
 
 PLAN_FILE: Final = "model.plan"
 PEAK_PICTURES: Final = 16

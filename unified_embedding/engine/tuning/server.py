@@ -13,6 +13,8 @@ from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.names import DEFAULT
+from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import start
 from unified_embedding.spec import EmbedderSpec
 
@@ -43,16 +45,15 @@ class TunedServer:
     def __init__(self, config: EmbedderConfig, installed: Path, folder: Path) -> None:
         """Start it; `folder` is for its repository and its log. Raises ServerUnavailable."""
         repository = folder / "model_repository"
-        embedder = repository / "embedder"
+        embedder = repository / DEFAULT.embedder
         embedder.mkdir(parents=True)
         for name in STATIC_MODELS:
             (repository / name).symlink_to((installed / name).resolve())
-        engine = (installed / "embedder").resolve()
+        engine = (installed / DEFAULT.embedder).resolve()
         (embedder / "1").symlink_to(engine / "1")
         spec = EmbedderSpec.load(engine / "1")
         stated = json.loads((engine / "1" / "engine.json").read_text())["engine"]
-        text = render(config, spec, stated)
-        (embedder / "config.pbtxt").write_text(text)
+        model_config.write(embedder, render(config, spec, stated))
         self._server = start(repository, folder / "tritonserver.log")
         self.tree = ProcessTree(self._server.process.pid)
 

@@ -10,10 +10,10 @@ from typing import Any, Final
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine.build_error import BuildError
 from unified_embedding.engine.targets import Target
-from unified_embedding.engine.triton_config import MAX_BATCH_SIZE, EmbedderConfig
+from unified_embedding.engine.triton_config import EmbedderConfig
 from unified_embedding.measure.files import write_json
 from unified_embedding.measure.processor import cpu_name
-from unified_embedding.spec import EmbedderSpec
+from unified_embedding.spec import MAX_BATCH_SIZE, EmbedderSpec
 
 FILE: Final = ROOT / "build" / "tuning.json"
 KNOBS: Final = ("instances", "max_batch_size", "queue_delay_us")
