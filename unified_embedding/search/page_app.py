@@ -185,7 +185,7 @@ class Page:
         except ClientError as error:
             raise _server_problem(error) from error
         if answer.code is None or answer.embedding is None:
-            raise EmbeddingProblem(502, "The embedding server's answer lacks an output.")
+            raise EmbeddingProblem(502, "The embedding server left out an output.")
         origin = Origin(answer.version, answer.engine)
         note = await self._engine_note(origin)
         columns, searched = await self._columns(answer.code, answer.embedding, origin, k, compare)
