@@ -18,7 +18,6 @@ from typing import Final
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine.choice import Choice
-from unified_embedding.engine.production_repository import STATIC_MODELS
 from unified_embedding.engine.triton_config import EmbedderConfig
 from unified_embedding.image.limits import DEFAULT_LIMITS, SETTINGS
 from unified_embedding.measure.files import write_text
@@ -351,8 +350,8 @@ def load_test_options(path: str) -> Iterator[tuple[str, str]]:
 
 def _models() -> list[tuple[str, str, str, str]]:
     rows = []
-    for model in STATIC_MODELS:
-        text = (ROOT / "model_repository" / model / "config.pbtxt").read_text()
+    for path in _tracked("model_repository/*/config.pbtxt"):
+        model, text = Path(path).parent.name, (ROOT / path).read_text()
         instances = re.search(r"count: (\d+)", text)
         batch = re.search(r"max_batch_size: (\d+)", text)
         if batch and int(batch[1]):
