@@ -116,7 +116,7 @@ def test_the_page_holds_every_row_and_says_what_was_not_run(shop: Path, first_ru
     assert all(0 <= float(cell) <= 100 for cell in start)
     assert figures(first_run, "camera specialist") == ["not run"] * 7
     assert "images seen" in first_run
-    assert "| 120 (40 a task) |" in first_run  # two of the seven steps moved proxies alone
+    assert "| 120 (40 per task) |" in first_run  # two of the seven steps moved proxies alone
     assert "50 %" in first_run
     assert "| shuffled | 512 | code |" in first_run
     assert "Mean over 8 random maps" in first_run
