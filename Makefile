@@ -75,7 +75,7 @@ page: engine .venv/.stamp-search ## the search page over the demo catalogue, at 
 load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= USERS= SLO_P99_MS= DURATION= FULL=1
 	@$(PY) bench/load.py
 
-capacity: engine ## the highest Poisson rate that holds SLO_P99_MS=100, the curve, overload (5 min): HOST= FULL=1
+capacity: engine ## the highest Poisson rate with p99 within SLO_P99_MS=100, latency curve, overload (5 min): HOST= FULL=1
 	@$(PY) bench/capacity.py
 
 loadgen: engine .venv/.stamp-peers ## MLPerf LoadGen through our client, as a cross-check (5 min): HOST= SLO_P99_MS= FULL=1
@@ -84,10 +84,10 @@ loadgen: engine .venv/.stamp-peers ## MLPerf LoadGen through our client, as a cr
 soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DURATION=
 	@$(PY) bench/soak.py
 
-bench: engine .venv/.stamp-all ## the server beside its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
+bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
-tune: engine ## find how Triton runs the engine best on this machine, and install that (10 min): TUNING= FULL=1
+tune: engine ## find the fastest Triton settings for the engine on this machine, and install them (10 min): TUNING= FULL=1
 	@$(PY) build/tune.py
 
 bench-index: .venv/.stamp-peers ## code search against FAISS, USearch, LanceDB: recall, latency, memory (FULL=1: 10 million codes)
@@ -108,10 +108,10 @@ evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs
 compare: .venv/.stamp-all ## train and compare specialists and unified over seeds (hours; resumes) -> docs/comparison.md
 	@$(PY) -m unified_embedding.evaluation.compare
 
-test: .venv/.stamp-all ## every test that this machine can run; ARGS=--ci fails what it cannot
+test: .venv/.stamp-all ## every test that this machine can run; with ARGS=--ci a skipped test fails
 	@$(PY) -m pytest $(ARGS)
 
-fuzz: engine .venv/.stamp-search ## malformed input of every kind for MINUTES=1, good requests beside it: SEED= ONLY= REPLAY=file
+fuzz: engine .venv/.stamp-search ## malformed input of every kind for MINUTES=1, with good requests in between: SEED= ONLY= REPLAY=file
 	@$(PY) fuzz/fuzz.py $(if $(REPLAY),replay "$(REPLAY)",run --minutes "$(MINUTES)" --seed "$(SEED)" --only "$(ONLY)")
 
 test-serving: .venv/.stamp-serving ## the tests that need no torch: everything but tests/training

@@ -87,7 +87,7 @@ class Speed:
 
 
 def main(
-    seconds: Annotated[float, typer.Option(min=1, help="length of each measurement")] = 20,
+    seconds: Annotated[float, typer.Option(min=1, help="seconds of each measurement")] = 20,
     count: Annotated[
         int, typer.Option("--pictures", min=BATCH, help="of the back-fill whose speed is measured")
     ] = 2000,

@@ -30,7 +30,7 @@ def main(
     engine: Annotated[Path, typer.Option(help="an installed OpenVINO engine")] = (
         REPOSITORY / "embedder"
     ),
-    seconds: Annotated[float, typer.Option(min=0.1, help="of one measurement")] = 2,
+    seconds: Annotated[float, typer.Option(min=0.1, help="seconds of one measurement")] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="measurements of each arrangement")] = 5,
 ) -> None:
     """Measure and print."""

@@ -40,7 +40,7 @@ def main(
     full: Annotated[bool, typer.Option(envvar="FULL", help="also 10,000,000 codes")] = False,
     dim: Annotated[int, typer.Option(help="dimensions; a code has dim / 8 bytes")] = 1280,
     queries: Annotated[int, typer.Option(help="queries per system")] = 200,
-    seed: Annotated[int, typer.Option(help="seed of the made-up codes")] = 0,
+    seed: Annotated[int, typer.Option(help="seed of the synthetic codes")] = 0,
     out: Annotated[Path, typer.Option(help="where the report is written")] = Path("results"),
 ) -> None:
     """Measure recall, latency, memory and build time; takes about 12 minutes on 2 cores."""

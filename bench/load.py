@@ -53,12 +53,15 @@ def main(
     ] = "",
     users: Annotated[int, typer.Option(envvar="USERS", min=1, help="closed loop: callers")] = 8,
     seconds: Annotated[
-        float, typer.Option(envvar="DURATION", min=1, help="length of each measured window")
+        float, typer.Option(envvar="DURATION", min=1, help="seconds of each measured window")
     ] = 20,
     slo_p99_ms: Annotated[
-        float, typer.Option(envvar="SLO_P99_MS", min=0, help="limit of the open loop; 0: none")
+        float,
+        typer.Option(
+            envvar="SLO_P99_MS", min=0, help="open loop: limit of p99 in milliseconds; 0: none"
+        ),
     ] = 0,
-    full: Annotated[bool, typer.Option(envvar="FULL", help="ten times as long")] = False,
+    full: Annotated[bool, typer.Option(envvar="FULL", help="measure ten times as long")] = False,
     out: Annotated[Path, typer.Option(help="where the reports are written")] = RESULTS / "load",
 ) -> None:
     """Two runs of Locust, and what they found."""

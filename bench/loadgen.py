@@ -117,11 +117,11 @@ class SystemUnderTest:
 def main(
     host: Annotated[str, typer.Option(envvar="HOST", help="gRPC address of the server")] = "",
     slo_p99_ms: Annotated[
-        float, typer.Option(envvar="SLO_P99_MS", min=1, help="objective for 99 % of the requests")
+        float, typer.Option(envvar="SLO_P99_MS", min=1, help="limit of p99 in milliseconds")
     ] = 100,
-    seconds: Annotated[float, typer.Option(envvar="DURATION", min=1, help="length of a run")] = 8,
+    seconds: Annotated[float, typer.Option(envvar="DURATION", min=1, help="seconds of a run")] = 8,
     seed: Annotated[int, typer.Option(help="seed of the arrivals")] = 0,
-    full: Annotated[bool, typer.Option(envvar="FULL", help="runs of a minute")] = False,
+    full: Annotated[bool, typer.Option(envvar="FULL", help="runs of one minute each")] = False,
     out: Annotated[Path, typer.Option(help="where the result is written")] = RESULTS / "loadgen",
 ) -> None:
     """Run the three scenarios, and our own search beside LoadGen's Server."""

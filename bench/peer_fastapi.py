@@ -23,7 +23,7 @@ KEEP_ALIVE_S = 600
 
 def main(
     trunk: Annotated[str, typer.Option(help="timm name of the trunk")],
-    port: Annotated[int, typer.Option(help="where to listen, on loopback")],
+    port: Annotated[int, typer.Option(help="port to listen on, on loopback")],
 ) -> None:
     """Serve until terminated."""
     model = zero_shot(trunk).model

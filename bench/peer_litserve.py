@@ -69,7 +69,7 @@ class EmbedderApi(litserve.LitAPI):  # type: ignore[misc]
 def main(
     engine: Annotated[Path, typer.Option(help="an installed model_repository/embedder")],
     precision: Annotated[str, typer.Option(help="OpenVINO's inference precision")],
-    port: Annotated[int, typer.Option(help="where to listen, on loopback")],
+    port: Annotated[int, typer.Option(help="port to listen on, on loopback")],
     workers: Annotated[int, typer.Option(min=1, help="worker processes")] = 1,
 ) -> None:
     """Serve until terminated; the workers share the cores."""

@@ -37,7 +37,7 @@ console = Console(highlight=False)
 
 def main(
     rounds: Annotated[int, typer.Option(help="Each measures every setting once.")] = 8,
-    seconds: Annotated[float, typer.Option(help="Of one measurement.")] = 2.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of one measurement.")] = 2.0,
 ) -> None:
     """Print images/s and CPU time against `BATCHING`, with 95 % intervals over the rounds."""
     end_in_order()

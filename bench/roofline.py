@@ -31,7 +31,7 @@ from unified_embedding.spec import EmbedderSpec
 def main(
     engine: Annotated[Path, typer.Option(help="an installed model_repository/embedder")],
     precision: Annotated[str, typer.Option(help="OpenVINO's inference precision")],
-    seconds: Annotated[float, typer.Option(min=0.1, help="length of one measurement")] = 5,
+    seconds: Annotated[float, typer.Option(min=0.1, help="seconds of one measurement")] = 5,
 ) -> None:
     """Measure once for every line that comes in."""
     cores = len(os.sched_getaffinity(0))

@@ -95,10 +95,10 @@ class Cell:
 
 def main(
     seconds: Annotated[
-        float, typer.Option(envvar="DURATION", min=0.1, help="length of one measurement")
+        float, typer.Option(envvar="DURATION", min=0.1, help="seconds of one measurement")
     ] = 2,
     rounds: Annotated[int, typer.Option(min=1, help="measurements of each cell")] = 3,
-    full: Annotated[bool, typer.Option(envvar="FULL", help="five times as long")] = False,
+    full: Annotated[bool, typer.Option(envvar="FULL", help="measure five times as long")] = False,
     embedders: Annotated[str, typer.Option(help="some of lite0,se,se-int8")] = "lite0,se",
     repository: Annotated[Path, typer.Option(help="where Lite0 is installed")] = REPOSITORY,
     poisson: Annotated[bool, typer.Option(help="also the highest Poisson rates")] = True,

@@ -115,7 +115,7 @@ def test_damaged_shards_are_told_and_done_again_with_the_same_bytes(
     with serving(Peer()) as peer:
         command = arguments(root, pictures, out, "--url", peer.url)
         told = finish(command)
-        assert "passed over: 1 x files whose names are no picture's" in told
+        assert "passed over: 1 x files whose names are not those of pictures" in told
         assert "3 pictures have no row" in told
         whole = contents(out)
         [pipe] = pq.read_table(out / VERSION / "quarantine.parquet").to_pylist()[2:]

@@ -78,7 +78,7 @@ def server(
         pid=started.server_pid,
     )
     assert started.stop() == 0
-    assert "not in order" not in log.read_text(errors="replace")
+    assert "not cleanly" not in log.read_text(errors="replace")
 
 
 @pytest.fixture(scope="session")

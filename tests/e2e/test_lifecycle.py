@@ -87,7 +87,7 @@ def test_told_to_stop_it_leaves_no_process_and_no_shared_memory(
     assert len(files_of(family[0])) >= len(family)
     own.process.send_signal(number)
     assert own.process.wait(10 * EXIT_TIMEOUT_S) == 0
-    assert "not in order" not in log_of(own)
+    assert "not cleanly" not in log_of(own)
     assert_nothing_is_left(family)
 
 

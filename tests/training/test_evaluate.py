@@ -116,7 +116,7 @@ def test_the_page_holds_every_row_and_says_what_was_not_run(shop: Path, first_ru
     assert all(0 <= float(cell) <= 100 for cell in start)
     assert figures(first_run, "camera specialist") == ["not run"] * 7
     assert "images seen" in first_run
-    assert "| 120 (40 a task) |" in first_run  # two of the seven steps moved proxies alone
+    assert "| 120 (40 per task) |" in first_run  # two of the seven steps moved proxies alone
     assert "50 %" in first_run
     assert "| shuffled | 512 | code |" in first_run
     assert "Mean over 8 random maps" in first_run
@@ -240,7 +240,7 @@ def test_ones_own_manifest_needs_a_folder_and_no_digest(
 
 
 def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="is no embedder"):
+    with pytest.raises(DataError, match="is not an embedder"):
         open_embedder(str(tmp_path))
     with pytest.raises(DataError, match="input side in pixels"):
         open_embedder("trunk:resnet10t@big")
@@ -252,7 +252,7 @@ def test_a_source_that_is_none_is_refused(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda c: c["rows"].append(dict(c["rows"][0])), "rows need different names"),
-        (lambda c: c["rows"][1].update(baseline="strat"), "'strat' is no zero-shot row"),
+        (lambda c: c["rows"][1].update(baseline="strat"), "'strat' is not a zero-shot row"),
         (lambda c: c["rows"][0].update(task="camera"), "a specialist, and only that"),
         (lambda c: c["rows"][0].update(compared=True), "at most one row"),
         (lambda c: c.update(rwos=[]), "rwos: Extra inputs"),

@@ -70,7 +70,7 @@ def test_prepared_stands_for_the_manifest_of_make_data(
 def test_a_label_outside_the_classes_is_refused(manifest: Path) -> None:
     data = config(manifest)
     train = select(*load_rows(data), data, "train")
-    with pytest.raises(TrainingError, match="browse_class 'b1' is no class"):
+    with pytest.raises(TrainingError, match="browse_class 'b1' is not a class"):
         train.encoded("browse_class", ["b0"])
 
 

@@ -91,7 +91,7 @@ def ask(client: EmbedderClient, gallery: Gallery) -> Answers:
         answer = client.embed(images)
     seconds = time.perf_counter() - begin
     if answer.embedding is None or answer.code is None:
-        raise EmbeddingError("the server left out an output that was asked for")
+        raise EmbeddingError("the server's answer lacks an output that was requested")
     if not np.array_equal(answer.code, np.packbits(answer.embedding > 0, axis=1)):
         raise EmbeddingError("the server's codes are not the signs of its embeddings")
     return Answers(

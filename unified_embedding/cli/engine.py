@@ -28,7 +28,8 @@ def main(
         ROOT / "model_repository"
     ),
     prefix: Annotated[
-        str, typer.Option(help="Of the model names, for a further embedder in the repository.")
+        str,
+        typer.Option(help="Prefix of the model names, for a further embedder in the repository."),
     ] = "",
     gallery: Annotated[Path | None, typer.Option(help="Pictures the gates run over.")] = None,
     frontend: Annotated[
@@ -36,21 +37,36 @@ def main(
     ] = None,
     optimum_batch: Annotated[
         int | None,
-        typer.Option(envvar="OPTIMUM_BATCH", help="tensorrt*: batch that kernels are for."),
+        typer.Option(
+            envvar="OPTIMUM_BATCH",
+            help="tensorrt, tensorrt-rtx: batch size that kernels are chosen for.",
+        ),
     ] = None,
     optimization_level: Annotated[
-        int | None, typer.Option(envvar="OPTIMIZATION_LEVEL", help="tensorrt*: 0 to 5.")
+        int | None,
+        typer.Option(
+            envvar="OPTIMIZATION_LEVEL",
+            help="tensorrt, tensorrt-rtx: 0 to 5; higher searches longer.",
+        ),
     ] = None,
     version_compatible: Annotated[
         bool | None,
-        typer.Option(envvar="VERSION_COMPATIBLE", help="tensorrt: loads in later versions."),
+        typer.Option(
+            envvar="VERSION_COMPATIBLE", help="tensorrt: the plan also loads in later versions."
+        ),
     ] = None,
     compute_capabilities: Annotated[
-        str | None, typer.Option(envvar="COMPUTE_CAPABILITIES", help="tensorrt-rtx: '8.6 8.9'.")
+        str | None,
+        typer.Option(
+            envvar="COMPUTE_CAPABILITIES",
+            help="tensorrt-rtx: compute capabilities, e.g. '8.6 8.9'.",
+        ),
     ] = None,
     cuda_graphs: Annotated[
         bool | None,
-        typer.Option(envvar="CUDA_GRAPHS", help="tensorrt: if no answer is stale."),
+        typer.Option(
+            envvar="CUDA_GRAPHS", help="tensorrt: use CUDA graphs; fails if an answer is stale."
+        ),
     ] = None,
     tuned: Annotated[
         Path, typer.Option(envvar="TUNING", help="What `make tune` found.")

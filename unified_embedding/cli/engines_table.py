@@ -69,7 +69,7 @@ def main(
     into: Annotated[
         Path | None, typer.Option(help="Markdown file whose table for MODEL is replaced.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Length of an engine's turn.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of an engine's turn.")] = 1.0,
 ) -> None:
     """Print the table of engines for MODEL, or put it into a document."""
     _, spec = onnx_file.load(model)

@@ -31,11 +31,11 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, no_args_
 
 @app.command()
 def run(
-    minutes: Annotated[float, typer.Option(help="How long, in all.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Another one gives other cases.")] = 0,
+    minutes: Annotated[float, typer.Option(help="Minutes in total.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="A different seed draws different cases.")] = 0,
     only: Annotated[str, typer.Option(help=f"Some of {', '.join(TARGETS)}, server.")] = "",
     repository: Annotated[Path, typer.Option(help="What the server serves.")] = REPOSITORY,
-    out: Annotated[Path, typer.Option(help="Where breaches are kept.")] = OUT,
+    out: Annotated[Path, typer.Option(help="Folder for inputs that broke a guarantee.")] = OUT,
 ) -> None:
     """Fuzz, print what became of the cases, and exit with 1 when a promise did not hold."""
     wanted = only.split(",") if only else [*TARGETS, "server"]

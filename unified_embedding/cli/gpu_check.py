@@ -70,7 +70,7 @@ def main(
     model: Annotated[
         list[Path] | None, typer.Option(help="Embedder folder; may be given several times.")
     ] = None,
-    seconds: Annotated[float, typer.Option(help="Length of each measurement.")] = 10.0,
+    seconds: Annotated[float, typer.Option(help="Seconds of each measurement.")] = 10.0,
 ) -> None:
     """Check and time everything that needs a GPU; exits 1 when something does not hold."""
     gpus = gpu.find()

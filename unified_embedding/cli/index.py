@@ -60,7 +60,7 @@ def build(
     ] = None,
     threads: Annotated[int, typer.Option(min=1, help="threads that build ivf and hnsw")] = 1,
 ) -> None:
-    """Build an index of a complete corpus; one that stands there is replaced when it is whole."""
+    """Build an index of a complete corpus; a complete new index replaces an existing one."""
     try:
         source = choose(Store(corpus), version)
         entries = source.require_complete()
@@ -158,7 +158,7 @@ def verify(
 @app.command()
 def export(
     index: Annotated[Path, typer.Argument(help="folder of the index")] = DEFAULT_INDEX,
-    to: Annotated[Target, typer.Option(help="what will load it")] = Target.postgres,
+    to: Annotated[Target, typer.Option(help="program that will load it")] = Target.postgres,
     out: Annotated[Path, typer.Option(help="folder of the files")] = Path("out/export"),
 ) -> None:
     """Write files for PostgreSQL (pgvector) or Milvus."""

@@ -73,7 +73,7 @@ def main(
         Path | None, typer.Option(help="picture to send; by default one of 640 x 480 is made")
     ] = None,
     pictures: Annotated[
-        int, typer.Option(min=1, help="how often to time it, after a first call")
+        int, typer.Option(min=1, help="how many calls to time, after a first one")
     ] = 10,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 10.0,
     model_name: ModelName = DEFAULT.ensemble,

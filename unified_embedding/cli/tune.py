@@ -60,10 +60,12 @@ def main(
     knobs: Annotated[str, typer.Option(help="What to sweep, in this order.")] = (
         "instances,slice,batch,delay"
     ),
-    seconds: Annotated[float, typer.Option(envvar="DURATION", help="One measurement.")] = 3,
+    seconds: Annotated[
+        float, typer.Option(envvar="DURATION", help="Seconds of one measurement.")
+    ] = 3,
     rounds: Annotated[int, typer.Option(min=1, help="Measurements of each setting.")] = 3,
-    full: Annotated[bool, typer.Option(envvar="FULL", help="Four times as long.")] = False,
-    tuned: Annotated[Path, typer.Option(envvar="TUNING", help="Where the values go.")] = (
+    full: Annotated[bool, typer.Option(envvar="FULL", help="Measure four times as long.")] = False,
+    tuned: Annotated[Path, typer.Option(envvar="TUNING", help="File for the values found.")] = (
         tuning.FILE
     ),
     out: Annotated[Path, typer.Option(help="Where the report goes.")] = (ROOT / "results" / "tune"),

@@ -223,7 +223,7 @@ class Corpus:
             return [Item(**row) for row in self._plan.rows(first, last)]
         except (OSError, pa.ArrowException, TypeError, IndexError) as error:
             raise CorpusError(
-                f"{self.store.place}/{PLAN} is damaged; remove {self.store.place} to begin anew"
+                f"{self.store.place}/{PLAN} is damaged; remove {self.store.place} to start again"
             ) from error
 
     def passed_over(self) -> PassedOver:
@@ -416,7 +416,7 @@ class Corpus:
         if _digest(data) != digest:
             raise CorpusError(
                 f"{self.store.place}/{name} is {'damaged' if data else 'missing'}; run the "
-                "back-fill again: it does this shard anew"
+                "back-fill again: it redoes this shard"
             )
         return data
 

@@ -14,7 +14,7 @@ from unified_embedding.datasets.manifest import read_manifest, summary
 from unified_embedding.datasets.store import HOME_VARIABLE, data_home
 from unified_embedding.errors import DataError
 
-app = typer.Typer(help="Training data: the public stand-ins, and manifests of your own.")
+app = typer.Typer(help="Training data: the public substitutes, and your own manifests.")
 
 
 @app.callback(invoke_without_command=True)
@@ -24,7 +24,7 @@ def main(
     train_scenes: Annotated[int, typer.Option(min=0, help="scenes of several products")] = 600,
     jobs: Annotated[int, typer.Option(min=1, help="processes that render")] = os.cpu_count() or 1,
 ) -> None:
-    """Fetch and prepare the public stand-ins (without a command); again: repair and complete."""
+    """Fetch and prepare the public data (without a command); run again to repair it."""
     if context.invoked_subcommand is not None:
         return
     home = data_home()
@@ -35,7 +35,7 @@ def main(
     try:
         report = prepare.prepare(home, wanted, jobs, console)
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on from here")
+        console.print("interrupted; the same command continues from here")
         sys.exit(130)
     _tell(report)
 

@@ -126,7 +126,7 @@ def make(
         if config.cuda_graphs:
             check_cuda_graphs(folder.parent.parent, pixels)
     if not passed:
-        raise BuildError("a gate failed; the engine that stood there before stays")
+        raise BuildError("a gate failed; the engine installed before is kept")
     return {
         "engine": engine,
         "version": spec.version,

@@ -26,7 +26,7 @@ def main(
         bool, typer.Option("--page", help="Train nothing; write the page of what is done.")
     ] = False,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/comparison.md"),
-    threads: Annotated[int, typer.Option(min=0, help="For measuring; 0: all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads for measuring; 0: all cores.")] = 0,
 ) -> None:
     """Train what is not done, measure what is, and write the page."""
     console = Console()
@@ -47,7 +47,7 @@ def main(
         console.print(f"[red]comparison failed:[/red] {error}", highlight=False)
         raise typer.Exit(1) from None
     except KeyboardInterrupt:
-        console.print("interrupted; the same command goes on")
+        console.print("interrupted; the same command continues")
         raise typer.Exit(130) from None
 
 

@@ -142,7 +142,9 @@ class EvaluationConfig(_Section):
         zero_shot = {row.name for row in self.rows if row.kind == "zero-shot"}
         for row in self.rows:
             if row.baseline is not None and row.baseline not in zero_shot:
-                raise ValueError(f"row {row.name!r}: baseline {row.baseline!r} is no zero-shot row")
+                raise ValueError(
+                    f"row {row.name!r}: baseline {row.baseline!r} is not a zero-shot row"
+                )
         strange = set(self.rotations.rows) - set(names) if self.rotations is not None else set()
         if strange:
             raise ValueError(f"rotations: no row is called {sorted(strange)}")

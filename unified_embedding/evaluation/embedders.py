@@ -158,7 +158,7 @@ def open_embedder(source: str, threads: int = 0, layer_norm: bool = True) -> Emb
     if (path / "config.pbtxt").exists():
         return _engine(path, threads)
     raise DataError(
-        f"{source} is no embedder: give trunk:NAME@SIZE, a checkpoint (.pt), a folder with "
+        f"{source} is not an embedder: give trunk:NAME@SIZE, a checkpoint (.pt), a folder with "
         f"{ONNX_FILE}, a folder with an installed engine, or server:HOST:PORT"
     )
 

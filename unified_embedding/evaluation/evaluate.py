@@ -74,11 +74,12 @@ def main(
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option(help="Row for --compare; by default that of equal version.")
+        str | None,
+        typer.Option(help="Row for --compare; by default the one with the same version."),
     ] = None,
     fresh: Annotated[bool, typer.Option(help="Forget cached vectors and trained maps.")] = False,
     frozen: Annotated[
-        str | None, typer.Option(help="Digest of the test set instead of CONFIG's; any: no check.")
+        str | None, typer.Option(help="Digest of the test set in place of CONFIG's; any: no check.")
     ] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Caches; by default in the data folder.")
@@ -86,7 +87,7 @@ def main(
     out: Annotated[
         Path | None, typer.Option(help="Folder of results.md and images/; docs without --manifest.")
     ] = None,
-    threads: Annotated[int, typer.Option(min=0, help="Of the runtimes; 0: all cores.")] = 0,
+    threads: Annotated[int, typer.Option(min=0, help="Threads of the runtimes; 0: all cores.")] = 0,
 ) -> None:
     """Measure every embedder of CONFIG on the frozen test set; write the page and its pictures."""
     console = Console(stderr=True)
@@ -143,7 +144,7 @@ def _compare(bench: Bench, source: str, against: str | None) -> None:
     found = compare(bench, source, against)
     found.save(bench.cache / "agreements")
     table = Table(
-        "by", "same first answer", "figure that moved most", "points", "queries", box=SIMPLE_HEAD
+        "by", "same top result", "figure that changed most", "points", "queries", box=SIMPLE_HEAD
     )
     for kind in COMPARISONS:
         task, metric, moved, queries = found.worst[kind]

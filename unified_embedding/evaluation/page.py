@@ -133,15 +133,15 @@ def _opening(results: Results, command: str) -> Lines:
         "# Results",
         "",
         f"Written by `{command}`; do not edit. Every query shows an identity (product, emoji "
-        "family) that no training picture shows. The galleries of exact searches keep the "
-        f"products that training saw, as distractors. `{CAMERA_UNSEEN}`, the main figure of "
-        "camera, searches only products that no training picture shows; "
-        f"`{CAMERA_CATEGORY}` beside it searches all, of which many were trained with the very "
-        "label that is right here. **The photographs of products are simulated**: they are "
+        "family) that appears in no training picture. The galleries of exact searches keep the "
+        f"products that were trained on, as distractors. `{CAMERA_UNSEEN}`, the main figure of "
+        "camera, searches only products that appear in no training picture; "
+        f"`{CAMERA_CATEGORY}` searches all, and many of them were trained on with the label that "
+        "counts as correct here. **The photographs of products are simulated**: they are "
         "renderings of 3D models in generated rooms. The catalogue pictures and the emoji are "
         "real artwork.",
         "",
-        f"Test set `{counts.digest}` (hash over every picture's bytes and labels, frozen before "
+        f"Test set `{counts.digest}` (hash of every picture's bytes and labels, frozen before "
         "training).",
         "",
         *searched,
@@ -150,8 +150,7 @@ def _opening(results: Results, command: str) -> Lines:
         f"of test identities only, not the randomness of training: there "
         f"{'was one training seed' if seeds == 1 else f'were {seeds} training seeds'} per row. "
         "Rows are a run's last, annealed weights; `images seen` counts steps in which the trunk "
-        "moves. Hamming distances tie; tied answers share "
-        "the credit.",
+        "is trained. Hamming distances can tie; tied answers share the credit.",
         "",
     ]
 
@@ -213,7 +212,7 @@ def _images_seen(result: RowResult) -> str:
     facts = result.facts or {}
     if "images_seen" in facts:
         each = facts["images_seen"] // max(1, len(facts.get("tasks", ())))
-        return f"{facts['images_seen']:,} ({each:,} a task)"
+        return f"{facts['images_seen']:,} ({each:,} per task)"
     return "0" if result.row.kind == "zero-shot" else "see its card"
 
 
@@ -234,8 +233,8 @@ def _targets_table(targets: Sequence[Target]) -> Lines:
     return [
         "## Differences and targets",
         "",
-        "Paired differences in points. Targets were set before training; a shortfall stands as it "
-        "is.",
+        "Paired differences in points. Targets were set before training and not adjusted "
+        "afterwards.",
         "",
         *table(["difference", "target", "found", ""], rows),
     ]
@@ -251,7 +250,7 @@ def _code_table(results: Results) -> Lines:
             texts = ["" if one is None else points(one) for one in changes]
             rows.append([result.row.name if kind == "asymmetric" else "", kind, *texts])
     head = ["embedder", "minus float", *(f"{task} {metric}" for task, metric in COLUMNS)]
-    return ["## What the code costs", "", *table(head, rows), *_rotations(results)]
+    return ["## Loss by code", "", *table(head, rows), *_rotations(results)]
 
 
 def _rotations(results: Results) -> Lines:
@@ -272,8 +271,8 @@ def _rotations(results: Results) -> Lines:
     figures = [f"{task} {metric}" for task, metric in MAIN.values()]
     head = ["embedder", "bits", "minus float", *figures]
     return [
-        f"The rotation inside an embedder is one draw among many. Mean over {wanted.count} random "
-        "maps in its place, none chosen; SD over the maps:",
+        f"The rotation inside an embedder is a single random draw. Mean over {wanted.count} "
+        "random maps in its place, none of them selected; SD over the maps:",
         "",
         *table(head, rows),
     ]
@@ -375,7 +374,7 @@ def _dimension(findings: Findings | None, pictures: Sequence[str]) -> Lines:
         for dim, measurement in findings.learnt.items()
     ]
     rows += [
-        _kinds_row(f"{findings.dim} dimensions, nothing trained, {name}", findings.dim, each)
+        _kinds_row(f"{findings.dim} dimensions, untrained, {name}", findings.dim, each)
         for name, each in findings.raw.items()
     ]
     draws = len(findings.raw.get(MAPPED, ()))
@@ -383,8 +382,8 @@ def _dimension(findings: Findings | None, pictures: Sequence[str]) -> Lines:
         *head,
         f"On cached features of `{settings.source}`, **last layers only**: a linear map and the "
         f"proxy heads were trained for {settings.steps:,} steps of {settings.batch} pictures "
-        f"({findings.pictures:,} training pictures, no augmentation, one seed); the trunk did not "
-        "move. Float / code.",
+        f"({findings.pictures:,} training pictures, no augmentation, one seed); the trunk was "
+        "frozen. Float / code.",
         "",
         *table(["", "bytes, float / code", *(f"{t} {m}" for t, m in MAIN.values())], rows),
         f"`{PLAIN}` is the paper's way; `{NO_NORM}` takes the bit x > 0 of pooled features, none "
@@ -507,7 +506,7 @@ def _served(agreements: Sequence[Agreement]) -> Lines:
     ]
     if not rows:
         return ["## As served", "", "Not run: `--compare server:HOST:PORT` compares a server.", ""]
-    head = ["embedder", "engine", "by", "same first answer", "figure that moved most, points"]
+    head = ["embedder", "engine", "by", "same top result", "figure that changed most, points"]
     costs = [
         [f"`{one.engine}`", kind, *map(points, one.moved[kind])]
         for one in agreements
@@ -516,10 +515,10 @@ def _served(agreements: Sequence[Agreement]) -> Lines:
     return [
         "## As served",
         "",
-        "The same pictures through other runtimes, against the fp32 graph on onnxruntime.",
+        "The same pictures through other runtimes, compared with the fp32 graph on onnxruntime.",
         "",
         *table(head, rows),
-        "What the runtime costs, in points, paired:",
+        "Loss caused by the runtime, in points, paired:",
         "",
         *table(["engine", "by", *(f"{task} {metric}" for task, metric in FIGURES)], costs),
     ]
@@ -541,10 +540,10 @@ def _method(results: Results) -> Lines:
     return [
         "## How it was measured",
         "",
-        "- camera category: P@20 over min(20, relevant); right is a catalogue picture of the same "
-        "category; unseen: among the catalogue pictures of products that training never saw. "
-        "camera exact: the very product, which no camera label ever names. shop exact: crops of "
-        "scenes, the very product.",
+        "- camera category: P@20 over min(20, relevant); a catalogue picture of the same category "
+        "is correct; unseen: among the catalogue pictures of products never trained on. "
+        "camera exact: the same product, which no camera label ever names. shop exact: crops of "
+        "scenes, the same product.",
         "- browse pairs: every design searches every other, averaged over queries of all ordered "
         "pairs; browse merged: all trained designs in one gallery, mAP@R.",
         f"- {environment}.",

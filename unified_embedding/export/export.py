@@ -169,7 +169,9 @@ def main(
     size: Annotated[int, typer.Option(min=32, help="Side of the square input, pixels.")] = 224,
     resize: Annotated[Resize, typer.Option(help="How a picture is made square.")] = "letterbox",
     interpolation: Annotated[Interpolation, typer.Option(help="Resampling filter.")] = "bilinear",
-    name: Annotated[str | None, typer.Option(help="Name in the spec; the folder's else.")] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name in the spec; by default the folder's.")
+    ] = None,
     license: Annotated[str | None, typer.Option(help="SPDX expression of the weights.")] = None,
     license_file: Annotated[Path | None, typer.Option(help="Text of that licence.")] = None,
     calibrate: Annotated[
@@ -178,7 +180,7 @@ def main(
     notes: Annotated[
         Path | None, typer.Option(help="Markdown on data and figures, for the model card.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Draws random weights.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
 ) -> None:
     """Write embedder.onnx, spec.json, model card and licence, whole or not at all."""
     console = Console(stderr=True)

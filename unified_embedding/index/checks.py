@@ -57,7 +57,7 @@ def check_rows(header: Header, batch: Batch) -> NDArray[np.float16] | None:
         return None
     _check_floats(header, len(batch.codes), given)
     if np.abs(given).max(initial=0) > np.finfo(np.float16).max:
-        raise CodeIndexError("an embedding holds a value beyond float16, in which it is stored")
+        raise CodeIndexError("an embedding has a value beyond float16, in which it is stored")
     stored = given.astype(np.float16)
     if not stored.any(axis=1).all():
         raise CodeIndexError("an embedding is all zero in float16, in which it is stored")

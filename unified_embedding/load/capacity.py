@@ -73,9 +73,11 @@ class Overload:
 def main(
     host: Annotated[str, typer.Option(envvar="HOST", help="gRPC address of the server")] = "",
     slo_p99_ms: Annotated[
-        float, typer.Option(envvar="SLO_P99_MS", min=1, help="objective for 99 % of the requests")
+        float, typer.Option(envvar="SLO_P99_MS", min=1, help="limit of p99 in milliseconds")
     ] = 100,
-    seconds: Annotated[float, typer.Option(envvar="DURATION", min=1, help="length of a trial")] = 8,
+    seconds: Annotated[
+        float, typer.Option(envvar="DURATION", min=1, help="seconds of a trial")
+    ] = 8,
     seed: Annotated[int, typer.Option(help="seed of the arrivals")] = 0,
     full: Annotated[bool, typer.Option(envvar="FULL", help="trials four times as long")] = False,
     out: Annotated[Path, typer.Option(help="where the result is written")] = RESULTS / "capacity",

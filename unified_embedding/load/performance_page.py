@@ -31,8 +31,8 @@ PLOTS: Final = {
 
 
 def main(
-    results: Annotated[Path, typer.Option(help="what the programs wrote")] = RESULTS,
-    into: Annotated[Path, typer.Option(help="Markdown file with the marks")] = PAGE,
+    results: Annotated[Path, typer.Option(help="folder of the programs' results")] = RESULTS,
+    into: Annotated[Path, typer.Option(help="Markdown file with the marker comments")] = PAGE,
 ) -> None:
     """Replace every section that has a result."""
     text = into.read_text()

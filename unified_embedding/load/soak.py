@@ -58,7 +58,7 @@ class Stretch:
 def main(
     host: Annotated[str, typer.Option(envvar="HOST", help="gRPC address of the server")] = "",
     seconds: Annotated[
-        float, typer.Option(envvar="DURATION", min=1, help="length of the run")
+        float, typer.Option(envvar="DURATION", min=1, help="seconds of the run")
     ] = 600,
     out: Annotated[Path, typer.Option(help="where the result is written")] = RESULTS / "soak",
 ) -> None:

@@ -119,7 +119,7 @@ def _install(gallery: Path, out: Path) -> None:
 def main(
     furniture: Annotated[Path, typer.Option(help="the .deb package or a folder of .sh3f files")],
     out: Annotated[Path, typer.Option(help="folder of the gallery")] = Path("demo"),
-    seed: Annotated[int, typer.Option(help="another seed takes other photographs")] = SEED,
+    seed: Annotated[int, typer.Option(help="a different seed takes different photographs")] = SEED,
 ) -> None:
     """Render the demo gallery from the furniture libraries of Sweet Home 3D."""
     try:

@@ -29,7 +29,7 @@ _LOOKS: Final = 3
 # Triton has hundreds of threads, and each may have children: a search for new ones takes some
 # milliseconds, so there is one in four looks.
 _SEARCH: Final = 4
-_ILL: Final = {"Z": "died", "X": "died", "T": "stands still (it was stopped)"}
+_ILL: Final = {"Z": "died", "X": "died", "T": "is frozen (it was stopped)"}
 
 MAX_DEATHS: Final = 5
 """A server that dies so often within `WINDOW_S` seconds is given up."""
@@ -124,7 +124,7 @@ class _Supervisor:
             served = served or server.served
             if self._told in _STOP:
                 if end.code:
-                    _say(f"stopped, though not in order: {end.why}")
+                    _say(f"stopped, but not cleanly: {end.why}")
                 return 0
             if self._told is not None or (end.decided and not served):
                 return end.code

@@ -196,7 +196,7 @@ def main(
         list[int] | None, typer.Option(help="Numbers of classes, the subsampler alone.")
     ] = None,
     dim: Annotated[int, typer.Option(min=1)] = 2048,
-    sampled: Annotated[int, typer.Option(min=1, help="K.")] = 2048,
+    sampled: Annotated[int, typer.Option(min=1, help="Classes sampled per step (K).")] = 2048,
     batch: Annotated[int, typer.Option(min=1, help="Labelled images per step.")] = 64,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps; one more warms up.")] = 5,
     seed: Annotated[int, typer.Option(min=0)] = 0,

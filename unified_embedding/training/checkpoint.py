@@ -81,7 +81,7 @@ def read(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises many kinds on foreign files.
         raise TrainingError(f"{path} is not a readable checkpoint ({error})") from error
     if not isinstance(values, dict) or values.get("format") != _FORMAT:
-        raise TrainingError(f"{path} is no checkpoint of this program's format {_FORMAT}")
+        raise TrainingError(f"{path} is not a checkpoint of this program's format {_FORMAT}")
     return values
 
 

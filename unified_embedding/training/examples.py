@@ -83,7 +83,9 @@ class Examples:
         found = known[np.minimum(numbers, len(known) - 1)] == values
         strange = (values != "") & ~found
         if strange.any():
-            raise TrainingError(f"{column} {str(values[strange][0])!r} is no class of this model")
+            raise TrainingError(
+                f"{column} {str(values[strange][0])!r} is not a class of this model"
+            )
         numbers[values == ""] = UNLABELLED
         return numbers
 

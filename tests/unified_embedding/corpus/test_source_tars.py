@@ -66,7 +66,7 @@ def test_metadata_belongs_to_the_key_whatever_its_folder_and_suffixes(tmp_path: 
             "0.json",
             b'{"a": "lone \\ud83d end", "b": [NaN, Infinity, 1], "c": 1e999}',
             {"a": "lone \ufffd end", "b": [None, None, 1], "c": None},
-            "metadata with values that JSON cannot hold: null or U+FFFD stands there",
+            "metadata with values that JSON cannot hold: replaced by null or U+FFFD",
         ),
         ("0.txt", b"caf\xe9", {"txt": "café"}, "text that is not UTF-8: read as Latin-1"),
         ("0.json", b'{"a": "\xe9"}', {"a": "é"}, "text that is not UTF-8: read as Latin-1"),
@@ -106,7 +106,7 @@ def test_what_is_no_picture_is_counted_in_words(tmp_path: Path) -> None:
             "x.tar::._0.jpg",
             "x.tar::__MACOSX/._0.jpg",
         ],
-        "files whose names are no picture's": ["x.tar::notes.md"],
+        "files whose names are not those of pictures": ["x.tar::notes.md"],
         "members that are pipes or devices": ["x.tar::pipe.jpg"],
         "links to what is not in the tar file before them": ["x.tar::gone.jpg"],
     }

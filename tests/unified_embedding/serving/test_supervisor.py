@@ -106,7 +106,7 @@ def test_one_that_does_not_stop_is_ended_after_its_exit_timeout() -> None:
         process.terminate()
         code, errors = ended(process)
     assert code == 0
-    assert "stopped, though not in order: its work was not done after 1 s" in errors
+    assert "stopped, but not cleanly: its work was not done after 1 s" in errors
 
 
 @pytest.mark.parametrize("code", [1, 7])

@@ -80,9 +80,7 @@ class PassedOver:
             self.add("metadata that is nested too deeply: left out", name)
             return "{}"
         if changed:
-            self.add(
-                "metadata with values that JSON cannot hold: null or U+FFFD stands there", name
-            )
+            self.add("metadata with values that JSON cannot hold: replaced by null or U+FFFD", name)
         return text
 
     def to_json(self) -> str:

@@ -97,7 +97,9 @@ def _csv_lines(name: str, text: str, passed: PassedOver) -> Iterator[tuple[int, 
         except StopIteration:
             return
         except csv.Error as error:
-            passed.add(f"rows of a table that are no CSV ({error}): left out", f"{name}, {number}")
+            passed.add(
+                f"table rows that are not valid CSV ({error}): left out", f"{name}, {number}"
+            )
             continue
         if fields:
             yield number, fields

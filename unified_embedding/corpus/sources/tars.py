@@ -19,7 +19,7 @@ from unified_embedding.image import SUFFIXES
 
 COMPRESSED: Final = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 MAC: Final = "files that macOS puts beside others (._*, __MACOSX)"
-NO_PICTURE: Final = "files whose names are no picture's"
+NO_PICTURE: Final = "files whose names are not those of pictures"
 _MAX_METADATA_BYTES: Final = 16_000_000
 
 

@@ -45,11 +45,11 @@ def render(measured: Measured) -> str:
         "Written by `make compare`; do not edit. All rows share one configuration "
         f"(`{config.training.name}` with {_code(config.common)}), one test set "
         f"(`{measured.digest or 'not measured yet'}`) and the seeds {seeds}. Rows are a run's "
-        "last, annealed weights. Each row's rate was chosen for itself on the validation split. "
+        "last, annealed weights. Each row's learning rate was chosen on the validation split. "
         "Differences are paired by seed and query, in points; brackets hold 95 % intervals of a "
         "bootstrap over trainings and over products (browse: emoji families). With few trainings "
-        "such an interval is somewhat too narrow: the SD over seeds stands beside each mean. "
-        f"`{CAMERA_UNSEEN}` searches products that no training picture shows.",
+        "such an interval is somewhat too narrow, so each mean is given with its SD over seeds. "
+        f"`{CAMERA_UNSEEN}` searches products that appear in no training picture.",
         "",
     ]
     sections = [
@@ -126,8 +126,8 @@ def _codes(measured: Measured) -> Lines:
         "## Codes under random maps",
         "",
         f"`{row.name}`, the mean of training pictures subtracted, then "
-        f"{measured.config.maps.count} random maps, none chosen (a departure from the paper, which "
-        "has no map). Points: mean over seeds and maps; SD over maps, mean of the seeds.",
+        f"{measured.config.maps.count} random maps, none selected (a departure from the paper, "
+        "which has no map). Points: mean over seeds and maps; SD over maps, mean of the seeds.",
         "",
         *table(head, rows),
     ]
@@ -161,13 +161,13 @@ def _budget(config: CompareConfig) -> Lines:
             ]
         )
     total = sum(float(row[3]) for row in rows)
-    head = ["row", "trunk steps", "images of each own task", "minutes of all cores, stated"]
-    head += ["seeds done", "CPU seconds a step", "rate chosen"]
+    head = ["row", "trunk steps", "images per task", "minutes of all cores, planned"]
+    head += ["seeds done", "CPU seconds per step", "learning rate chosen"]
     return [
         "## Budget and progress",
         "",
-        f"Stated before the runs, sweeps included: {total:.0f} minutes of all cores in all. Cheap "
-        "rows run first.",
+        f"Planned before the runs, sweeps included: {total:.0f} minutes of all cores in total. "
+        "Cheap rows run first.",
         "",
         *table(head, rows),
     ]
