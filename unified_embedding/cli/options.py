@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from unified_embedding.client import TLS
+from unified_embedding.errors import ImageError, shown
 
 Url = Annotated[
     str, typer.Option(help="gRPC address of the server", envvar="UNIFIED_EMBEDDING_URL")
@@ -25,3 +26,14 @@ def tls_from(
     """TLS when any of the files is given, else None. Raises ValueError as TLS does."""
     tls = TLS(root_certificates, private_key, certificate_chain)
     return None if tls == TLS() else tls
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of a picture that was named. Raises ImageError when there is no such file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(
+            f"{shown(str(path))} cannot be read ({error.strerror}); name a picture by its path "
+            f"from {Path.cwd()}, or by its whole path"
+        ) from None

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unified_embedding import Box
+from unified_embedding.cli.options import read_picture
 from unified_embedding.client import DEFAULT_URL, EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import decode, parse_crops
@@ -102,7 +103,7 @@ def main(
     """Search an index with a picture."""
     try:
         box = parse_crops(crop, 1)[0] if crop else None
-        data = image.read_bytes()
+        data = read_picture(image)
         opened = open_index(index)
         pictures = pictures_of(opened, root)
         with EmbedderClient(url, timeout=timeout, retry=Retry(attempts=2)) as client:

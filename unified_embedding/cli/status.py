@@ -31,6 +31,7 @@ from unified_embedding.cli.options import (
     PrivateKey,
     RootCertificates,
     Url,
+    read_picture,
     tls_from,
 )
 from unified_embedding.client import (
@@ -87,7 +88,7 @@ def main(
     """Ask a server what it serves, send it a picture, and show the times of each stage."""
     try:
         tls = tls_from(root_certificates, private_key, certificate_chain)
-        data = image.read_bytes() if image else example_picture()
+        data = read_picture(image) if image else example_picture()
         once = Retry(attempts=1)
         with EmbedderClient(url, timeout=timeout, retry=once, tls=tls) as client:
             status = probe(client, data, pictures)
