@@ -51,7 +51,11 @@ help: ## list the targets
 	@touch $@
 
 env: .venv/.stamp-serving ## the environment for building and serving (no torch)
+search-env: .venv/.stamp-search ## the environment for back-fill, index and search page
 train-env: .venv/.stamp-train ## the environment for training and exporting (torch)
+
+wheel: .venv/.stamp-python ## dist/unified_embedding-*.whl, for machines without a checkout
+	@$(PY) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 # What a choice needs beyond the serving environment, installed when it is chosen.
 .venv/.stamp-int8 .venv/.stamp-tensorrt-rtx: .venv/.stamp-%: .venv/.stamp-serving
@@ -130,4 +134,4 @@ clean: ## remove the installed engines and build outputs, keep .venv
 	rm -rf build/out out results model_repository/*embedder \
 	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
-.PHONY: help env train-env engine demo data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean
+.PHONY: help env search-env train-env wheel engine demo data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean

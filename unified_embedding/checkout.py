@@ -13,3 +13,8 @@ IS_CHECKOUT: Final = (ROOT / "pyproject.toml").is_file()
 _CACHE: Final = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
 WORK: Final = ROOT if IS_CHECKOUT else Path(_CACHE) / "unified-embedding"
 """Where programs keep what they can make again."""
+
+
+def program(name: str) -> str:
+    """How the program `name` is called here, for messages that advise it."""
+    return f"python clients/{name}.py" if IS_CHECKOUT else f"unified-embedding {name}"

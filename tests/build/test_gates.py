@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from unified_embedding.engine.gates import gates
-from unified_embedding.gallery import Gallery
+from unified_embedding.gallery import Gallery, GalleryError
 
 
 @pytest.fixture
@@ -55,6 +55,27 @@ def test_figures_against_their_definitions(reference: np.ndarray, gallery: Galle
     assert figures.flips_mean == pytest.approx(flipped.mean())
     assert figures.flips_worst == pytest.approx(flipped.mean(axis=1).max())
     assert figures.flip_at == pytest.approx(np.abs(reference[flipped]).max())
+
+
+def test_pictures_without_labels_are_gated_by_all_but_recall(
+    tmp_path: Path, gallery: Gallery, reference: np.ndarray
+) -> None:
+    (tmp_path / "gallery.csv").unlink()
+    unlabelled = Gallery.unlabelled(tmp_path)
+    assert {picture.path for picture in unlabelled.pictures} == {
+        picture.path for picture in gallery.pictures
+    }
+    same = gates.measure(reference, reference.copy(), unlabelled, repeatable=True)
+    assert (same.images, same.queries, same.recall) == (40, 0, {})
+    wrong = gates.measure(reference, reference[::-1].copy(), unlabelled, repeatable=True)
+    for limits in gates.TOLERANCES.values():
+        assert gates.failures(same, limits) == []
+        assert any("flipped bits" in sentence for sentence in gates.failures(wrong, limits))
+    (tmp_path / "shot0.png").unlink()
+    for name in range(10):
+        (tmp_path / f"catalogue{name}.png").unlink()
+    with pytest.raises(GalleryError, match=r"holds 29 pictures .* at least 32"):
+        Gallery.unlabelled(tmp_path)
 
 
 @pytest.mark.parametrize("precision", gates.TOLERANCES)

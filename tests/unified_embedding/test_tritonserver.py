@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,8 @@ import pytest
 
 from unified_embedding.errors import SetupError
 from unified_embedding.serving import tritonserver
-from unified_embedding.serving.tritonserver import check_repositories, find_installed
+from unified_embedding.serving.local_server import free_ports
+from unified_embedding.serving.tritonserver import check_ports, check_repositories, find_installed
 
 
 def script(folder: Path, text: str) -> Path:
@@ -166,3 +168,28 @@ def test_numpy_2_is_refused_because_it_empties_every_answer(
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.4.0")
     with pytest.raises(SetupError, match=r"numpy 2\.4\.0 makes the embedded Triton"):
         tritonserver._check_numpy()
+
+
+def test_a_folder_that_is_not_here_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pytriton", reason="the extra `serve` is not installed")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SetupError, match=f"no folder model_repository in {tmp_path}; start"):
+        started("--model-repository=model_repository")
+    # Not ours to look at.
+    started("--model-repository=s3://bucket/models")
+
+
+def test_a_port_in_use_is_told_before_the_server_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        free = [
+            f"--{name}-port={port}"
+            for name, port in zip(("http", "metrics"), free_ports(2), strict=True)
+        ]
+        with pytest.raises(SetupError, match=rf"port {port} \(grpc\) is in use.*--grpc-port=9001"):
+            check_ports([*free, f"--grpc-port={port}"])
+        check_ports([*free, "--allow-grpc=false", f"--grpc-port={port}"])
+        check_ports([*free, "--reuse-grpc-port=true", f"--grpc-port={port}"])
+    check_ports([*free, f"--grpc-port={port}"])

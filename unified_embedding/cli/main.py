@@ -14,7 +14,7 @@ from unified_embedding.checkout import IS_CHECKOUT
 PROGRAM: Final = "unified-embedding"
 EXTRAS: Final = {
     "embed": "client",
-    "backfill": "search",
+    "backfill": "client",
     "index": "search",
     "search": "search",
     "page": "search",

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from unified_embedding.client import Connection
 from unified_embedding.client import _connection as variables
-from unified_embedding.errors import SettingsError
+from unified_embedding.errors import ImageError, SettingsError, shown
 
 Url = Annotated[str, typer.Option(help="gRPC address of the server", envvar=variables.URL)]
 ModelName = Annotated[
@@ -115,3 +115,14 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
     connected.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     connected.__annotations__ = {one.name: one.annotation for one in parameters}
     return connected
+
+
+def read_picture(path: Path) -> bytes:
+    """The bytes of a picture that was named. Raises ImageError when there is no such file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(
+            f"{shown(str(path))} cannot be read ({error.strerror}); name a picture by its path "
+            f"from {Path.cwd()}, or by its whole path"
+        ) from None

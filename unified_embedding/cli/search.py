@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from unified_embedding import Box
-from unified_embedding.cli.options import Url, connecting
+from unified_embedding.cli.options import Url, connecting, read_picture
 from unified_embedding.client import DEFAULT_URL, Connection, EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import decode, parse_crops
@@ -113,7 +113,7 @@ def main(
     """Search an index with a picture."""
     try:
         box = parse_crops(crop, 1)[0] if crop else None
-        data = image.read_bytes()
+        data = read_picture(image)
         opened = open_index(index)
         pictures = pictures_of(opened, root)
         retry = Retry(attempts=2)

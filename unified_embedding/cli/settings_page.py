@@ -18,7 +18,7 @@ from typing import Final
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine.choice import Choice
-from unified_embedding.engine.triton_config import EmbedderConfig
+from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.image.limits import DEFAULT_LIMITS, SETTINGS
 from unified_embedding.measure.files import write_text
 from unified_embedding.spec import MAX_BATCH_SIZE

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unified_embedding import pack
-from unified_embedding.cli.options import ModelName, Url, connecting
+from unified_embedding.cli.options import ModelName, Url, connecting, read_picture
 from unified_embedding.client import (
     DEFAULT_URL,
     Connection,
@@ -82,7 +82,7 @@ def main(
 ) -> None:
     """Ask a server what it serves, send it a picture, and show the times of each stage."""
     try:
-        data = image.read_bytes() if image else example_picture()
+        data = read_picture(image) if image else example_picture()
         once = Retry(attempts=1)
         options = connection.options()
         with EmbedderClient(

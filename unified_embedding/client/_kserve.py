@@ -67,6 +67,10 @@ _BROKEN: Final = re.compile(
     "|Connection reset|Broken pipe|reset reason: connection termination)",
     re.DOTALL,
 )
+# What gRPC says of a port that speaks something else; Triton's HTTP port closes the connection.
+_NOT_GRPC: Final = re.compile(
+    "Failed parsing HTTP/2|http1.x server|failed to connect.*Socket closed", re.DOTALL
+)
 # What Triton says of a model that it has not loaded yet, or unloads before it stops.
 _NOT_READY: Final = re.compile("unknown model|no available versions|not ready|not at ready state")
 _DEAD_STUB: Final = re.compile("[Ss]tub process .*is not healthy", re.DOTALL)
@@ -196,6 +200,11 @@ def client_error(error: Any, url: str, was_well: bool, advice: str) -> ClientErr
         return DeadlineExceeded(f"{url} did not answer in time: {details}{advice}")
     if code == grpc.StatusCode.UNAVAILABLE and _BROKEN.search(details):
         return ServerDied(f"{url} was lost before it answered: {details}{advice}", was_well)
+    if code == grpc.StatusCode.UNAVAILABLE and _NOT_GRPC.search(details):
+        return ServerUnavailable(
+            f"{url} takes connections, but does not speak gRPC: if that is the server's HTTP port, "
+            f"give its gRPC port, 8001 by default ({details}){advice}"
+        )
     if code == grpc.StatusCode.UNAVAILABLE:
         return ServerUnavailable(f"{url} is unavailable: {details}{advice}")
     if code == grpc.StatusCode.NOT_FOUND and _NOT_READY.search(details):

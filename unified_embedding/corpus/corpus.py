@@ -30,6 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from unified_embedding.checkout import program
 from unified_embedding.corpus.sources import Item, PassedOver
 from unified_embedding.corpus.store import Store
 from unified_embedding.errors import CorpusError
@@ -151,7 +152,7 @@ class Corpus:
             return cls(store, CorpusHeader(**{**raw, "inputs": tuple(raw["inputs"])}))
         except FileNotFoundError:
             raise CorpusError(
-                f"{store} is not a corpus; make one: python clients/backfill.py PICTURES --out OUT"
+                f"{store} is not a corpus; make one: {program('backfill')} PICTURES --out OUT"
             ) from None
         except (OSError, TypeError, KeyError, ValueError) as error:
             raise CorpusError(f"{store.place}/{HEADER} is damaged ({error})") from error

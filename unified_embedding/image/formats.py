@@ -65,7 +65,7 @@ _TEXTS: Final = (
     (rb"data:", "a data URL; send the bytes it holds, decoded from base64"),
     (
         rb"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|Qk[0-3]|SUkqA|TU0AK|AAAA.{2}Z0eX)[\w+/=\r\n-]*$",
-        "base64 text; send the bytes it holds",
+        "base64 text; send the bytes it holds, over HTTP as binary data and not in JSON",
     ),
     (rb"https?://\S+", "an address; send the picture it leads to"),
     (rb"(?:<\?xml.*?)?(?:<!--.*?-->\s*)*(?:<!DOCTYPE svg.*?)?<svg", "an SVG drawing"),

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from unified_embedding.checkout import program
 from unified_embedding.codes import code_bytes
 from unified_embedding.errors import CodeError, CodeIndexError, shown
 from unified_embedding.index.checksums import REMEDY, File
@@ -121,7 +122,7 @@ class Header:
         except (FileNotFoundError, NotADirectoryError):
             raise CodeIndexError(
                 f"{folder} is not a code index (no {HEADER_FILE}); "
-                "build one from a corpus: python clients/index.py build CORPUS"
+                f"build one from a corpus: {program('index')} build CORPUS"
             ) from None
         except (OSError, ValueError, RecursionError) as error:
             raise CodeIndexError(f"{path} is not readable JSON ({error}); {REMEDY}") from error

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Final
 
+from unified_embedding.checkout import program
 from unified_embedding.client import EmbedderClient, ServerInfo
 from unified_embedding.errors import CodeIndexError
 from unified_embedding.index import CodeIndex, Origin
@@ -62,6 +63,6 @@ def open_index(folder: Path) -> CodeIndex:
         if folder.is_dir() and any(folder.iterdir()):
             raise
         raise CodeIndexError(
-            f"there is no index in {folder}. Make one: python clients/backfill.py PICTURES "
-            f"--out out/corpus && python clients/index.py build out/corpus --out {folder}"
+            f"there is no index in {folder}. Make one: {program('backfill')} PICTURES "
+            f"--out out/corpus && {program('index')} build out/corpus --out {folder}"
         ) from error

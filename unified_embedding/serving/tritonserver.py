@@ -9,10 +9,12 @@ operator may do is closed. Everything else replaces this process, so signals and
 are Triton's own.
 """
 
+import errno
 import os
 import re
 import secrets
 import shutil
+import socket
 import sys
 import sysconfig
 import tempfile
@@ -28,6 +30,9 @@ from unified_embedding.serving import supervisor
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
 _OWN_MARK: Final = b"unified_embedding.serving.tritonserver"
 # Triton 2.51 predates the security fixes of 2025 and 2026: loopback unless told otherwise.
+_LOOPBACK: Final = "127.0.0.1"
+_PORTS: Final = {"http": "8000", "grpc": "8001", "metrics": "8002"}
+_OTHER_PORTS: Final = " ".join(f"--{name}-port={9000 + n}" for n, name in enumerate(_PORTS))
 _LOOPBACK_FLAGS: Final = ("--http-address", "--grpc-address", "--metrics-address")
 # glibc maps every block above 128 kB anew and hands it back at once: the pixels of each picture,
 # several times over. Keeping up to 128 MB costs 4 % less CPU time per picture.
@@ -66,6 +71,8 @@ def launch(arguments: Sequence[str]) -> NoReturn:
     try:
         check_repositories(arguments)
         start = resolve(arguments, os.environ)
+        if start.supervised:
+            check_ports(arguments)
         exit_timeout = _exit_timeout(arguments)
     except SetupError as error:
         sys.exit(f"tritonserver: {error}")
@@ -88,6 +95,7 @@ def resolve(arguments: Sequence[str], environment: Mapping[str, str]) -> Start:
             "pip install 'unified-embedding[serve]'"
         )
     _check_numpy()
+    _check_folders(arguments)
     ours = [_is_our_repository(folder) for folder in _values(arguments, *_REPOSITORY_FLAGS)]
     flags = list(arguments)
     if any(ours):
@@ -109,6 +117,28 @@ def check_repositories(arguments: Sequence[str]) -> None:
                 )
 
 
+def check_ports(arguments: Sequence[str]) -> None:
+    """Refuse ports of the embedded server that somebody listens at. Raises SetupError."""
+    for protocol, usual in _PORTS.items():
+        given = _values(arguments, f"--{protocol}-port")
+        address = [*_values(arguments, f"--{protocol}-address"), _LOOPBACK][-1]
+        port = given[-1] if given else usual
+        # Triton itself refuses what is no port, and may be told to share one, or to open none.
+        other = _values(arguments, f"--allow-{protocol}", f"--reuse-{protocol}-port")
+        if other or not port.isdecimal():
+            continue
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((address, int(port)))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE:
+                    raise SetupError(
+                        f"port {port} ({protocol}) is in use, by another tritonserver perhaps; "
+                        f"end that, or choose others: {_OTHER_PORTS}"
+                    ) from None
+
+
 def find_installed(path: str) -> Path | None:
     """The first `tritonserver` on `path` that is not this script, else the image's, else None."""
     candidates = [Path(entry) / "tritonserver" for entry in path.split(os.pathsep) if entry]
@@ -116,6 +146,16 @@ def find_installed(path: str) -> Path | None:
         if candidate.is_file() and os.access(candidate, os.X_OK) and not _is_ours(candidate):
             return candidate
     return None
+
+
+def _check_folders(arguments: Sequence[str]) -> None:
+    """Refuse a repository that is not here, before Triton says so in twenty lines."""
+    for folder in _values(arguments, *_REPOSITORY_FLAGS):
+        if "://" not in folder and not Path(folder).is_dir():
+            raise SetupError(
+                f"there is no folder {folder} in {Path.cwd()}; start tritonserver in the checkout, "
+                f"or give the whole path: --model-repository=/.../{Path(folder).name}"
+            )
 
 
 def _is_ours(candidate: Path) -> bool:
@@ -170,7 +210,7 @@ def _wheel_command(root: Path, arguments: Sequence[str]) -> list[str]:
     defaults = {
         "--backend-directory": str(_backends(root)),
         "--cache-directory": str(root / "caches"),
-        **dict.fromkeys(_LOOPBACK_FLAGS, "127.0.0.1"),
+        **dict.fromkeys(_LOOPBACK_FLAGS, _LOOPBACK),
     }
     given = {argument.partition("=")[0] for argument in arguments}
     added = [f"{flag}={value}" for flag, value in defaults.items() if flag not in given]
@@ -256,7 +296,7 @@ def _check_numpy() -> None:
     if int(installed.split(".")[0]) >= 2:
         raise SetupError(
             f"numpy {installed} makes the embedded Triton 2.51 answer with empty tensors; "
-            "install the pinned one: pip install -c constraints.txt 'numpy<2'"
+            "install one below: pip install 'numpy<2'"
         )
 
 
