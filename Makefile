@@ -8,13 +8,14 @@ PRECISION ?= auto
 CONFIG    ?= configs/smoke.yaml
 EMBEDDERS ?= lite0,se
 MINUTES   ?= 1
+OPENAI_NODE ?= 7.57.0
 SEED      ?= 0
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # The trainer's wheels are 8 GB installed; building and serving never need them.
 SERVING_EXTRAS := serve,build,client,load
-ALL_EXTRAS     := $(SERVING_EXTRAS),int8,tensorrt-rtx,train,search,peers,dev
+ALL_EXTRAS     := $(SERVING_EXTRAS),api,int8,tensorrt-rtx,train,search,peers,dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +32,11 @@ help: ## list the targets
 .venv/.stamp-search: .venv/.stamp-serving
 	@echo "installing back-fill, index and page into .venv (0.4 GB, once)"
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),search]'
+	@touch $@
+
+.venv/.stamp-api: .venv/.stamp-serving
+	@echo "installing what the HTTP API needs into .venv (once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),api]'
 	@touch $@
 
 .venv/.stamp-peers: .venv/.stamp-search
@@ -68,6 +74,9 @@ demo: engine ## serve the demo gallery, search it by float and by code, draw a c
 
 page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
 	@$(PY) clients/page.py --demo
+
+api: engine .venv/.stamp-api ## the HTTP API with a server behind it, at http://127.0.0.1:8088/v1
+	@$(PY) -m unified_embedding.cli.api --demo
 
 load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= USERS= SLO_P99_MS= DURATION= FULL=1
 	@$(PY) bench/load.py
@@ -108,6 +117,11 @@ compare: .venv/.stamp-all ## train and compare specialists and unified over seed
 test: .venv/.stamp-all ## every test that this machine can run; ARGS=--ci fails what it cannot
 	@$(PY) -m pytest $(ARGS)
 
+api-clients: ## the SDKs that the API is tested with, into out/api-clients: openai (Python, Node), litellm, ...
+	@[ -x out/api-clients/bin/python ] || python3 -m venv out/api-clients
+	@out/api-clients/bin/pip --disable-pip-version-check install --quiet --requirement tests/api_clients/requirements.txt
+	@npm install --silent --no-audit --no-fund --prefix out/api-clients openai@$(OPENAI_NODE)
+
 fuzz: engine .venv/.stamp-search ## malformed input of every kind for MINUTES=1, good requests beside it: SEED= ONLY= REPLAY=file
 	@$(PY) fuzz/fuzz.py $(if $(REPLAY),replay "$(REPLAY)",run --minutes "$(MINUTES)" --seed "$(SEED)" --only "$(ONLY)")
 
@@ -126,4 +140,4 @@ gpu-check: .venv/.stamp-serving ## on an NVIDIA machine: build, gates, server, t
 clean: ## remove the installed engine and build outputs, keep .venv
 	rm -rf build/out out results model_repository/embedder
 
-.PHONY: help env train-env engine demo data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean
+.PHONY: help env train-env engine demo api api-clients data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean

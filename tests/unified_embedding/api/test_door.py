@@ -5,12 +5,14 @@ import http.client
 import json
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
+import grpc
 import pytest
 from api_service import HANG, Service, running, url
 from kserve_peer import Peer
@@ -219,3 +221,28 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_the_sdk_repeats_what_it_may(root: Path, peer: Peer, status: int) -> None:
+    """openai-python, with its own retries, against a server that is busy or away at first."""
+    python = root / "out/api-clients/bin/python"
+    if not python.exists():
+        pytest.skip("`make api-clients` installs the SDKs")
+    code = {429: grpc.StatusCode.CANCELLED, 503: grpc.StatusCode.UNAVAILABLE}[status]
+    with running(Settings([peer.url])) as service:
+        peer.respond = lambda number, request: (
+            None if any(line["status"] == status for line in service.log()) else (code, "no")
+        )
+        script = (
+            "import sys; from openai import OpenAI\n"
+            "client = OpenAI(base_url=sys.argv[1], api_key='any')\n"
+            "answer = client.embeddings.create(model='unified-embedder', input=sys.argv[2])\n"
+            "print(len(answer.data[0].embedding))"
+        )
+        base = "http://{}:{}/v1".format(*service.address)
+        done = subprocess.run(
+            [python, "-c", script, base, url(b"a")], capture_output=True, text=True, check=False
+        )
+        assert done.stdout == "16\n", done.stderr
+        assert [line["status"] for line in service.log()] == [status, 200]
