@@ -2,10 +2,11 @@
 
 import base64
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from unified_embedding.api.problems import Problem
@@ -23,7 +24,7 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
     input: msgspec.Raw
     model: str = MODEL
     encoding_format: Literal["float", "base64"] = "float"
-    embedding_type: EmbeddingType | list[EmbeddingType] = "float"
+    embedding_type: EmbeddingType | Annotated[list[EmbeddingType], Meta(min_length=1)] = "float"
     dimensions: int | None = None
     user: str | None = None
     partial: bool = False

@@ -29,20 +29,29 @@ console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class _Server(uvicorn.Server):
-    """Ends in two steps: not ready for `drain` seconds, so that balancers look elsewhere, then no
-    new connections and what is under way is answered."""
+    """Ends in order, and with code 0, when it is told to.
+
+    First it is not ready for `drain` seconds, so that balancers look elsewhere; then it takes no
+    new connections and answers what is under way. A second signal does not wait.
+    """
 
     def __init__(self, config: uvicorn.Config, api: Api, drain: float) -> None:
         super().__init__(config)
         self._api, self._drain = api, drain
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._drain and not self._api.draining and sig == signal.SIGTERM:
-            self._api.draining = True
-            loop = asyncio.get_running_loop()
-            loop.call_later(self._drain, super().handle_exit, sig, frame)
+        """Not uvicorn's own, which dies of the signal in the end."""
+        if self.should_exit or self._api.draining:
+            self.should_exit = self.force_exit = True
+            return
+        self._api.draining = True
+        if self._drain and sig == signal.SIGTERM:
+            asyncio.get_running_loop().call_later(self._drain, self._stop)
         else:
-            super().handle_exit(sig, frame)
+            self._stop()
+
+    def _stop(self) -> None:
+        self.should_exit = True
 
 
 def main(

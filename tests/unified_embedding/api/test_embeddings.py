@@ -122,6 +122,7 @@ def test_what_is_no_picture_is_refused_by_name(
     [
         ({"encoding_format": "hex"}, "encoding_format"),
         ({"embedding_type": "int8"}, "embedding_type"),
+        ({"embedding_type": []}, "embedding_type"),
         ({"dimensions": "16"}, "dimensions"),
         ({"dimensions": 8}, "dimensions"),
         ({"partial": 1}, "partial"),
