@@ -10,13 +10,14 @@ PREFIX    ?=
 CONFIG    ?= configs/smoke.yaml
 EMBEDDERS ?= lite0,se
 MINUTES   ?= 1
+OPENAI_NODE ?= 7.57.0
 SEED      ?= 0
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # The trainer's wheels are 8 GB installed; building and serving never need them.
 SERVING_EXTRAS := serve,build,client,load
-ALL_EXTRAS     := $(SERVING_EXTRAS),int8,tensorrt-rtx,train,search,ray,peers,dev
+ALL_EXTRAS     := $(SERVING_EXTRAS),api,int8,tensorrt-rtx,train,search,ray,peers,dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +34,11 @@ help: ## list the targets
 .venv/.stamp-search: .venv/.stamp-serving
 	@echo "installing index and page into .venv (0.1 GB, once)"
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),search]'
+	@touch $@
+
+.venv/.stamp-api: .venv/.stamp-serving
+	@echo "installing what the HTTP API needs into .venv (once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),api]'
 	@touch $@
 
 .venv/.stamp-peers: .venv/.stamp-search
@@ -76,6 +82,9 @@ demo: engine ## serve the demo gallery, search it by float and by code, draw a c
 page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
 	@$(PY) clients/page.py --demo
 
+api: engine .venv/.stamp-api ## the HTTP API with a server behind it, at http://127.0.0.1:8088/v1
+	@$(PY) -m unified_embedding.cli api --demo
+
 load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= USERS= SLO_P99_MS= DURATION= FULL=1
 	@$(PY) bench/load.py
 
@@ -115,6 +124,11 @@ compare: .venv/.stamp-all ## train and compare specialists and unified over seed
 test: .venv/.stamp-all ## every test that this machine can run; with ARGS=--ci a skipped test fails
 	@$(PY) -m pytest $(ARGS)
 
+api-clients: ## the SDKs that the API is tested with, into out/api-clients: openai (Python, Node), LiteLLM, LangChain, ...
+	@[ -x out/api-clients/bin/python ] || python3 -m venv out/api-clients
+	@out/api-clients/bin/pip --disable-pip-version-check install --quiet --requirement tests/api_clients/requirements.txt
+	@npm install --silent --no-audit --no-fund --prefix out/api-clients openai@$(OPENAI_NODE)
+
 fuzz: engine .venv/.stamp-search ## malformed input of every kind for MINUTES=1, with good requests in between: SEED= ONLY= REPLAY=file
 	@$(PY) fuzz/fuzz.py $(if $(REPLAY),replay "$(REPLAY)",run --minutes "$(MINUTES)" --seed "$(SEED)" --only "$(ONLY)")
 
@@ -134,4 +148,4 @@ clean: ## remove the installed engines and build outputs, keep .venv
 	rm -rf build/out out results model_repository/*embedder \
 	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
-.PHONY: help env search-env train-env wheel engine demo data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean
+.PHONY: help env search-env train-env wheel engine demo api api-clients data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean

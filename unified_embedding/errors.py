@@ -33,6 +33,7 @@ EmbeddingError
 ├── Late                 in the server: a request cannot be answered in time
 ├── Busy                 in the server: too much work for a large request
 ├── PicturesError        no pictures for a measurement
+├── KeyFileError         the HTTP API's file of keys is missing or malformed
 ├── SettingsError        an option or environment variable cannot be used
 ├── Dropped              a load generator could not send a request that was due
 └── Breach               a fuzzer found a promise broken
@@ -233,6 +234,10 @@ class Busy(EmbeddingError):
 
 class PicturesError(EmbeddingError, ValueError):
     """No pictures can be had from what was named; the message says why."""
+
+
+class KeyFileError(EmbeddingError, ValueError):
+    """The HTTP API's file of keys is missing or malformed. The message names the line."""
 
 
 class SettingsError(EmbeddingError, ValueError):

@@ -32,6 +32,7 @@ FOREIGN = {
     "page": ("ray", "locust", "openvino", "onnx"),
     "status": ("faiss", "ray", "locust", "uvicorn", "openvino", "onnx", "pyarrow"),
     "serve": ("faiss", "ray", "locust", "uvicorn", "onnx", "pyarrow"),
+    "api": ("faiss", "ray", "locust", "openvino", "onnx"),
     "load": ("faiss", "ray", "uvicorn", "openvino", "onnx"),
 }
 BLOCKED = """

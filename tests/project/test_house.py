@@ -14,7 +14,7 @@ FLOORS = (
     ("image",),
     ("client", "index", "rendering"),
     ("corpus", "measure", "search", "serving"),
-    ("datasets", "engine"),
+    ("api", "datasets", "engine"),
     ("protocols",),
     ("training",),
     ("export",),

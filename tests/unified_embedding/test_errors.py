@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from unified_embedding import errors
 
-# An answer of the search page's web server, which no caller of the library meets.
-ELSEWHERE = {"EmbeddingProblem"}
+# Answers of the web servers, which no caller of the library meets.
+ELSEWHERE = {"ApiError", "EmbeddingProblem"}
 
 
 def defined() -> dict[str, tuple[str, Path]]:

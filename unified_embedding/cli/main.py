@@ -20,6 +20,7 @@ EXTRAS: Final = {
     "page": "search",
     "status": "client",
     "serve": "serve",
+    "api": "api",
     "load": "load",
 }
 """The commands, and the extra that each needs."""

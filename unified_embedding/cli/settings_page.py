@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from unified_embedding.checkout import ROOT
+from unified_embedding.client import _connection
 from unified_embedding.engine.choice import Choice
 from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.image.limits import DEFAULT_LIMITS, SETTINGS
@@ -79,6 +80,11 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "Clients, back-fill, index, search and page": {
         "UNIFIED_EMBEDDING_URL": "gRPC address of the server, HOST:PORT",
+        "UNIFIED_EMBEDDING_TLS": "1 connects by TLS, trusting the roots that gRPC brings",
+        "UNIFIED_EMBEDDING_TLS_CA": "PEM file of the roots to trust; connects by TLS",
+        "UNIFIED_EMBEDDING_TLS_CERT": "mutual TLS: PEM file of the client's certificate",
+        "UNIFIED_EMBEDDING_TLS_KEY": "mutual TLS: PEM file of the client's key",
+        "UNIFIED_EMBEDDING_TOKEN": "sent with every call as `authorization: Bearer TOKEN`",
         "UNIFIED_EMBEDDING_MODEL": "the Triton model to call; by default `unified_embedding`",
         "UNIFIED_EMBEDDING_INDEX": "folder of the index",
         "grpc_proxy": "proxy that gRPC connects through; after it `https_proxy`, then `http_proxy`",
@@ -87,9 +93,6 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
         "no_grpc_proxy": "hosts that are reached without a proxy; after it `no_proxy`",
         "no_proxy": "see `no_grpc_proxy`",
         "RAY_TMPDIR": "where Ray keeps its files; error messages name the logs in it",
-        "RAY_USAGE_STATS_ENABLED": (
-            "whether Ray reports its use to its makers; set to 0 where you set nothing"
-        ),
     },
     ENGINE_SECTION: {
         "TUNING": "file with the values that `make tune` found",
@@ -436,7 +439,14 @@ def _code(value: str) -> str:
 def _envvars(tree: ast.AST | None) -> list[str]:
     nodes = ast.walk(tree) if tree else ()
     keywords = [node for node in nodes if isinstance(node, ast.keyword)]
-    return [str(ast.literal_eval(one.value)) for one in keywords if one.arg == "envvar"]
+    return [_variable(one.value) for one in keywords if one.arg == "envvar"]
+
+
+def _variable(named: ast.expr) -> str:
+    """A variable's name: a string, or one of the names in client/_connection.py."""
+    if isinstance(named, ast.Attribute):
+        return str(getattr(_connection, named.attr))
+    return str(ast.literal_eval(named))
 
 
 @cache

@@ -74,8 +74,13 @@ class Connection:
         said = os.environ.get(USE_TLS) or "0"
         if said not in ("0", "1"):
             raise SettingsError(f"{USE_TLS}={shown(said)} is neither 0 nor 1")
-        ca, cert, key, token = (os.environ.get(name) for name in (CA, CERT, KEY, TOKEN))
-        return cls.of(said == "1", ca, cert, key, token)
+        return cls.of(
+            tls=said == "1",
+            ca=os.environ.get(CA),
+            cert=os.environ.get(CERT),
+            key=os.environ.get(KEY),
+            token=os.environ.get(TOKEN),
+        )
 
     def options(self) -> Options:
         """The arguments of a client."""

@@ -1,0 +1,404 @@
+"""The ASGI application: routes, keys, limits and the way of a request through them.
+
+POST /v1/embeddings        pictures in, vectors and packed codes out
+POST /v1/search            a picture, an id or a vector in, hits of an index out
+GET  /v1/models[/ID]       what is served: width, version, engine, limits
+GET  /v1/health/live       this process answers
+GET  /v1/health/ready      a picture was embedded in the last seconds
+GET  /metrics              Prometheus
+GET  /openapi.json, /docs  these routes, for programs and for people
+"""
+
+import contextlib
+import os
+import re
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
+
+from unified_embedding.api import openapi
+from unified_embedding.api.bodies import Bodies, BodyLimits
+from unified_embedding.api.gate import Gate, timeout_of
+from unified_embedding.api.keys import Keys
+from unified_embedding.api.log import Book, Visit
+from unified_embedding.api.pictures import MAX_IMAGES, Picture, parse_input
+from unified_embedding.api.problems import ApiError, of_client
+from unified_embedding.api.servers import Servers
+from unified_embedding.api.wire import (
+    MODEL,
+    EmbeddingsRequest,
+    no_model,
+    parse,
+    rows,
+    wanted_version,
+)
+from unified_embedding.client import Connection, Embedded, ServerInfo
+from unified_embedding.errors import ClientError
+from unified_embedding.image import Limits
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Message, Receive, Send], Awaitable[None]]
+
+traceparent: ContextVar[str] = ContextVar("traceparent", default="")
+"""The W3C trace context of the request at hand, passed on to the embedding server."""
+
+
+def _trace() -> dict[str, str]:
+    found = traceparent.get()
+    return {"traceparent": found} if found else {}
+
+
+_REQUEST_ID: Final = re.compile(r"[\w.:-]{1,64}")
+_OPEN: Final = ("/v1/health/live", "/v1/health/ready", "/metrics", "/openapi.json", "/docs")
+_DOCS_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the API serves.
+
+    Attributes:
+        urls: gRPC addresses of the embedding servers.
+        connection: TLS and token of them.
+        keys: file of bearer keys (`keys.py`); None lets everybody in.
+        origins: web origins whose pages may call (CORS); "*" for all.
+        bodies: what request bodies may cost.
+        pictures_in_work: most pictures that are being embedded at a time.
+        timeout: most seconds that a request may wait for its answer.
+    """
+
+    urls: Sequence[str]
+    connection: Connection = field(default_factory=Connection)
+    keys: Path | None = None
+    origins: Sequence[str] = ()
+    bodies: BodyLimits = field(default_factory=BodyLimits)
+    pictures_in_work: int = 1024
+    timeout: float = 60.0
+
+
+class Api:
+    """The application: an ASGI callable.
+
+    Attributes:
+        draining: set when the process is about to end; it is not ready then.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        servers: Servers | None = None,
+        book: Book | None = None,
+        index: str | os.PathLike[str] | None = None,
+    ) -> None:
+        """Build the application; with the folder of an `index` it has `POST /v1/search`.
+
+        Raises:
+            KeyFileError: the file of keys is missing or malformed.
+            CodeIndexError: there is no sound index in the folder.
+        """
+        self.settings = settings
+        self.servers = servers or Servers(settings.urls, settings.connection, _trace)
+        self.book = book or Book()
+        self.bodies = Bodies(settings.bodies)
+        self.gate = Gate(settings.pictures_in_work)
+        self.draining = False
+        routes = [
+            Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+            Route("/v1/models", self.models),
+            Route("/v1/models/{name:path}", self.model),
+            Route("/v1/health/live", self.live),
+            Route("/v1/health/ready", self.ready),
+            Route("/metrics", self.metrics),
+            Route("/openapi.json", self.openapi),
+            Route("/docs", self.docs),
+        ]
+        if index is not None:
+            # FAISS and pyarrow are needed for this route alone.
+            from unified_embedding.api.search import Search
+            from unified_embedding.search.searching import open_index
+
+            found = open_index(Path(index))
+            search = Search(found, self.servers, self.bodies, self.gate, settings.timeout)
+            routes.append(search.route)
+        self._searches = index is not None
+        door = Middleware(_Door, keys=Keys(settings.keys) if settings.keys else None)
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after", "x-should-retry"],
+        )
+        handlers: dict[Any, Any] = {ApiError: _problem, HTTPException: _http, Exception: _fault}
+        self._app = Starlette(
+            routes=routes,
+            exception_handlers=handlers,
+            lifespan=self._lifespan,
+            # CORS outside, so that a browser may read why it was refused.
+            middleware=[cors, door] if settings.origins else [door],
+        )
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Answer a request: its id, its trace, its line in the log."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        headers = {name.lower(): value.decode("latin-1") for name, value in scope["headers"]}
+        given = headers.get(b"x-request-id", "")
+        visit = Visit(given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex)
+        scope.setdefault("state", {})["visit"] = visit
+        traceparent.set(headers.get(b"traceparent", ""))
+        status = 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [
+                    *message["headers"], (b"x-request-id", visit.id.encode()),
+                ]  # fmt: skip
+            await send(message)
+
+        try:
+            await self._app(scope, receive, answer)
+        finally:
+            self.book.close(visit, scope["method"], scope["path"], status)
+
+    async def embeddings(self, request: Request) -> Response:
+        """`POST /v1/embeddings`: see docs/api.md."""
+        timeout = timeout_of(request.headers, self.settings.timeout)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        async with self.bodies.read(request) as body:
+            if kind == "application/json":
+                wanted = parse(body, EmbeddingsRequest)
+                pictures = parse_input(wanted.input)
+            elif kind.startswith("image/") or kind == "application/octet-stream":
+                wanted = parse(msgspec.json.encode(_of_query(request)), EmbeddingsRequest)
+                if not body:
+                    raise ApiError(
+                        400, "the body is empty: send the picture's bytes", "empty_input"
+                    )
+                pictures = [Picture(body)]
+            else:
+                raise ApiError(
+                    415,
+                    f"content type {kind[:80]!r} is not taken: send application/json, or one "
+                    "picture as the body with its own type (image/jpeg)",
+                    "unsupported_media_type",
+                )
+            return await self._embedded(request, wanted, pictures, timeout)
+
+    async def _embedded(
+        self,
+        request: Request,
+        wanted: EmbeddingsRequest,
+        pictures: list[Picture],
+        timeout: float,
+    ) -> Response:
+        visit: Visit = request.state.visit
+        visit.pictures, visit.bytes = len(pictures), sum(len(one.data) for one in pictures)
+        version = wanted_version(wanted.model)
+        with self.gate.admit(len(pictures)):
+            found = await self.servers.embed(
+                [one.data for one in pictures],
+                [one.crop for one in pictures],
+                wanted.outputs,
+                timeout,
+                version,
+            )
+        self.book.pictures.labels("embedded").inc(len(found.rows))
+        self.book.pictures.labels("failed").inc(len(found.errors))
+        problems = [_of_picture(index, error) for index, error in sorted(found.errors.items())]
+        if problems and (not wanted.partial or not found.rows):
+            raise _together(problems, len(pictures))
+        answer, width = found.embedded, _width(found.embedded)
+        visit.version = answer.version
+        if wanted.dimensions not in (None, width):
+            raise ApiError(
+                400,
+                f"dimensions {wanted.dimensions}: this embedder has {width}",
+                "invalid_value",
+                "dimensions",
+            )
+        said: dict[str, Any] = {
+            "object": "list",
+            "data": rows(answer, found.rows, wanted.encoding_format),
+            "model": wanted.model,
+            "version": answer.version,
+            "engine": answer.engine,
+            "usage": {"prompt_tokens": 0, "total_tokens": 0, "images": len(found.rows)},
+        }
+        if wanted.partial:
+            said["errors"] = [problem.images[0] for problem in problems]
+        return _json(said)
+
+    async def models(self, request: Request) -> Response:
+        """`GET /v1/models`."""
+        return _json({"object": "list", "data": await self._models()})
+
+    async def model(self, request: Request) -> Response:
+        """`GET /v1/models/ID`."""
+        name = request.path_params["name"]
+        for model in await self._models():
+            if model["id"] == name:
+                return _json(model)
+        raise no_model(name, "GET /v1/models lists what is")
+
+    async def live(self, request: Request) -> Response:
+        """`GET /v1/health/live`."""
+        return _json({"status": "live"})
+
+    async def ready(self, request: Request) -> Response:
+        """`GET /v1/health/ready`: 200 when a picture was embedded a moment ago, else 503."""
+        if self.draining:
+            raise ApiError(503, "this process is about to end", "draining")
+        if not await self.servers.is_ready():
+            raise ApiError(503, "no embedding server embeds pictures now", "unavailable")
+        return _json({"status": "ready"})
+
+    async def metrics(self, request: Request) -> Response:
+        """`GET /metrics`."""
+        self.book.in_work.set(self.gate.in_work)
+        self.book.held.set(self.bodies.held)
+        return Response(self.book.page(), media_type="text/plain; version=0.0.4")
+
+    async def openapi(self, request: Request) -> Response:
+        """`GET /openapi.json`."""
+        return _json(openapi.document(self._searches))
+
+    async def docs(self, request: Request) -> Response:
+        """`GET /docs`: the same for people, without anything from elsewhere."""
+        return HTMLResponse(
+            openapi.page(self._searches), headers={"Content-Security-Policy": _DOCS_POLICY}
+        )
+
+    async def _models(self) -> list[dict[str, Any]]:
+        infos = {info.version: info for info in await self.servers.infos()}
+        first = next(iter(infos.values()))
+        listed = [_model(MODEL, first, self.settings)]
+        return listed + [_model(f"{MODEL}@{v}", info, self.settings) for v, info in infos.items()]
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
+        yield
+        await self.servers.close()
+
+
+class _Door:
+    """Lets in who has a key, where keys are asked for."""
+
+    def __init__(self, app: App, keys: Keys | None) -> None:
+        self._app, self._keys = app, keys
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        if self._keys is not None and scope["type"] == "http" and scope["path"] not in _OPEN:
+            visit: Visit = scope["state"]["visit"]
+            headers = dict(scope["headers"])
+            try:
+                visit.key = self._keys.name(headers.get(b"authorization", b"").decode("latin-1"))
+            except ApiError as problem:
+                visit.code = problem.code
+                await problem.response()(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def _of_query(request: Request) -> dict[str, Any]:
+    """The options of a picture that is the body: `?encoding_format=base64&embedding_type=...`."""
+    options: dict[str, Any] = {"input": ""}
+    for name, value in request.query_params.items():
+        if name == "embedding_type" and "," in value:
+            options[name] = value.split(",")
+        elif name in ("model", "encoding_format", "embedding_type"):
+            options[name] = value
+        else:
+            raise ApiError(
+                400,
+                f"?{name[:80]} is not an option; there are model, encoding_format and "
+                "embedding_type",
+                "invalid_value",
+                name[:80],
+            )
+    return options
+
+
+def _width(answer: Embedded) -> int:
+    if answer.embedding is not None:
+        return answer.embedding.shape[1]
+    assert answer.code is not None  # one of the two was asked for
+    return 8 * answer.code.shape[1]
+
+
+def _of_picture(index: int, error: ClientError) -> ApiError:
+    param = f"input[{index}]"
+    problem = of_client(error, param)
+    image = {"index": index, "message": problem.message, "code": problem.code}
+    return ApiError(problem.status, problem.message, problem.code, param, problem.kind, [image])
+
+
+def _together(problems: Sequence[ApiError], count: int) -> ApiError:
+    """The answer to a request of which pictures failed: the gravest of what happened to them."""
+    first = max(problems, key=lambda problem: problem.status)
+    message = first.message
+    if count > 1:
+        message = f"{len(problems)} of {count} pictures were not embedded; {first.param}: {message}"
+    images = [image for problem in problems for image in problem.images]
+    return ApiError(first.status, message, first.code, first.param, first.kind, images)
+
+
+def _model(name: str, info: ServerInfo, settings: Settings) -> dict[str, Any]:
+    limits = Limits.from_environment()
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "unified-embedding",
+        "version": info.version,
+        "engine": info.engine,
+        "dimensions": info.dim,
+        "code_bytes": info.code_bytes,
+        "limits": {
+            "images": MAX_IMAGES,
+            "body_bytes": settings.bodies.bytes,
+            "image_bytes": limits.max_bytes,
+            "image_pixels": limits.max_pixels,
+            "formats": list(limits.formats),
+        },
+    }
+
+
+def _json(value: Any) -> Response:
+    return Response(msgspec.json.encode(value), media_type="application/json")
+
+
+async def _problem(request: Request, problem: ApiError) -> Response:
+    request.state.visit.code = problem.code
+    return problem.response()
+
+
+async def _http(request: Request, error: HTTPException) -> Response:
+    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
+    sentence = f"{request.method} {request.url.path[:80]}: {error.detail}"
+    response = await _problem(request, ApiError(error.status_code, sentence, code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _fault(request: Request, error: Exception) -> Response:
+    # Starlette raises the error again when this is sent, so that it stands in the log.
+    problem = ApiError(500, "the server failed at this request; its log says why", "internal")
+    return await _problem(request, problem)

@@ -1,0 +1,398 @@
+"""The routes as an OpenAPI 3.1 document, and as a page that needs nothing from elsewhere."""
+
+import html
+from functools import cache
+from typing import Any, Final
+
+from unified_embedding.api.pictures import MAX_IMAGES
+from unified_embedding.api.wire import MAX_K, MODEL
+
+_VECTOR: Final = {"type": "array", "items": {"type": "number"}}
+_BASE64: Final = {"type": "string", "contentEncoding": "base64"}
+_CROP: Final = {
+    "type": "array",
+    "items": {"type": "number", "minimum": 0, "maximum": 1},
+    "minItems": 4,
+    "maxItems": 4,
+    "description": "x0, y0, x1, y1 as fractions of the upright picture.",
+}
+_DATA_URL: Final = {
+    "type": "string",
+    "pattern": "^data:[^,]*;base64,",
+    "description": "data:image/jpeg;base64,...",
+}
+_OBJECT: Final = {
+    "type": "object",
+    "required": ["image"],
+    "additionalProperties": False,
+    "properties": {
+        "image": {"type": "string", "description": "Base64, or a data URL."},
+        "crop": {"$ref": "#/components/schemas/Crop"},
+    },
+}
+_PICTURE: Final = {
+    "anyOf": [
+        {"$ref": "#/components/schemas/DataUrl"},
+        {"$ref": "#/components/schemas/ImageObject"},
+    ]
+}
+_MODEL_FIELD: Final = {
+    "type": "string",
+    "default": MODEL,
+    "description": f"{MODEL}, or {MODEL}@VERSION to refuse every other version (404).",
+}
+_KINDS: Final = {"type": "string", "enum": ["float", "ubinary"]}
+_ENCODING: Final = {"type": "string", "enum": ["float", "base64"], "default": "float"}
+_ERRORS: Final = {
+    "400": "A field or a picture is wrong; `param` names it.",
+    "401": "No key, or an unknown one.",
+    "404": "This model, version or id is not here.",
+    "408": "The upload stood still.",
+    "409": "The index is of another version.",
+    "413": "The body is too large.",
+    "415": "Another content type.",
+    "422": "A picture ended the embedding server's process twice; it is not tried again.",
+    "429": "Too much work; try again after `Retry-After` seconds.",
+    "500": "A fault of this server.",
+    "502": "The embedding server answered something unexpected.",
+    "503": "No embedding server is ready; try again after `Retry-After` seconds.",
+    "504": "No answer within the time that the caller allows.",
+}
+
+
+def _errors(*statuses: str) -> dict[str, Any]:
+    schema = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    return {status: {"description": _ERRORS[status], "content": schema} for status in statuses}
+
+
+def _answer(schema: str, description: str) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"200": {"description": description, "content": content}}
+
+
+def _parameter(name: str, schema: dict[str, Any], where: str = "query") -> dict[str, Any]:
+    return {"name": name, "in": where, "required": where == "path", "schema": schema}
+
+
+@cache
+def document(search: bool = True) -> dict[str, Any]:
+    """The OpenAPI document; without `search` when there is no index to search."""
+    work = ("400", "401", "404", "408", "413", "415", "422", "429", "500", "502", "503", "504")
+    paths: dict[str, Any] = {
+        "/v1/embeddings": {
+            "post": {
+                "operationId": "createEmbedding",
+                "summary": "Pictures in, vectors and packed codes out.",
+                "parameters": [
+                    _parameter(
+                        "x-request-timeout",
+                        {"type": "number", "exclusiveMinimum": 0},
+                        "header",
+                    )
+                ],
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {
+                            "schema": {"$ref": "#/components/schemas/EmbeddingsRequest"}
+                        },
+                        "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
+                    },
+                },
+                "responses": {
+                    **_answer("Embeddings", "One row for each picture."),
+                    **_errors(*work),
+                },
+            }
+        },
+        "/v1/models": {
+            "get": {
+                "operationId": "listModels",
+                "summary": "What is served.",
+                "responses": {
+                    **_answer("Models", "Versions, widths and limits."),
+                    **_errors("401", "429", "502", "503", "504"),
+                },
+            }
+        },
+        "/v1/models/{model}": {
+            "get": {
+                "operationId": "retrieveModel",
+                "summary": "One model.",
+                "parameters": [_parameter("model", {"type": "string"}, "path")],
+                "responses": {
+                    **_answer("Model", "Its version, width and limits."),
+                    **_errors("401", "404", "429", "502", "503", "504"),
+                },
+            }
+        },
+        "/v1/health/live": {"get": _plain("live", "This process answers.")},
+        "/v1/health/ready": {
+            "get": _plain("ready", "A picture was embedded in the last seconds.", "503")
+        },
+    }
+    if search:
+        paths["/v1/search"] = {
+            "post": {
+                "operationId": "search",
+                "summary": "A picture, an id or a vector in, hits of the index out.",
+                "requestBody": {
+                    "required": True,
+                    "content": {
+                        "application/json": {
+                            "schema": {"$ref": "#/components/schemas/SearchRequest"}
+                        }
+                    },
+                },
+                "responses": {
+                    **_answer("Hits", "The nearest rows, nearest first."),
+                    **_errors(*work, "409"),
+                },
+            }
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Unified embedder",
+            "version": "1",
+            "description": "Embeddings of pictures, in the shape of OpenAI's embeddings API.",
+        },
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": _schemas(),
+        },
+        "security": [{"key": []}, {}],
+    }
+
+
+def _plain(name: str, summary: str, *errors: str) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "responses": {**_answer("Status", summary), **_errors(*errors)},
+    }
+
+
+def _schemas() -> dict[str, Any]:
+    integer = {"type": "integer"}
+    text = {"type": "string"}
+    return {
+        "Crop": _CROP,
+        "DataUrl": _DATA_URL,
+        "ImageObject": _OBJECT,
+        "EmbeddingsRequest": {
+            "type": "object",
+            "required": ["input"],
+            "additionalProperties": False,
+            "properties": {
+                "input": {
+                    "anyOf": [
+                        *_PICTURE["anyOf"],
+                        {
+                            "type": "array",
+                            "items": _PICTURE,
+                            "minItems": 1,
+                            "maxItems": MAX_IMAGES,
+                        },
+                    ]
+                },
+                "model": _MODEL_FIELD,
+                "encoding_format": _ENCODING,
+                "embedding_type": {
+                    "anyOf": [_KINDS, {"type": "array", "items": _KINDS, "minItems": 1}],
+                    "default": "float",
+                    "description": "ubinary adds `code`: packed sign bits, base64.",
+                },
+                "dimensions": {
+                    "type": ["integer", "null"],
+                    "description": "The embedder's own width, or nothing.",
+                },
+                "user": {"type": ["string", "null"]},
+                "partial": {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "Answer the good pictures, with the others' errors beside.",
+                },
+            },
+        },
+        "Embeddings": {
+            "type": "object",
+            "required": ["object", "data", "model", "version", "engine", "usage"],
+            "properties": {
+                "object": {"const": "list"},
+                "data": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["object", "index", "embedding"],
+                        "properties": {
+                            "object": {"const": "embedding"},
+                            "index": integer,
+                            "embedding": {"anyOf": [_VECTOR, _BASE64]},
+                            "code": _BASE64,
+                        },
+                    },
+                },
+                "errors": {"type": "array", "items": {"$ref": "#/components/schemas/ImageError"}},
+                "model": text,
+                "version": text,
+                "engine": text,
+                "usage": {"type": "object", "additionalProperties": integer},
+            },
+        },
+        "SearchRequest": {
+            "type": "object",
+            "additionalProperties": False,
+            "description": "Exactly one of image, id, code and embedding.",
+            "properties": {
+                "image": _PICTURE,
+                "id": {"type": "string", "description": "Of a row of the index."},
+                "code": {**_BASE64, "description": "A packed code; needs `version`."},
+                "embedding": {**_VECTOR, "description": "A vector; needs `version`."},
+                "version": {"type": ["string", "null"]},
+                "k": {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": 10},
+                "model": _MODEL_FIELD,
+            },
+        },
+        "Hits": {
+            "type": "object",
+            "required": ["object", "data", "version"],
+            "properties": {
+                "object": {"const": "list"},
+                "data": {
+                    "type": "array",
+                    "items": {
+                        "type": "object",
+                        "required": ["id", "distance", "metadata"],
+                        "properties": {
+                            "id": text,
+                            "distance": {"type": "integer", "description": "Differing bits."},
+                            "metadata": {"type": "object"},
+                        },
+                    },
+                },
+                "version": text,
+            },
+        },
+        "Models": {
+            "type": "object",
+            "required": ["object", "data"],
+            "properties": {
+                "object": {"const": "list"},
+                "data": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
+            },
+        },
+        "Model": {
+            "type": "object",
+            "required": ["id", "object", "version", "engine", "dimensions", "code_bytes"],
+            "properties": {
+                "id": text,
+                "object": {"const": "model"},
+                "version": text,
+                "engine": text,
+                "dimensions": integer,
+                "code_bytes": integer,
+                "limits": {"type": "object"},
+            },
+        },
+        "Status": {
+            "type": "object",
+            "required": ["status"],
+            "properties": {"status": text},
+        },
+        "ImageError": {
+            "type": "object",
+            "required": ["index", "message", "code"],
+            "properties": {"index": integer, "message": text, "code": text},
+        },
+        "Error": {
+            "type": "object",
+            "required": ["error"],
+            "properties": {
+                "error": {
+                    "type": "object",
+                    "required": ["message", "type", "param", "code"],
+                    "properties": {
+                        "message": text,
+                        "type": text,
+                        "param": {"type": ["string", "null"]},
+                        "code": text,
+                        "images": {
+                            "type": "array",
+                            "items": {"$ref": "#/components/schemas/ImageError"},
+                        },
+                    },
+                }
+            },
+        },
+    }
+
+
+_STYLE: Final = """
+:root { color-scheme: light dark; font: 16px/1.5 system-ui, sans-serif }
+body { max-width: 52rem; margin: 2rem auto; padding: 0 1rem }
+code, pre { font: .9em ui-monospace, monospace } pre { overflow-x: auto }
+table { border-collapse: collapse; width: 100%; font-size: .9rem }
+td, th { text-align: left; vertical-align: top; padding: .3rem .8rem .3rem 0 }
+td, th { border-top: 1px solid #8884 }
+h2 { margin-top: 2.5rem } .muted { opacity: .7 }
+"""
+
+
+@cache
+def page(search: bool = True) -> str:
+    """The document as a page."""
+    said = document(search)
+    parts = [
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{said["info"]["title"]}'
+        '</title><meta name="viewport" content="width=device-width">'
+        f"<style>{_STYLE}</style><h1>{said['info']['title']}</h1>"
+        f"<p>{said['info']['description']} The document for programs: "
+        '<a href="/openapi.json">/openapi.json</a>.</p>'
+    ]
+    schemas = said["components"]["schemas"]
+    for path, methods in said["paths"].items():
+        for method, operation in methods.items():
+            parts.append(
+                f"<h2><code>{method.upper()} {html.escape(path)}</code></h2>"
+                f"<p>{html.escape(operation['summary'])}</p>"
+            )
+            if "requestBody" in operation:
+                content = operation["requestBody"]["content"]
+                parts.append(_fields(schemas, content["application/json"]["schema"]))
+            answers = operation["responses"].items()
+            rows = [(status, answer["description"]) for status, answer in answers]
+            parts.append(_table(("status", ""), rows))
+    return "".join(parts)
+
+
+def _fields(schemas: dict[str, Any], schema: dict[str, Any]) -> str:
+    found = schemas[schema["$ref"].rpartition("/")[2]]
+    rows = []
+    for name, field in found["properties"].items():
+        default = f"default {field['default']}" if "default" in field else ""
+        note = "; ".join(part for part in (field.get("description", ""), default) if part)
+        rows.append((name, f"{_kind(field)}. {note}" if note else _kind(field)))
+    return _table(("field", ""), rows)
+
+
+def _kind(schema: dict[str, Any]) -> str:
+    if "$ref" in schema:
+        return str(schema["$ref"].rpartition("/")[2])
+    if "anyOf" in schema:
+        return " | ".join(_kind(one) for one in schema["anyOf"])
+    if "enum" in schema:
+        return " | ".join(map(str, schema["enum"]))
+    if schema.get("type") == "array":
+        return f"list of {_kind(schema['items'])}"
+    kind = schema.get("type", "")
+    return " | ".join(kind) if isinstance(kind, list) else str(kind)
+
+
+def _table(head: tuple[str, str], rows: list[tuple[str, str]]) -> str:
+    cells = "".join(
+        f"<tr><td><code>{html.escape(name)}</code></td><td>{html.escape(text)}</td></tr>"
+        for name, text in rows
+    )
+    return f"<table><tr><th>{head[0]}</th><th>{head[1]}</th></tr>{cells}</table>"
