@@ -100,6 +100,9 @@ soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DUR
 bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
+bench-api: engine .venv/.stamp-peers .venv/.stamp-api ## the HTTP API beside gRPC, the same server behind both (3 min)
+	@$(PY) bench/api_bench.py
+
 tune: engine ## find the fastest Triton settings for the engine on this machine, and install them (10 min): TUNING= FULL=1
 	@$(PY) build/tune.py
 
@@ -148,4 +151,4 @@ clean: ## remove the installed engines and build outputs, keep .venv
 	rm -rf build/out out results model_repository/*embedder \
 	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
-.PHONY: help env search-env train-env wheel engine demo api api-clients data train evaluate compare page load capacity loadgen soak bench tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean
+.PHONY: help env search-env train-env wheel engine demo api api-clients data train evaluate compare page load capacity loadgen soak bench bench-api tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean
