@@ -10,10 +10,11 @@ from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# A shell that starts the tests in the background has SIGINT ignored, nohup SIGHUP, and every
-# program that the tests start would inherit that.
+# A shell that starts the tests in the background has SIGINT and SIGQUIT ignored, nohup SIGHUP,
+# and every program that the tests start would inherit that.
 for number, handler in (
     (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGQUIT, signal.SIG_DFL),
     (signal.SIGHUP, signal.SIG_DFL),
 ):
     if signal.getsignal(number) is signal.SIG_IGN:

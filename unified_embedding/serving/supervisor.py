@@ -126,7 +126,10 @@ class _Supervisor:
                 if end.code:
                     _say(f"stopped, but not cleanly: {end.why}")
                 return 0
-            if self._told is not None or (end.decided and not served):
+            if self._told is not None:
+                # What ended a server that was dying already is not what its caller asked for.
+                return end.code if end.decided else 128 + self._told
+            if end.decided and not served:
                 return end.code
             deaths.append(time.monotonic())
             if len(deaths) == MAX_DEATHS and deaths[-1] - deaths[0] < WINDOW_S:

@@ -81,6 +81,17 @@ def test_other_signals_do_what_they_do_to_any_program(number: signal.Signals) ->
         assert ended(process) == (128 + number, "")
 
 
+def test_a_signal_that_meets_a_dying_server_decides_the_exit_code() -> None:
+    """It arrives after the server was killed, and before the supervisor has seen that."""
+    with launched(SERVES) as process:
+        server = server_of(process)
+        process.send_signal(signal.SIGSTOP)
+        os.kill(server, signal.SIGKILL)
+        process.send_signal(signal.SIGHUP)
+        process.send_signal(signal.SIGCONT)
+        assert ended(process) == (128 + signal.SIGHUP, "")
+
+
 def test_what_nohup_ignores_is_ignored() -> None:
     with launched(SERVES, before=["sh", "-c", "trap '' HUP; exec \"$@\"", "sh"]) as process:
         server_of(process)
