@@ -73,7 +73,7 @@ def test_a_damaged_engine_is_rebuilt(root: Path, installed: Path) -> None:
 def test_a_failed_gate_leaves_the_old_engine(
     root: Path, installed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from unified_embedding.cli import engine as build_step
+    from unified_embedding.engine import building as build_step
     from unified_embedding.engine.openvino.target import OpenVinoTarget
     from unified_embedding.errors import BuildError
     from unified_embedding.gallery import Gallery

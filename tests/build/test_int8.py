@@ -12,7 +12,8 @@ pytest.importorskip("openvino", reason="the extra `build` is not installed")
 pytest.importorskip("nncf", reason="the extra `int8` is not installed")
 
 
-from unified_embedding.cli import engine
+from unified_embedding import onnx_file
+from unified_embedding.engine import building
 from unified_embedding.engine.openvino.target import OpenVinoTarget
 from unified_embedding.errors import BuildError, SetupError
 from unified_embedding.gallery import Gallery
@@ -36,7 +37,7 @@ def repository(root: Path, gallery: Gallery, tmp_path_factory: pytest.TempPathFa
         pytest.skip("this CPU has no VNNI, which int8 needs")
     folder = tmp_path_factory.mktemp("int8") / "model_repository"
     folder.mkdir()
-    engine.build(root / MODEL, OpenVinoTarget("int8"), folder, gallery)
+    building.build(root / MODEL, OpenVinoTarget("int8"), folder, gallery)
     return folder
 
 
@@ -78,15 +79,16 @@ def test_the_server_gives_the_bits_that_passed_the_gates(
 
 def test_other_calibration_pictures_make_another_engine(root: Path, tmp_path: Path) -> None:
     target = OpenVinoTarget("int8")
-    spec = engine.onnx_file.load(root / MODEL)[1]
+    spec = onnx_file.load(root / MODEL)[1]
     (tmp_path / "a.png").write_bytes((root / "demo" / "gallery.csv").read_bytes())
     (tmp_path / "gallery.csv").write_text("image,product,role\na.png,p,shot\n")
     ids = {
-        engine.engine_id(spec, target, Gallery.load(folder)) for folder in (root / "demo", tmp_path)
+        building.engine_id(spec, target, Gallery.load(folder))
+        for folder in (root / "demo", tmp_path)
     }
     assert len(ids) == 2
     fp32 = OpenVinoTarget("fp32")
-    ids = {engine.engine_id(spec, fp32, Gallery.load(f)) for f in (root / "demo", tmp_path)}
+    ids = {building.engine_id(spec, fp32, Gallery.load(f)) for f in (root / "demo", tmp_path)}
     assert len(ids) == 1
 
 
@@ -104,5 +106,5 @@ def test_an_engine_calibrated_on_the_wrong_pictures_is_not_installed(
 
     before = (repository / "embedder/1/engine.json").read_text()
     with pytest.raises(BuildError, match="a gate failed"):
-        engine.build(root / MODEL, Blind("int8"), repository, gallery)
+        building.build(root / MODEL, Blind("int8"), repository, gallery)
     assert (repository / "embedder/1/engine.json").read_text() == before

@@ -8,8 +8,7 @@ import pytest
 
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
-from unified_embedding.cli import engine
-from unified_embedding.engine import targets
+from unified_embedding.engine import building, targets
 from unified_embedding.engine.gates import consistency
 from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.engine.tensorrt import library as tensorrt_library
@@ -34,7 +33,7 @@ def built(root: Path, gallery: Gallery, repository: Path, options: PlanOptions):
     """Build, gate and install a plan; returns its target and engine.json."""
     repository.mkdir()
     target = targets.choose("tensorrt", "auto", options, repository.parent)
-    engine.build(root / MODEL, target, repository, gallery)
+    building.build(root / MODEL, target, repository, gallery)
     return target, json.loads((repository / "embedder/1/engine.json").read_text())
 
 

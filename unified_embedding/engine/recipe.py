@@ -18,7 +18,7 @@ LIBRARY: Final = Path(unified_embedding.__file__).resolve().parent
 PACKAGES: Final = ("numpy", "onnx", "onnxruntime", "pillow")
 # What these import inside a function is a choice (of a target, of a further gate). The caller
 # of `code` names what was chosen.
-_CHOOSERS: Final = ("engine/building.py", "engine/targets.py")
+_CHOOSERS: Final = ("__init__.py", "engine/building.py", "engine/targets.py")
 
 
 def packages() -> dict[str, str]:
