@@ -79,6 +79,6 @@ def test_attribution_names_every_creator_licence_and_product() -> None:
 
 
 def test_gallery_is_the_committed_list_of_products() -> None:
-    listing = ROOT / "unified_embedding" / "training" / "demo_products.txt"
+    listing = ROOT / "unified_embedding" / "rendering" / "demo_products.txt"
     wanted = [line for line in listing.read_text().splitlines() if not line.startswith("#")]
     assert list(dict.fromkeys(row["product"] for row in ROWS)) == wanted

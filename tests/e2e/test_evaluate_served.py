@@ -79,7 +79,7 @@ def compare(shop: Path, source: str, *options: str) -> dict[str, object]:
     command += ["--cache", str(shop / "cache"), "--compare", source, *options]
     run = CliRunner(env={"COLUMNS": "200"}).invoke(app, command, catch_exceptions=False)
     assert run.exit_code == 0, run.output
-    assert "same first answer" in run.output
+    assert "same top result" in run.output
     files = list((shop / "cache" / "agreements").glob("*.json"))
     newest = max(files, key=lambda path: path.stat().st_mtime_ns)
     found: dict[str, object] = json.loads(newest.read_text())
