@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 from drills import until
+from postgresql import postgresql
 
 pytest.importorskip("msgspec", reason="the extra `api` is not installed")
 
@@ -100,6 +101,15 @@ def test_an_sdk_reads_the_vectors_and_codes_of_the_server(
     assert_equal(speak(root, python, name, base, pictures), truth)
 
 
+def test_a_batch_of_200_in_one_call(
+    root: Path, python: str, base: str, pictures: list[str], truth: Embedded
+) -> None:
+    rows = speak(root, python, "openai_batch", base, pictures)
+    assert len(rows) == 200
+    for start in range(0, 200, COUNT):
+        assert_equal(rows[start : start + COUNT], truth)
+
+
 def test_the_sdk_raises_what_it_has_an_error_for(
     root: Path, python: str, base: str, pictures: list[str]
 ) -> None:
@@ -144,6 +154,35 @@ def test_qdrant_orders_by_the_bits(
         assert [distance for _, distance in hits] == right
         for number, distance in hits:
             assert distance == int((bits[number] != row).sum())
+
+
+def test_postgresql_finds_by_the_bits_of_ubinary(
+    base: str, pictures: list[str], truth: Embedded
+) -> None:
+    assert truth.embedding is not None
+    inputs = [
+        "data:image/jpeg;base64," + base64.b64encode(Path(picture).read_bytes()).decode()
+        for picture in pictures
+    ]
+    body = json.dumps({"input": inputs, "embedding_type": "ubinary"})
+    done = curl("-H", "Content-Type: application/json", "--data-binary", body, f"{base}/embeddings")
+    codes = [row["code"] for row in json.loads(done.stdout)["data"]]
+    bits = (truth.embedding > 0).astype(int)
+    width = bits.shape[1]
+    with postgresql("plain") as server:
+        server.query(f"create table codes (id int, code bit({width}))")
+        for number, code in enumerate(codes):
+            hexadecimal = base64.b64decode(code).hex()
+            server.query(f"insert into codes values ({number}, 'x{hexadecimal}'::bit({width}))")
+        stored = [row[0] for row in server.query("select code from codes order by id")]
+        assert stored == ["".join(map(str, row)) for row in bits]
+        found = server.query(
+            "select b.id, bit_count(a.code # b.code) from codes a, codes b "
+            "where a.id = 0 order by 2, 1"
+        )
+    distances = (bits != bits[0]).sum(axis=1)
+    right = sorted((int(distance), number) for number, distance in enumerate(distances))
+    assert found == [[str(number), str(distance)] for distance, number in right]
 
 
 def test_curl_as_in_the_readme(base: str, pictures: list[str], truth: Embedded) -> None:
