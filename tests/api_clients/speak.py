@@ -149,8 +149,8 @@ def qdrant(base, pictures):
 
 
 if __name__ == "__main__":
-    names = {function.__name__: function for function in (
-        openai_sync, openai_batch, openai_async, openai_errors, litellm_embedding, langchain, raw_httpx, qdrant,
-    )}  # fmt: skip
+    functions = (openai_sync, openai_batch, openai_async, openai_errors)
+    functions += (litellm_embedding, langchain, raw_httpx, qdrant)
+    names = {function.__name__: function for function in functions}
     name, base, *pictures = sys.argv[1:]
     print(json.dumps(names[name](base, pictures)))
