@@ -55,7 +55,7 @@ class Gallery:
         return cls(folder, pictures)
 
     @classmethod
-    def unlabelled(cls, folder: Path) -> "Gallery":
+    def unlabelled(cls, folder: StrPath) -> "Gallery":
         """Pictures of a folder without a manifest, evenly spaced by name where there are many.
 
         All are catalogue pictures of products of their own.
@@ -63,6 +63,7 @@ class Gallery:
         Raises:
             GalleryError: there are too few.
         """
+        folder = Path(folder)
         files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
         if len(files) < _LEAST:
             raise GalleryError(
