@@ -58,7 +58,7 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="not a readable checkpoint"):
         checkpoint.read(path)
     torch.save({"step": 1}, path)
-    with pytest.raises(TrainingError, match="no checkpoint of this program's format"):
+    with pytest.raises(TrainingError, match="is not a checkpoint of this program's format"):
         checkpoint.read(path)
 
 
