@@ -1,5 +1,6 @@
 """How a back-fill goes on and ends, in threads and on a Ray cluster: the same, and in words."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -62,6 +63,10 @@ def new_cluster() -> Any:
     from ray.cluster_utils import Cluster
 
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": MEMORY}
+    for _ in range(4):
+        # Ray waits half a minute for its own processes, whatever else the machine does.
+        with contextlib.suppress(RuntimeError):
+            return Cluster(initialize_head=True, head_node_args=head)
     return Cluster(initialize_head=True, head_node_args=head)
 
 

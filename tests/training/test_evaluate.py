@@ -231,8 +231,8 @@ def test_ones_own_manifest_needs_a_folder_and_no_digest(
     code, output = invoke(*own, "--out", "mine")
     assert code == 0, output
     page = (tmp_path / "mine" / "results.md").read_text()
-    command = "evaluate e.yaml --manifest manifest.csv --out mine`"
-    assert f"Written by `python -m unified_embedding.training.{command}" in page
+    command = "evaluation e.yaml --manifest manifest.csv --out mine`"
+    assert f"Written by `python -m unified_embedding.{command}" in page
     assert "last layers: not run, the manifest has no training rows" in output
     code, output = invoke(*own, "--only", "start", "--frozen", "3772ed6ab24b")
     assert code == 1

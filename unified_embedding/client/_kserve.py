@@ -69,7 +69,9 @@ _BROKEN: Final = re.compile(
 )
 # What gRPC says of a port that speaks something else; Triton's HTTP port closes the connection.
 _NOT_GRPC: Final = re.compile(
-    "Failed parsing HTTP/2|http1.x server|failed to connect.*Socket closed", re.DOTALL
+    "Failed parsing HTTP/2|http1.x server"
+    "|(failed to connect|connections to all backends failing).*Socket closed",
+    re.DOTALL,
 )
 # What Triton says of a model that it has not loaded yet, or unloads before it stops.
 _NOT_READY: Final = re.compile("unknown model|no available versions|not ready|not at ready state")
