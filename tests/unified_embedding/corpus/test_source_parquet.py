@@ -12,6 +12,7 @@ import pytest
 from source_files import contents, searched
 
 from unified_embedding.corpus.sources import Item, Reader, find
+from unified_embedding.corpus.sources.column import ColumnReader
 from unified_embedding.errors import InputError
 
 
@@ -269,3 +270,29 @@ def test_a_plan_of_an_earlier_release_is_read(folder: Path) -> None:
     file = Item("p0", "file", str(folder / "p0.jpg"))
     assert contents([row, file]) == [b"one", b"picture 0"]
     assert row.source == f"{place}::0"
+
+
+def test_a_footer_whose_paths_are_not_text_costs_no_row(tmp_path: Path) -> None:
+    """Found by `make fuzz`: only the estimate of a row's size reads them."""
+    place = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"image": [b"one", b"two"]}), place)
+    data = place.read_bytes()
+    damaged = bytearray(data)
+    # Of its occurrences in the footer, the last but Arrow's own copy of the schema is the path.
+    for at in [at for at in range(len(data) - 5) if data[at : at + 5] == b"image"]:
+        damaged[:] = data
+        damaged[at] = 0xFF
+        place.write_bytes(damaged)
+        chunk = None
+        try:
+            chunk = pq.ParquetFile(place).metadata.row_group(0).column(0)
+            chunk.path_in_schema  # noqa: B018
+        except UnicodeDecodeError:
+            if chunk is not None:
+                break
+        except (pa.ArrowException, OSError):
+            continue
+    else:
+        pytest.fail("no damage made the path unreadable")
+    reader = ColumnReader(pq.ParquetFile(place), 0, "image")
+    assert reader.take(2).to_pylist() == [b"one", b"two"]

@@ -43,6 +43,14 @@ def closing_parquet(file: pq.ParquetFile) -> Iterator[None]:
         file.close(force=True)
 
 
+def _is_of(chunk: Any, column: str) -> bool:
+    try:
+        path = chunk.path_in_schema
+    except UnicodeDecodeError:  # A damaged footer. Only the estimate of a row's size needs it.
+        return True
+    return bool(path == column or path.startswith(f"{column}."))
+
+
 class ColumnReader:
     """The values of a column in order, and where the damage begins if there is some.
 
@@ -57,7 +65,7 @@ class ColumnReader:
         size = sum(
             chunk.total_uncompressed_size
             for chunk in (facts.column(number) for number in range(facts.num_columns))
-            if chunk.path_in_schema == column or chunk.path_in_schema.startswith(f"{column}.")
+            if _is_of(chunk, column)
         )
         average = max(1, size // max(1, self.rows))
         self._batch_rows = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // average))
