@@ -394,5 +394,7 @@ def test_an_interruption_loses_no_answer(
     assert sorted(os.listdir()) == ["e.npz.parts", "photos"]
 
     assert run(peer, "photos") == 0
-    assert sum(len(request.images) for request in peer.requests) == count - 16 * last
+    # Several threads wait for the one place in flight: the small request need not come last.
+    answered = sum(len(request.images) for request in hanging.requests[:last])
+    assert sum(len(request.images) for request in peer.requests) == count - answered
     assert read("e.npz")["id"] == [str(file) for file in files]
