@@ -7,18 +7,15 @@ The ratios carry a 95 % interval by bootstrap over the paired rounds.
 
 import asyncio
 import base64
-import itertools
 import json
 import statistics
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Sequence
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Final
 
-import aiohttp
 import numpy as np
 import typer
 from rich.progress import Progress
@@ -29,15 +26,15 @@ from unified_embedding.errors import EmbeddingError, ServerError
 from unified_embedding.load.served import REPOSITORY, RESULTS, console, fail, inference_precision
 from unified_embedding.load.served import pictures as photographs
 from unified_embedding.load.serving_systems import (
-    TIMEOUT_S,
     Embedder,
     HttpPeer,
     LitServe,
     System,
     Triton,
 )
+from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.files import write_json
-from unified_embedding.measure.generator import Request, closed_loop
+from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.provenance import commit, machine
 from unified_embedding.serving.local_server import end_in_order
 from unified_embedding.spec import EmbedderSpec
@@ -56,38 +53,17 @@ class Api(HttpPeer):
 
     path = "/v1/embeddings"
     content_type = "application/json"
+    most = 16
 
     def __init__(self, embedder: Embedder, log: Path, url: str) -> None:
-        super().__init__("HTTP API", embedder, log, "", ())
-        module = ["-m", "unified_embedding.cli", "api", "--server", url]
-        self._command = [sys.executable, *module]
+        command = ["-m", "unified_embedding.cli", "api", "--server", url]
+        super().__init__("HTTP API", embedder, log, command)
 
-    @asynccontextmanager
-    async def calling(
-        self, images: Sequence[bytes], per_request: int = 1
-    ) -> AsyncIterator[Request]:
-        """Requests of `per_request` pictures."""
-        urls = itertools.cycle(
-            ["data:image/jpeg;base64," + base64.b64encode(image).decode() for image in images]
-        )
+    def body(self, images: Sequence[bytes]) -> bytes:
+        """Data URLs, for vectors as base64 and codes."""
+        urls = ["data:image/jpeg;base64," + base64.b64encode(image).decode() for image in images]
         both = {"encoding_format": "base64", "embedding_type": ["float", "ubinary"]}
-        bodies = itertools.cycle(
-            json.dumps({"input": [next(urls) for _ in range(per_request)], **both}).encode()
-            for _ in range(64)
-        )
-        connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
-
-            async def request() -> int:
-                await self._send(session, next(bodies))
-                return per_request
-
-            yield request
-
-    def body(self, image: bytes) -> bytes:
-        """Not used: `calling` makes whole requests."""
-        raise NotImplementedError
+        return json.dumps({"input": urls, **both}).encode()
 
     def check(self, answer: bytes) -> None:
         """Vectors that decode to the embedder's width, as an SDK does."""
@@ -161,13 +137,15 @@ async def measure(embedder: Embedder, seconds: float, rounds: int, logs: Path) -
                 if system is lit:
                     lit.tree.resume()
                 async with system.calling(images, per_request) as request:
-                    recorder = await closed_loop(request, users, seconds + WARM_UP_S, WARM_UP_S)
+                    await closed_loop(request, users, WARM_UP_S)
+                    costed = await costed_loop(None, request, users, seconds)
                 if system is lit:
                     lit.tree.pause()
+                recorder = costed.recorder
                 if recorder.failed or not recorder.images:
                     said = "; ".join(recorder.examples.values()) or "no answer"
                     raise ServerError(f"{system.name}, {users} connections: {said}")
-                reading = (recorder.images / seconds, recorder.latencies.percentile_ms(50))
+                reading = (costed.images_per_s, recorder.latencies.percentile_ms(50))
                 found.setdefault((system.name, users, per_request), []).append(reading)
                 progress.advance(task)
     return found

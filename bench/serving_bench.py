@@ -148,8 +148,7 @@ def prepare(name: str, installed: Path) -> Embedder:
     model, repository = ROOT / "out" / "se", ROOT / "out" / f"bench-{name}" / "model_repository"
     if not (model / "spec.json").is_file():
         console.print(f"exporting {SE_TRUNK} with random weights")
-        module = "unified_embedding.export.export"
-        _run(["-m", module, "--trunk", SE_TRUNK, "--out", str(model)])
+        _run(["-m", "unified_embedding.export", "--trunk", SE_TRUNK, "--out", str(model)])
     repository.mkdir(parents=True, exist_ok=True)
     for step in ("preprocess", "binarizer", "unified_embedding"):
         link = repository / step

@@ -131,14 +131,14 @@ def pixels(count: int = 4, seed: int = 1) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, SIDE, SIDE, 3), dtype=np.uint8)
 
 
-def spec_of(model: onnx.ModelProto) -> EmbedderSpec:
+def spec_of(model: onnx.ModelProto, size: int = SIDE, dim: int = DIM) -> EmbedderSpec:
     """A spec that describes `model`."""
     return EmbedderSpec(
         name="tiny",
         trunk="none",
-        dim=DIM,
+        dim=dim,
         weights="random",
         graph_sha256=onnx_file.graph_sha256(model),
-        preprocessing=Preprocessing(size=SIDE),
+        preprocessing=Preprocessing(size=size),
         license="Apache-2.0",
     )

@@ -179,13 +179,17 @@ sys.meta_path.insert(0, Missing())
 )
 
 
+def copied(gallery: Gallery, count: int, folder: Path) -> Path:
+    folder.mkdir()
+    for picture in gallery.pictures[:count]:
+        shutil.copy(picture.path, folder)
+    return folder
+
+
 def test_a_picture_is_embedded_indexed_and_found(
     program: Any, server: Any, gallery: Gallery, tmp_path: Path
 ) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for picture in gallery.pictures[:20]:
-        shutil.copy(picture.path, pictures)
+    pictures = copied(gallery, 20, tmp_path / "pictures")
     at = ("--url", server.grpc_url)
 
     status = program("status", *at, "--json")
@@ -254,10 +258,7 @@ def test_serve_refuses_an_engine_that_is_not_what_was_gated(
 def test_serve_gates_an_embedder_on_pictures_that_the_user_names(
     root: Path, program: Any, gallery: Gallery, tmp_path: Path
 ) -> None:
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for picture in gallery.pictures[:40]:
-        shutil.copy(picture.path, pictures)
+    pictures = copied(gallery, 40, tmp_path / "pictures")
     model = root / "models" / "unified-embedder-lite0"
     run = program(
         *("serve", "--model", model, "--gallery", pictures, "--", "--no-such-flag"),

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import tiny_embedder
 from onnx import TensorProto, helper, numpy_helper
 
 from unified_embedding import onnx_file
 from unified_embedding.errors import SpecError
-from unified_embedding.image import Preprocessing
 from unified_embedding.spec import ONNX_FILE, SPEC_FILE, VERSION_KEY, EmbedderSpec
 
 
@@ -45,15 +45,7 @@ def tiny_model(
 
 
 def spec_of(model: onnx.ModelProto, size: int = 4, dim: int = 8) -> EmbedderSpec:
-    return EmbedderSpec(
-        name="tiny",
-        trunk="none",
-        dim=dim,
-        weights="random",
-        graph_sha256=onnx_file.graph_sha256(model),
-        preprocessing=Preprocessing(size=size),
-        license="Apache-2.0",
-    )
+    return tiny_embedder.spec_of(model, size, dim)
 
 
 def test_save_then_load_gives_the_same_graph_and_spec(tmp_path: Path) -> None:

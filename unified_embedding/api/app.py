@@ -13,7 +13,7 @@ import contextlib
 import os
 import re
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +27,10 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from unified_embedding.api import openapi
-from unified_embedding.api.bodies import Bodies, BodyLimits
+from unified_embedding.api.bodies import Bodies, BodyLimits, media_type
 from unified_embedding.api.gate import Gate, timeout_of
 from unified_embedding.api.keys import Keys
 from unified_embedding.api.log import Book, Visit
@@ -47,11 +48,6 @@ from unified_embedding.api.wire import (
 from unified_embedding.client import Connection, Embedded, ServerInfo
 from unified_embedding.errors import ClientError
 from unified_embedding.image import Limits
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
 
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 """The W3C trace context of the request at hand, passed on to the embedding server."""
@@ -152,7 +148,7 @@ class Api:
             middleware=[cors, door] if settings.origins else [door],
         )
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: its id, its trace, its line in the log."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
@@ -181,7 +177,7 @@ class Api:
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`: see docs/api.md."""
         timeout = timeout_of(request.headers, self.settings.timeout)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = media_type(request)
         async with self.bodies.read(request) as body:
             if kind == "application/json":
                 wanted = parse(body, EmbeddingsRequest)
@@ -301,10 +297,10 @@ class Api:
 class _Door:
     """Lets in who has a key, where keys are asked for."""
 
-    def __init__(self, app: App, keys: Keys | None) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys | None) -> None:
         self._app, self._keys = app, keys
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._keys is not None and scope["type"] == "http" and scope["path"] not in _OPEN:
             visit: Visit = scope["state"]["visit"]
             headers = dict(scope["headers"])

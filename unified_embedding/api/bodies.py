@@ -10,6 +10,11 @@ from starlette.requests import ClientDisconnect, Request
 from unified_embedding.api.problems import ApiError
 
 
+def media_type(request: Request) -> str:
+    """The request's content type without its parameters, in small letters."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 @dataclass(frozen=True)
 class BodyLimits:
     """What bodies may cost.

@@ -1,7 +1,9 @@
 """The routes as an OpenAPI 3.1 document, and as a page that needs nothing from elsewhere."""
 
 import html
+from collections.abc import Mapping, Sequence
 from functools import cache
+from types import MappingProxyType
 from typing import Any, Final
 
 from unified_embedding.api.pictures import MAX_IMAGES
@@ -77,78 +79,57 @@ def _parameter(name: str, schema: dict[str, Any], where: str = "query") -> dict[
 @cache
 def document(search: bool = True) -> dict[str, Any]:
     """The OpenAPI document; without `search` when there is no index to search."""
-    work = ("400", "401", "404", "408", "413", "415", "422", "429", "500", "502", "503", "504")
+    asking = ("401", "429", "502", "503", "504")
+    working = ("400", "404", "408", "413", "415", "422", "500", *asking)
+    picture = {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}}
+    timeout = _parameter("x-request-timeout", {"type": "number", "exclusiveMinimum": 0}, "header")
+    ready = "A picture was embedded in the last seconds."
     paths: dict[str, Any] = {
         "/v1/embeddings": {
-            "post": {
-                "operationId": "createEmbedding",
-                "summary": "Pictures in, vectors and packed codes out.",
-                "parameters": [
-                    _parameter(
-                        "x-request-timeout",
-                        {"type": "number", "exclusiveMinimum": 0},
-                        "header",
-                    )
-                ],
-                "requestBody": {
-                    "required": True,
-                    "content": {
-                        "application/json": {
-                            "schema": {"$ref": "#/components/schemas/EmbeddingsRequest"}
-                        },
-                        "image/jpeg": {"schema": {"type": "string", "format": "binary"}},
-                    },
-                },
-                "responses": {
-                    **_answer("Embeddings", "One row for each picture."),
-                    **_errors(*work),
-                },
-            }
+            "post": _operation(
+                "createEmbedding",
+                "Pictures in, vectors and packed codes out.",
+                _answer("Embeddings", "One row for each picture."),
+                working,
+                parameters=[timeout],
+                requestBody=_body("EmbeddingsRequest", picture),
+            )
         },
         "/v1/models": {
-            "get": {
-                "operationId": "listModels",
-                "summary": "What is served.",
-                "responses": {
-                    **_answer("Models", "Versions, widths and limits."),
-                    **_errors("401", "429", "502", "503", "504"),
-                },
-            }
+            "get": _operation(
+                "listModels",
+                "What is served.",
+                _answer("Models", "Versions, widths and limits."),
+                asking,
+            )
         },
         "/v1/models/{model}": {
-            "get": {
-                "operationId": "retrieveModel",
-                "summary": "One model.",
-                "parameters": [_parameter("model", {"type": "string"}, "path")],
-                "responses": {
-                    **_answer("Model", "Its version, width and limits."),
-                    **_errors("401", "404", "429", "502", "503", "504"),
-                },
-            }
+            "get": _operation(
+                "retrieveModel",
+                "One model.",
+                _answer("Model", "Its version, width and limits."),
+                ("404", *asking),
+                parameters=[_parameter("model", {"type": "string"}, "path")],
+            )
         },
-        "/v1/health/live": {"get": _plain("live", "This process answers.")},
-        "/v1/health/ready": {
-            "get": _plain("ready", "A picture was embedded in the last seconds.", "503")
+        "/v1/health/live": {
+            "get": _operation(
+                "live",
+                "This process answers.",
+                _answer("Status", "This process answers."),
+            )
         },
+        "/v1/health/ready": {"get": _operation("ready", ready, _answer("Status", ready), ("503",))},
     }
     if search:
         paths["/v1/search"] = {
-            "post": {
-                "operationId": "search",
-                "summary": "A picture, an id or a vector in, hits of the index out.",
-                "requestBody": {
-                    "required": True,
-                    "content": {
-                        "application/json": {
-                            "schema": {"$ref": "#/components/schemas/SearchRequest"}
-                        }
-                    },
-                },
-                "responses": {
-                    **_answer("Hits", "The nearest rows, nearest first."),
-                    **_errors(*work, "409"),
-                },
-            }
+            "post": _operation(
+                "search",
+                "A picture, an id or a vector in, hits of the index out.",
+                _answer("Hits", "The nearest rows, nearest first."),
+                (*working, "409"),
+                requestBody=_body("SearchRequest"),
+            )
         }
     return {
         "openapi": "3.1.0",
@@ -166,12 +147,16 @@ def document(search: bool = True) -> dict[str, Any]:
     }
 
 
-def _plain(name: str, summary: str, *errors: str) -> dict[str, Any]:
-    return {
-        "operationId": name,
-        "summary": summary,
-        "responses": {**_answer("Status", summary), **_errors(*errors)},
-    }
+def _operation(
+    name: str, summary: str, answer: dict[str, Any], errors: Sequence[str] = (), **further: Any
+) -> dict[str, Any]:
+    responses = {**answer, **_errors(*sorted(errors))}
+    return {"operationId": name, "summary": summary, **further, "responses": responses}
+
+
+def _body(schema: str, others: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+    json = {"schema": {"$ref": f"#/components/schemas/{schema}"}}
+    return {"required": True, "content": {"application/json": json, **others}}
 
 
 def _schemas() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from unified_embedding.api.bodies import Bodies
+from unified_embedding.api.bodies import Bodies, media_type
 from unified_embedding.api.gate import Gate, timeout_of
 from unified_embedding.api.pictures import parse_picture
 from unified_embedding.api.problems import ApiError, of_client
@@ -36,7 +36,7 @@ class Search:
     async def search(self, request: Request) -> Response:
         """Find the rows whose codes differ least from the query's."""
         timeout = timeout_of(request.headers, self._timeout)
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        kind = media_type(request)
         if kind != "application/json":
             raise ApiError(415, f"content type {kind[:80]!r} is not taken: send application/json",
                           "unsupported_media_type")  # fmt: skip
@@ -115,7 +115,7 @@ class Search:
             raise of_client(found.errors[0], "image")
         visit.version = found.embedded.version
         assert found.embedded.code is not None  # it was asked for
-        return found.embedded.code, Origin(found.embedded.version, found.embedded.engine)
+        return found.embedded.code, found.embedded.origin
 
 
 def _other(version: str | None, home: str) -> ApiError:

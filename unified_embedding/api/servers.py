@@ -2,15 +2,12 @@
 
 import asyncio
 import contextlib
-import io
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
 from typing import Final
 
 import numpy as np
-from PIL import Image
 
 from unified_embedding.api.problems import ApiError, of_client
 from unified_embedding.client import (
@@ -21,6 +18,7 @@ from unified_embedding.client import (
     Retry,
     ServerInfo,
 )
+from unified_embedding.client._base import plain_picture
 from unified_embedding.client._results import join
 from unified_embedding.errors import (
     ClientError,
@@ -172,11 +170,6 @@ class Servers:
         ]
         self._servers = [_Server(client) for client in clients]
 
-    @property
-    def in_work(self) -> int:
-        """Pictures that were sent and not answered."""
-        return sum(server.in_work for server in self._servers)
-
     async def embed(
         self,
         images: Sequence[bytes],
@@ -259,8 +252,10 @@ class Servers:
 
     async def is_ready(self) -> bool:
         """Whether a picture was embedded a moment ago; embeds one itself when none was."""
-        fresh = [await self._fresh(server) for server in self._servers]
-        return any(fresh)
+        now = time.monotonic()
+        if any(now - server.embedded_at < FRESH_SECONDS for server in self._servers):
+            return True
+        return any(await asyncio.gather(*(self._fresh(server) for server in self._servers)))
 
     async def close(self) -> None:
         """Close the connections."""
@@ -272,7 +267,9 @@ class Servers:
             if time.monotonic() - server.embedded_at < FRESH_SECONDS:
                 return True
             try:
-                await server.client.embed([_probe()], outputs=("code",), timeout=_PROBE_SECONDS)
+                await server.client.embed(
+                    [plain_picture()], outputs=("code",), timeout=_PROBE_SECONDS
+                )
             except ClientError:
                 return False
             server.embedded_at = time.monotonic()
@@ -311,10 +308,3 @@ def _no_version(version: str, infos: Sequence[ServerInfo]) -> ApiError:
         "model_not_found",
         "model",
     )
-
-
-@cache
-def _probe() -> bytes:
-    file = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(file, "JPEG")
-    return file.getvalue()

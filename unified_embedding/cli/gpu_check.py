@@ -33,6 +33,7 @@ from unified_embedding.names import DEFAULT
 from unified_embedding.serving import local_server
 from unified_embedding.serving.repository import assemble, static_models
 from unified_embedding.spec import EmbedderSpec
+from unified_embedding.whole_files import whole_file
 
 RESULTS: Final = ROOT / "docs" / "gpu-results"
 COMPOSE: Final = ROOT / "deploy" / "compose.yaml"
@@ -240,9 +241,8 @@ def slug(name: str) -> str:
 def write(document: Path, text: str) -> None:
     """Write `text` whole or not at all."""
     document.parent.mkdir(parents=True, exist_ok=True)
-    partial = document.with_suffix(".partial")
-    partial.write_text(text + "\n")
-    os.replace(partial, document)
+    with whole_file(document) as partial:
+        partial.write_text(text + "\n")
 
 
 def program() -> None:

@@ -122,7 +122,7 @@ class BaseClient(ABC):
 
     def _probe(self, deadline: Deadline) -> Any:
         """A request of one picture that can harm nobody."""
-        return self._request(Job.of([_plain_picture()], None, OUTPUTS), [0], deadline)
+        return self._request(Job.of([plain_picture()], None, OUTPUTS), [0], deadline)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -182,7 +182,8 @@ class BaseClient(ABC):
 
 
 @cache
-def _plain_picture() -> bytes:
+def plain_picture() -> bytes:
+    """A small JPEG that every server embeds, to ask whether one does."""
     file = io.BytesIO()
     Image.new("RGB", (8, 8)).save(file, "JPEG")
     return file.getvalue()

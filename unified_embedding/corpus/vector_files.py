@@ -11,9 +11,7 @@ UTF-8, a file name of another encoding, is written as `corpus.text.printable` sp
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -24,6 +22,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from unified_embedding.corpus.text import printable
+from unified_embedding.whole_files import whole_file
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,17 +60,6 @@ def write_rows(path: Path, blocks: Iterable[Rows]) -> None:
 def _spelt(rows: Rows) -> Rows:
     ids = np.array([printable(name) for name in rows.ids.tolist()], dtype=np.str_)
     return replace(rows, ids=ids)
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_parquet(path: Path, blocks: Iterable[Rows]) -> None:

@@ -19,13 +19,13 @@ An empty cell means "none": the picture then takes part without that label.
 """
 
 import csv
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from unified_embedding.errors import DataError
+from unified_embedding.whole_files import whole_file
 
 TASKS: Final = ("browse", "camera", "shop")
 SPLITS: Final = ("train", "validation", "test", "gallery")
@@ -78,12 +78,13 @@ def read_manifest(path: Path, check_files: bool = True) -> list[dict[str, str]]:
 
 def write_manifest(path: Path, rows: Iterable[Row]) -> None:
     """Write a CSV manifest with all of `COLUMNS`; it appears whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    with unfinished.open("w", newline="", encoding="utf-8") as file:
+    with (
+        whole_file(path) as unfinished,
+        unfinished.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    os.replace(unfinished, path)
 
 
 def check_rows(rows: list[dict[str, str]], source: str, folder: Path | None = None) -> None:

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
+from unified_embedding.whole_files import whole_file
+
 HOME_VARIABLE: Final = "UNIFIED_EMBEDDING_DATA"
 _LEDGER: Final = "checksums.txt"
 
@@ -34,9 +36,8 @@ def sha256(data: bytes) -> str:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file that appears complete or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    unfinished.write_bytes(data)
-    os.replace(unfinished, path)
+    with whole_file(path) as unfinished:
+        unfinished.write_bytes(data)
 
 
 class Store:

@@ -184,9 +184,13 @@ def load_config(path: Path) -> EvaluationConfig:
     try:
         return EvaluationConfig.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in entry['loc'])}: "
-            f"{entry['msg'].removeprefix('Value error, ')}"
-            for entry in error.errors(include_url=False)
-        )
-        raise DataError(f"{path}: {problems}") from None
+        raise DataError(f"{path}: {problems_of(error)}") from None
+
+
+def problems_of(error: ValidationError) -> str:
+    """What pydantic found wrong in a configuration, in one line."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in entry['loc'])}: "
+        f"{entry['msg'].removeprefix('Value error, ')}"
+        for entry in error.errors(include_url=False)
+    )

@@ -5,7 +5,6 @@ interrupted one goes on.
 """
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Final
@@ -29,6 +28,7 @@ from unified_embedding.evaluation.targets import targets
 from unified_embedding.measure.files import write_text
 from unified_embedding.protocols.measure import Cell
 from unified_embedding.retrieval import COMPARISONS
+from unified_embedding.whole_files import whole_file
 
 PAGE: Final = "results.md"
 FIGURES: Final = "results.json"
@@ -177,10 +177,5 @@ def _print_rows(results: Results) -> None:
 
 
 def _save_picture(picture: Image.Image, path: Path) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    picture.save(beside, "PNG", optimize=True)
-    os.replace(beside, path)
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    with whole_file(path) as beside:
+        picture.save(beside, "PNG", optimize=True)

@@ -1,7 +1,6 @@
 """Embeddings on disk, by embedder and by file: evaluating again computes nothing again."""
 
 import hashlib
-import os
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from unified_embedding.evaluation.embedders import Embedder
+from unified_embedding.whole_files import whole_file
 
 SHARD: Final = 512
 """Pictures between two writes: what an interruption can cost."""
@@ -94,7 +94,5 @@ class FeatureCache:
         folder = self.folder / embedder.id
         folder.mkdir(parents=True, exist_ok=True)
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
-        beside = folder / f".{name}.{os.getpid()}"
-        with beside.open("wb") as file:
+        with whole_file(folder / f"{name}.npz") as beside, beside.open("wb") as file:
             np.savez(file, keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), rows=rows)
-        os.replace(beside, folder / f"{name}.npz")

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import os
 from pathlib import Path
 from typing import Final
 
 from unified_embedding.errors import DataError
 from unified_embedding.protocols.held_out import HeldOut
+from unified_embedding.whole_files import whole_file
 
 _SHOWN: Final = 3
 
@@ -24,9 +24,8 @@ def seen_file(path: Path) -> Path:
 
 def freeze(table: str, path: Path) -> None:
     """Write a frozen table, replacing another one; whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    beside.write_text(table)
-    os.replace(beside, path)
+    with whole_file(path) as beside:
+        beside.write_text(table)
 
 
 def check(pictures: HeldOut, path: Path, published: str | None = None) -> bool:

@@ -6,7 +6,6 @@ would have learnt under each setting.
 """
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from unified_embedding.training.heads import FullHead, ProxyHead
 from unified_embedding.training.model import LAYER_NORM_EPS, random_rotation
 from unified_embedding.training.plan import Plan
 from unified_embedding.training.sampled_head import SampledHead
+from unified_embedding.whole_files import whole_file
 
 SAMPLED: Final = ("browse_class", "shop_instance")
 """The heads that the paper subsamples."""
@@ -133,10 +133,8 @@ def remembered(
         return weights
     weights = train()
     cache.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with whole_file(path) as beside, beside.open("wb") as file:
         np.save(file, weights)
-    os.replace(beside, path)
     return weights
 
 

@@ -4,7 +4,6 @@ The map rotates an embedding, or spreads it over more bits than it has dimension
 follows. Float figures hardly change; which bits flip does, from draw to draw by a point and more.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from unified_embedding.protocols.measure import Cell, Measurement, Samples, meas
 from unified_embedding.protocols.tasks import MAIN, Task
 from unified_embedding.retrieval import Comparison, Interval
 from unified_embedding.spec import digest
+from unified_embedding.whole_files import whole_file
 
 ROTATIONS: Final = 8
 """Draws that a statement about codes needs at least."""
@@ -128,10 +128,8 @@ def remembered_rotation(cache: Path, key: object, make: Callable[[], Rotated]) -
             return _unpacked(saved)
     made = make()
     cache.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with beside.open("wb") as file:
+    with whole_file(path) as beside, beside.open("wb") as file:
         np.savez(file, **_packed(made))
-    os.replace(beside, path)
     return made
 
 

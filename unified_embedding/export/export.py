@@ -234,7 +234,3 @@ def _refuse_beside_checkpoint(context: typer.Context) -> None:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             raise SpecError(f"--{name} does not go with --checkpoint, which states it")
-
-
-if __name__ == "__main__":
-    typer.run(main)

@@ -1,10 +1,8 @@
 """Take an index elsewhere: PostgreSQL with pgvector, or Parquet that Milvus' bulk import reads."""
 
 import json
-import os
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,6 +15,7 @@ from unified_embedding.index.code_index import CodeIndex
 from unified_embedding.index.matches import Snapshot
 from unified_embedding.index.records import ID, Record, facts, plain
 from unified_embedding.paths import StrPath
+from unified_embedding.whole_files import whole_file
 
 TABLE: Final = "images"
 ROWS_PER_FILE: Final = 500_000
@@ -61,7 +60,7 @@ CREATE INDEX ON {TABLE} USING hnsw (code bit_hamming_ops);
 """
     files = []
     for path, blocks in _files(index, folder, "codes-{:05d}.copy", rows_per_file):
-        with _whole(path) as temporary, temporary.open("wb") as file:
+        with whole_file(path) as temporary, temporary.open("wb") as file:
             file.write(_COPY_HEADER)
             for rows, codes, records in blocks:
                 file.writelines(map(_copy_row, rows.tolist(), codes, records))
@@ -70,7 +69,7 @@ CREATE INDEX ON {TABLE} USING hnsw (code bit_hamming_ops);
     load = "".join(f"\\copy {TABLE} FROM '{path.name}' WITH (FORMAT binary)\n" for path in files)
     texts = {"schema.sql": schema, "load.sql": f"BEGIN;\n{load}COMMIT;\n", "hnsw.sql": hnsw}
     for name, text in texts.items():
-        with _whole(folder / name) as temporary:
+        with whole_file(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
     return [folder / "schema.sql", *files, folder / "load.sql", folder / "hnsw.sql"]
 
@@ -88,7 +87,7 @@ def to_milvus(index: CodeIndex, folder: StrPath, rows_per_file: int = ROWS_PER_F
     snapshot = index.snapshot()
     written = []
     for path, blocks in _files(index, folder, "codes-{:05d}.parquet", rows_per_file):
-        with _whole(path) as temporary:
+        with whole_file(path) as temporary:
             writer = None
             for rows, codes, records in blocks:
                 table = _milvus_table(snapshot, index.header.embeddings, rows, codes, records)
@@ -158,14 +157,3 @@ def _lists(values: NDArray[Any], kind: Any) -> Any:
 def _facts(record: Record) -> str:
     """The metadata as a JSON object that the strictest reader takes."""
     return json.dumps(facts(record), ensure_ascii=False, allow_nan=False)
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A temporary path that takes the place of `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -117,16 +117,17 @@ class Triton(System):
 
 
 class HttpPeer(System):
-    """A program of this folder that listens at a port."""
+    """A Python program that listens at a port."""
 
     path = ""
     content_type = "application/octet-stream"
+    most = 1
+    """Pictures that a request may hold."""
 
-    def __init__(
-        self, name: str, embedder: Embedder, log: Path, program: str, arguments: Sequence[str]
-    ) -> None:
+    def __init__(self, name: str, embedder: Embedder, log: Path, command: Sequence[str]) -> None:
+        """`command` is the program with its arguments, but for --port."""
         super().__init__(name, embedder, log)
-        self._command = [sys.executable, str(ROOT / "bench" / program), *arguments]
+        self._command = [sys.executable, *command]
         (self._port,) = free_ports(1)
 
     def start(self) -> None:
@@ -153,10 +154,14 @@ class HttpPeer(System):
     async def calling(
         self, images: Sequence[bytes], per_request: int = 1
     ) -> AsyncIterator[Request]:
-        """Requests of one picture each; the peers take no more."""
-        if per_request != 1:
-            raise ValueError(f"{self.name} takes one picture a request")
-        bodies = itertools.cycle([self.body(image) for image in images])
+        """Requests of `per_request` pictures, taken in turn."""
+        if per_request > self.most:
+            raise ValueError(f"{self.name} takes {self.most} pictures a request at most")
+        following = itertools.cycle(images)
+        # As many as show every picture once.
+        count = -(-len(images) // per_request)
+        taken = [[next(following) for _ in range(per_request)] for _ in range(count)]
+        bodies = itertools.cycle([self.body(pictures) for pictures in taken])
         # The default connector keeps 100 connections; no limit of ours may shape the load.
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -164,7 +169,7 @@ class HttpPeer(System):
 
             async def request() -> int:
                 await self._send(session, next(bodies))
-                return 1
+                return per_request
 
             yield request
 
@@ -182,8 +187,8 @@ class HttpPeer(System):
         end(self._process, 20)
 
     @abstractmethod
-    def body(self, image: bytes) -> bytes:
-        """The request's body."""
+    def body(self, images: Sequence[bytes]) -> bytes:
+        """The body of a request with these pictures."""
 
     @abstractmethod
     def check(self, answer: bytes) -> None:
@@ -224,10 +229,13 @@ class LitServe(HttpPeer):
         arguments = ["--engine", str(embedder.repository / "embedder")]
         arguments += ["--precision", embedder.precision, "--workers", str(workers)]
         name = f"LitServe, {workers} worker{'s' if workers > 1 else ''}"
-        super().__init__(name, embedder, log, "peer_litserve.py", arguments)
+        super().__init__(
+            name, embedder, log, [str(ROOT / "bench" / "peer_litserve.py"), *arguments]
+        )
 
-    def body(self, image: bytes) -> bytes:
+    def body(self, images: Sequence[bytes]) -> bytes:
         """Base64 in JSON."""
+        (image,) = images
         return json.dumps({"image": base64.b64encode(image).decode()}).encode()
 
     def check(self, answer: bytes) -> None:
@@ -244,11 +252,12 @@ class TorchEager(HttpPeer):
     path = "/embed"
 
     def __init__(self, embedder: Embedder, log: Path) -> None:
-        arguments = ["--trunk", embedder.trunk]
-        super().__init__("FastAPI + torch fp32", embedder, log, "peer_fastapi.py", arguments)
+        command = [str(ROOT / "bench" / "peer_fastapi.py"), "--trunk", embedder.trunk]
+        super().__init__("FastAPI + torch fp32", embedder, log, command)
 
-    def body(self, image: bytes) -> bytes:
+    def body(self, images: Sequence[bytes]) -> bytes:
         """The picture itself."""
+        (image,) = images
         return image
 
     def check(self, answer: bytes) -> None:

@@ -3,13 +3,14 @@
 For what builds, lays out and measures repositories; no model.py needs it, nor protobuf.
 """
 
-import os
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Final
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
+
+from unified_embedding.whole_files import whole_file
 
 FILE: Final = "config.pbtxt"
 
@@ -41,6 +42,5 @@ def write(model: Path, config: Any, comment: str = "") -> None:
     if not comment and file.exists():
         lines = file.read_text().splitlines(keepends=True)
         comment = "".join(takewhile(lambda line: line.startswith("#"), lines))
-    partial = file.with_name(f".{FILE}-{os.getpid()}")
-    partial.write_text(comment + text(config))
-    partial.replace(file)
+    with whole_file(file) as partial:
+        partial.write_text(comment + text(config))

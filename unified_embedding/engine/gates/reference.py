@@ -15,6 +15,7 @@ from unified_embedding.errors import ImageError
 from unified_embedding.gallery import Gallery
 from unified_embedding.image import Preprocessing, load_pixels
 from unified_embedding.spec import INPUT, ONNX_FILE, OUTPUT, EmbedderSpec, digest
+from unified_embedding.whole_files import whole_file
 
 BATCH: Final = 16
 
@@ -71,8 +72,6 @@ def reference_embeddings(
         return cached
     embedding = embed(reference_runner(model), pixels, "fp32 reference")
     cache.mkdir(parents=True, exist_ok=True)
-    partial = file.with_suffix(".partial")
-    with partial.open("wb") as stream:
+    with whole_file(file) as partial, partial.open("wb") as stream:
         np.save(stream, embedding)
-    os.replace(partial, file)
     return embedding

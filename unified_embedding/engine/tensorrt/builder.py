@@ -5,7 +5,6 @@ flag. Types therefore come from the ONNX graph, and are read back from the parse
 because a build that fell back to FP32 would otherwise pass unnoticed.
 """
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,6 +17,7 @@ from rich.console import Console
 from unified_embedding.engine.tensorrt import observers as trt_observers
 from unified_embedding.errors import TrtError
 from unified_embedding.spec import FEATURES, INPUT, OUTPUT
+from unified_embedding.whole_files import whole_file
 
 
 @dataclass(frozen=True)
@@ -210,9 +210,8 @@ def _save_timing_cache(config: Any, path: Path | None) -> None:
     cache = config.get_timing_cache() if path is not None else None
     if path is None or cache is None:
         return
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(bytes(cache.serialize()))
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_bytes(bytes(cache.serialize()))
 
 
 def _parser_error(error: Any) -> str:

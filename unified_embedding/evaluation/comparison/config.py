@@ -7,6 +7,7 @@ import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unified_embedding.errors import DataError
+from unified_embedding.evaluation.config import problems_of
 from unified_embedding.evaluation.rotations import ROTATIONS
 
 Role = Literal[
@@ -140,10 +141,5 @@ def load_config(path: Path) -> CompareConfig:
     except (OSError, yaml.YAMLError) as error:
         raise DataError(f"{path} cannot be read as YAML ({error})") from error
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in entry['loc'])}: "
-            f"{entry['msg'].removeprefix('Value error, ')}"
-            for entry in error.errors(include_url=False)
-        )
-        raise DataError(f"{path}: {problems}") from None
+        raise DataError(f"{path}: {problems_of(error)}") from None
     return config.model_copy(update={"training": path.parent / config.training})

@@ -24,6 +24,7 @@ from unified_embedding.retrieval import Comparison, Interval, bootstrap_training
 from unified_embedding.spec import digest
 from unified_embedding.training import checkpoint
 from unified_embedding.training.examples import PREPARED
+from unified_embedding.whole_files import whole_file
 
 FIGURES: Final = (*MAIN.values(), (CAMERA_EXACT, "R@1"))
 """(task, metric) of everything that the page shows."""
@@ -160,10 +161,8 @@ def _save(found: Measurement, path: Path) -> None:
     for cell, samples in found.samples.items():
         arrays["|".join(cell)] = samples.values
         arrays[f"clusters|{cell.task}"] = samples.clusters
-    beside = path.with_name(f".{path.name}")
-    with beside.open("wb") as file:
+    with whole_file(path) as beside, beside.open("wb") as file:
         np.savez(file, **arrays)
-    beside.replace(path)
 
 
 def _load(path: Path) -> Mapping[Cell, Samples]:
