@@ -3,6 +3,8 @@
 import base64
 import datetime
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -296,3 +298,35 @@ def test_a_footer_whose_paths_are_not_text_costs_no_row(tmp_path: Path) -> None:
         pytest.fail("no damage made the path unreadable")
     reader = ColumnReader(pq.ParquetFile(place), 0, "image")
     assert reader.take(2).to_pylist() == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"path": PATHS, "n": [1, 2, 3]},
+        {"image": [b"a", b"b", b"c"], "n": [1, 2, 3]},
+        {"image": [{"bytes": b"a", "path": "x", "n": 1}] * 3},
+    ],
+    ids=["paths", "bytes", "structs"],
+)
+def test_a_chunk_whose_metadata_is_damaged_does_not_end_the_process(
+    columns: dict[str, Any],
+) -> None:
+    """pyarrow aborts at `RowGroupMetaData.column` of such a chunk."""
+    place = write(columns)
+    data = Path(place).read_bytes()
+    # In the schema, each leaf in turn becomes `required`: its chunk has levels that it should not.
+    optional = [at for at in range(len(data) - 3) if data[at : at + 3] == b"\x25\x02\x18"]
+    assert len(optional) >= 2
+    for at in optional:
+        Path(place).write_bytes(data[: at + 1] + b"\x00" + data[at + 2 :])
+        child = "from source_files import searched; print(len(searched('data/t.parquet')[0]))"
+        path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+        done = subprocess.run(
+            [sys.executable, "-c", child],
+            env={**os.environ, "PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "3\n"

@@ -12,6 +12,7 @@ from unified_embedding.errors import DamagedRows
 _BATCH_BYTES: Final = 4_000_000
 _MAX_BATCH_ROWS: Final = 4096
 _READ_BYTES: Final = 1 << 20
+_UNKNOWN_ROW_BYTES: Final = 100_000
 
 
 def open_parquet(place: str) -> pq.ParquetFile:
@@ -43,14 +44,6 @@ def closing_parquet(file: pq.ParquetFile) -> Iterator[None]:
         file.close(force=True)
 
 
-def _is_of(chunk: Any, column: str) -> bool:
-    try:
-        path = chunk.path_in_schema
-    except UnicodeDecodeError:  # A damaged footer. Only the estimate of a row's size needs it.
-        return True
-    return bool(path == column or path.startswith(f"{column}."))
-
-
 class ColumnReader:
     """The values of a column in order, and where the damage begins if there is some.
 
@@ -62,13 +55,11 @@ class ColumnReader:
         facts = file.metadata.row_group(group)
         self.rows: int = facts.num_rows
         self.at = 0
-        size = sum(
-            chunk.total_uncompressed_size
-            for chunk in (facts.column(number) for number in range(facts.num_columns))
-            if _is_of(chunk, column)
-        )
-        average = max(1, size // max(1, self.rows))
-        self._batch_rows = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // average))
+        # Of all columns. The size of one alone stands in its chunk's metadata, and pyarrow ends
+        # the process at `RowGroupMetaData.column` when that is damaged.
+        size = facts.total_byte_size
+        average = size // max(1, self.rows) if size > 0 else _UNKNOWN_ROW_BYTES
+        self._batch_rows = max(1, min(_MAX_BATCH_ROWS, _BATCH_BYTES // max(1, average)))
         self._batches: Any = None
         self._held: Any = None
 

@@ -238,13 +238,18 @@ def _held(there: ColumnReader, count: int) -> list[bool]:
 
 
 def _no_nulls(file: pq.ParquetFile, group: int, column: str) -> bool:
-    facts = file.metadata.row_group(group)
-    for number in range(facts.num_columns):
-        chunk = facts.column(number)
-        if chunk.path_in_schema == f"{column}.bytes":
-            known = chunk.statistics
-            return bool(known and known.has_null_count and known.null_count == 0)
-    return False
+    """Whether the statistics say that every row holds bytes."""
+    leaf = f"{column}.bytes"
+    numbers = [n for n in range(len(file.schema)) if file.schema.column(n).path == leaf]
+    if len(numbers) != 1:
+        return False
+    try:
+        # pyarrow ends the process at a damaged chunk's metadata; reading the chunk only raises.
+        ColumnReader(file, group, leaf).take(1)
+    except DamagedRows:
+        return False
+    known = file.metadata.row_group(group).column(numbers[0]).statistics
+    return bool(known and known.has_null_count and known.null_count == 0)
 
 
 def _item(

@@ -139,11 +139,9 @@ class _OpenTable:
         if inside >= start:
             return Unreadable(f"cannot be read ({why})")
         facts = self._file.metadata.row_group(group)
-        if facts.num_rows == 1:
-            size = _size(self._file, group, column)
-            # Statistics may hold the value twice more.
-            if size > 4 * limit + 65_536:
-                return too_large(size)
+        # Of all columns; statistics may hold the value twice more.
+        if facts.num_rows == 1 and facts.total_byte_size > 4 * limit + 65_536:
+            return too_large(facts.total_byte_size)
         try:
             stream = self._stream
             if (
@@ -172,11 +170,3 @@ class _OpenTable:
     def close(self) -> None:
         if self._file is not None:
             self._file.close(force=True)
-
-
-def _size(file: pq.ParquetFile, group: int, column: str) -> int:
-    facts = file.metadata.row_group(group)
-    for number in range(facts.num_columns):
-        if facts.column(number).path_in_schema in (column, f"{column}.bytes"):
-            return int(facts.column(number).total_uncompressed_size)
-    return 0
