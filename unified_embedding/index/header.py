@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ from unified_embedding.codes import code_bytes
 from unified_embedding.errors import CodeError, CodeIndexError, shown
 from unified_embedding.index.checksums import REMEDY, File
 from unified_embedding.origin import Origin
+from unified_embedding.whole_files import whole_file
 
 HEADER_FILE: Final = "header.json"
 # 2 states what each file holds. An index of format 1 is read as it is; a save brings it up to date.
@@ -103,15 +103,8 @@ class Header:
     def write(self, folder: Path) -> None:
         """Replace `folder/header.json` in one step: the save becomes visible here."""
         raw = {"format": FORMAT, **asdict(self)}
-        temporary = folder / f".{HEADER_FILE}.{os.getpid()}"
-        try:
-            with temporary.open("w") as file:
-                file.write(json.dumps({**raw, "sha256": _digest(raw)}, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / HEADER_FILE)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with whole_file(folder / HEADER_FILE, fsync=True) as temporary:
+            temporary.write_text(json.dumps({**raw, "sha256": _digest(raw)}, indent=2) + "\n")
 
     @classmethod
     def read(cls, folder: Path) -> "Header":
