@@ -1,7 +1,6 @@
 """The embedding servers behind the API: which one is asked, and whether any can be."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -202,7 +201,7 @@ class Servers:
         while rows := task.next_rows():
             server = await self._next(version, fits, task.left())
             if server is None:
-                raise _no_version(version or "", await self.infos())
+                raise _no_version(version or "", await self.infos(), to_search)
             problem = await self._send(server, task, rows, fits)
             if problem is not None:
                 last = problem
@@ -288,15 +287,17 @@ class Servers:
         there = self._servers
         if fits is not None:
             for server in there:
-                if server.info is None:
-                    with contextlib.suppress(ClientError):
+                if server.info is None and server.away_until <= time.monotonic():
+                    try:
                         await self._info(server, min(left, _PROBE_SECONDS))
+                    except ClientError as error:
+                        self._lost(server, error)
             there = [server for server in there if server.fits(fits)]
         now = time.monotonic()
 
         def worth(one: _Server) -> tuple[bool, bool, int]:
-            is_other = one.info is not None and one.info.version != version
-            return one.away_until > now, is_other and version is not None, one.in_work
+            exact = version is None or (one.info is not None and one.info.version == version)
+            return one.away_until > now, not exact, one.in_work
 
         return min(there, key=worth, default=None)
 
@@ -322,8 +323,16 @@ def _fits(version: str, to_search: bool) -> Fits:
     return may_search if to_search else same
 
 
-def _no_version(version: str, infos: Sequence[ServerInfo]) -> ApiError:
+def _no_version(version: str, infos: Sequence[ServerInfo], to_search: bool) -> ApiError:
     served = ", ".join(sorted({info.version for info in infos}))
+    if to_search:
+        return ApiError(
+            409,
+            f"the index holds codes of version {version}, and served is {served}: they cannot be "
+            "compared; serve the index's version, or back-fill the corpus with the other",
+            "version_mismatch",
+            "version",
+        )
     return ApiError(
         404,
         f"embedder version {version[:80]!r} is not served here, {served} is: their vectors must "

@@ -34,15 +34,23 @@ _GONE: Final = ".removed-"
 _log = logging.getLogger(__name__)
 
 
-def open_place(place: StrPath) -> CodeIndex:
+def open_index(place: StrPath) -> CodeIndex:
     """Open an index: the folder of one, or a folder whose active.json names one.
 
     Raises:
-        CodeIndexError: there is none, it is damaged, or it is not the one that was activated.
+        CodeIndexError: it is damaged, or is not the one that was activated; or there is none, with
+            the two commands that make one.
     """
     place = Path(place)
     followed = _followed(place)
-    return CodeIndex.open(place) if followed is None else _open_active(followed)
+    if followed is not None:
+        return _open_active(followed)
+    if not place.is_dir() or not any(place.iterdir()):
+        raise CodeIndexError(
+            f"there is no index in {place}. Make one: {program('backfill')} PICTURES "
+            f"--out out/corpus && {program('index')} build out/corpus --out {place}"
+        )
+    return CodeIndex.open(place)
 
 
 def activate(folder: StrPath) -> Active:
@@ -69,10 +77,15 @@ def remove(folder: StrPath) -> None:
 
     Raises:
         CodeIndexError: it is active, or nothing beside it is; it is no index, holds other things,
-            or is being saved.
+            or is being saved; OSError: it cannot be deleted.
     """
     folder = Path(os.path.abspath(folder))
     place = place_of(folder)
+    # Out of sight in one step. One that was killed then is finished by the same command.
+    gone = place / f"{_GONE}{folder.name}"
+    if gone.exists() and not folder.exists():
+        shutil.rmtree(gone)
+        return
     Header.read(folder)
     Active.read(place)
     with locked(folder), changing(place):
@@ -85,10 +98,10 @@ def remove(folder: StrPath) -> None:
         others = sorted(path.name for path in folder.iterdir() if not is_ours(path.name))
         if others:
             raise CodeIndexError(f"{folder} holds other things ({others[0]}); move them away")
-        # Out of sight in one step; the rest may be killed.
-        folder.rename(place / f"{_GONE}{folder.name}.{os.getpid()}")
-        for gone in place.glob(f"{_GONE}*"):
-            shutil.rmtree(gone, ignore_errors=True)
+        if gone.exists():
+            shutil.rmtree(gone)
+        folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 class Following(Generic[_T]):
@@ -100,17 +113,17 @@ class Following(Generic[_T]):
     """
 
     def __init__(self, place: StrPath, make: Callable[[CodeIndex], _T]) -> None:
-        """Open the index of a place as `open_place` does. A plain index is never opened again.
+        """Open the index of a place as `open_index` does. A plain index is never opened again.
 
         Raises:
-            CodeIndexError: as `open_place`.
+            CodeIndexError: as `open_index`.
         """
         self._place = _followed(Path(place))
         self._make = make
         self._opening = threading.Lock()
         self._not_before = 0.0
         self._seen = self._stamp()
-        self._made = make(open_place(place))
+        self._made = make(open_index(place))
 
     def now(self) -> _T:
         """What is made of the index that is active now."""

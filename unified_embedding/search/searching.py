@@ -5,12 +5,10 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from unified_embedding.checkout import program
 from unified_embedding.client import Connection, EmbedderClient, Retry, ServerInfo
-from unified_embedding.errors import ClientError, CodeIndexError, VersionMismatch
+from unified_embedding.errors import ClientError, VersionMismatch
 from unified_embedding.index import CodeIndex, Origin
-from unified_embedding.index.active import ACTIVE_FILE
-from unified_embedding.index.following import open_place
+from unified_embedding.index.following import open_index as open_index
 from unified_embedding.search.pictures import Pictures
 
 DEFAULT_INDEX: Final = Path("out/index")
@@ -57,23 +55,6 @@ def measure_engine(
     if answer.embedded.code is None or not names:
         return None
     return index.compare_engine(origin, names, answer.embedded.code)
-
-
-def open_index(folder: Path) -> CodeIndex:
-    """Open an index, or that which an active.json names; see `open_place`.
-
-    Raises:
-        CodeIndexError: as `open_place`; where nothing is, with the two commands that make one.
-    """
-    try:
-        return open_place(folder)
-    except CodeIndexError as error:
-        if folder.name == ACTIVE_FILE or (folder.is_dir() and any(folder.iterdir())):
-            raise
-        raise CodeIndexError(
-            f"there is no index in {folder}. Make one: {program('backfill')} PICTURES "
-            f"--out out/corpus && {program('index')} build out/corpus --out {folder}"
-        ) from error
 
 
 @contextmanager

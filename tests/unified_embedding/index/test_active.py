@@ -17,7 +17,7 @@ from kill_steps import BLUE, DIM, GREEN, STEPS, add, batch, codes
 from unified_embedding.errors import CodeIndexError, IndexMismatch
 from unified_embedding.index import CodeIndex, Origin
 from unified_embedding.index.active import ACTIVE_FILE, Active
-from unified_embedding.index.following import Following, activate, open_place, remove
+from unified_embedding.index.following import Following, activate, open_index, remove
 
 HANG = 300
 
@@ -69,7 +69,7 @@ def test_the_file_says_version_index_and_sha256_and_stays_in_step_with_additions
         said = json.loads((live / ACTIVE_FILE).read_text())
         header = (live / said["index"] / "header.json").read_bytes()
         assert said == {
-            "version": open_place(live).header.origin.version,
+            "version": open_index(live).header.origin.version,
             "index": said["index"],
             "sha256": hashlib.sha256(header).hexdigest(),
         }
@@ -140,7 +140,7 @@ def test_what_is_not_the_active_index_is_refused_and_the_old_one_searched_on(
     assert callable(damage)
     damage(live)
     with pytest.raises(CodeIndexError, match=sentence):
-        open_place(live)
+        open_index(live)
     with pytest.raises(CodeIndexError, match=sentence):
         Following(live, lambda index: index)
     assert following.now().header.origin == BLUE
@@ -158,7 +158,7 @@ def edit(live: Path, **values: str) -> None:
 def test_codes_of_another_version_never_come_into_the_active_folder(live: Path) -> None:
     with pytest.raises(CodeIndexError, match="must not be mixed"):
         CodeIndex.build(live / "blue", [batch(GREEN, 0, 40)], GREEN, DIM)
-    assert open_place(live).header.origin == BLUE
+    assert open_index(live).header.origin == BLUE
     assert len(CodeIndex.build(live / "green", [batch(GREEN, 0, 40)], GREEN, DIM)) == 40
 
 
@@ -188,7 +188,7 @@ def test_activate_takes_whole_indexes_in_the_folder_only(live: Path) -> None:
     codes_file.write_bytes(b"x" + codes_file.read_bytes()[1:])
     with pytest.raises(CodeIndexError, match=r"codes\.u8"):
         activate(live / "green")
-    assert open_place(live).header.origin == BLUE
+    assert open_index(live).header.origin == BLUE
 
 
 def test_only_a_declared_pair_is_searched_and_only_one_way(live: Path) -> None:
