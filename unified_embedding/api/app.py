@@ -124,12 +124,14 @@ class Api:
         ]
         if index is not None:
             # FAISS and pyarrow are needed for this route alone.
-            from unified_embedding.api.search import Search
-            from unified_embedding.search.searching import open_index
+            from unified_embedding.api.search import Current, Search
+            from unified_embedding.index.following import Following
 
-            found = open_index(Path(index))
-            search = Search(found, self.servers, self.bodies, self.gate, settings.timeout)
-            routes.append(search.route)
+            following = Following(
+                Path(index),
+                lambda found: Search(found, self.servers, self.bodies, self.gate, settings.timeout),
+            )
+            routes.append(Current(following).route)
         self._searches = index is not None
         door = Middleware(_Door, keys=Keys(settings.keys) if settings.keys else None)
         cors = Middleware(

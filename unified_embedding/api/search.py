@@ -19,19 +19,32 @@ from unified_embedding.api.wire import MAX_K, SearchRequest, parse, wanted_versi
 from unified_embedding.codes import pack
 from unified_embedding.errors import IndexMismatch, shown
 from unified_embedding.index import CodeIndex, Origin, facts
+from unified_embedding.index.following import Following
 
 _FORM: Final = "send exactly one of image, id, code (base64) and embedding"
 
 
+class Current:
+    """The route over whichever index is active; a request stays with the one it began with."""
+
+    def __init__(self, following: "Following[Search]") -> None:
+        self._following = following
+        self.route = Route("/v1/search", self.search, methods=["POST"])
+
+    async def search(self, request: Request) -> Response:
+        """Find the rows whose codes differ least from the query's."""
+        search = await anyio.to_thread.run_sync(self._following.now)
+        return await search.search(request)
+
+
 class Search:
-    """The route over one index."""
+    """Searches of one index."""
 
     def __init__(
         self, index: CodeIndex, servers: Servers, bodies: Bodies, gate: Gate, timeout: float
     ) -> None:
         self._index, self._servers, self._bodies = index, servers, bodies
         self._gate, self._timeout = gate, timeout
-        self.route = Route("/v1/search", self.search, methods=["POST"])
 
     async def search(self, request: Request) -> Response:
         """Find the rows whose codes differ least from the query's."""
@@ -55,7 +68,7 @@ class Search:
             )
             hits = await anyio.to_thread.run_sync(lambda: matches.hits(0))
         except IndexMismatch as error:
-            if origin.version != home.version:
+            if not origin.may_search(home.version):
                 raise _other(origin.version, home.version) from error
             raise ApiError(400, str(error), "invalid_value") from error
         data = [
@@ -110,7 +123,14 @@ class Search:
         visit = request.state.visit
         visit.pictures, visit.bytes = 1, len(picture.data)
         with self._gate.admit(1):
-            found = await self._servers.embed([picture.data], [picture.crop], ("code",), timeout)
+            found = await self._servers.embed(
+                [picture.data],
+                [picture.crop],
+                ("code",),
+                timeout,
+                self._index.header.origin.version,
+                to_search=True,
+            )
         if found.errors:
             raise of_client(found.errors[0], "image")
         visit.version = found.embedded.version

@@ -37,7 +37,6 @@ from unified_embedding.client import (
     StageStatistics,
 )
 from unified_embedding.errors import ClientError, ServerError
-from unified_embedding.names import DEFAULT
 
 # Calls at once, more than a model has processes as delivered: one of them meets a dead one. One
 # after another, every fourth call did.
@@ -76,7 +75,7 @@ def main(
         int, typer.Option(min=1, help="how many calls to time, after a first one")
     ] = 10,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 10.0,
-    model_name: ModelName = DEFAULT.ensemble,
+    model_name: ModelName = "",
     *,
     connection: Connection,
 ) -> None:
