@@ -32,18 +32,13 @@ help: ## list the targets
 	@touch $@
 
 .venv/.stamp-search: .venv/.stamp-serving
-	@echo "installing index and page into .venv (0.1 GB, once)"
-	@$(PIP) --editable '.[$(SERVING_EXTRAS),search]'
-	@touch $@
-
-.venv/.stamp-api: .venv/.stamp-serving
-	@echo "installing what the HTTP API needs into .venv (once)"
-	@$(PIP) --editable '.[$(SERVING_EXTRAS),api]'
+	@echo "installing index, page and HTTP API into .venv (0.1 GB, once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,api]'
 	@touch $@
 
 .venv/.stamp-peers: .venv/.stamp-search
 	@echo "installing what the benchmarks compare with into .venv (0.4 GB, once)"
-	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,api,peers]'
 	@touch $@
 
 .venv/.stamp-train: .venv/.stamp-serving
@@ -57,7 +52,7 @@ help: ## list the targets
 	@touch $@
 
 env: .venv/.stamp-serving ## the environment for building and serving (no torch)
-search-env: .venv/.stamp-search ## the environment for back-fill, index and search page
+search-env: .venv/.stamp-search ## the environment for back-fill, index, HTTP API and search page
 train-env: .venv/.stamp-train ## the environment for training and exporting (torch)
 
 wheel: .venv/.stamp-python ## dist/unified_embedding-*.whl, for machines without a checkout
@@ -82,7 +77,7 @@ demo: engine ## serve the demo gallery, search it by float and by code, draw a c
 page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
 	@$(PY) clients/page.py --demo
 
-api: engine .venv/.stamp-api ## the HTTP API with a server behind it, at http://127.0.0.1:8088/v1
+api: engine .venv/.stamp-search ## the HTTP API with a server behind it, at http://127.0.0.1:8088/v1
 	@$(PY) -m unified_embedding.cli api --demo
 
 load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= USERS= SLO_P99_MS= DURATION= FULL=1
@@ -100,7 +95,7 @@ soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DUR
 bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
-bench-api: engine .venv/.stamp-peers .venv/.stamp-api ## the HTTP API beside gRPC, the same server behind both (3 min)
+bench-api: engine .venv/.stamp-peers ## the HTTP API beside gRPC, the same server behind both (3 min)
 	@$(PY) bench/api_bench.py
 
 tune: engine ## find the fastest Triton settings for the engine on this machine, and install them (10 min): TUNING= FULL=1

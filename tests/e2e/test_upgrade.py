@@ -37,6 +37,7 @@ pytest.importorskip("msgspec", reason="the extra `api` is not installed")
 import forked_programs
 import tiny_embedder as tiny
 from drills import PATIENCE, SERVED_S, end, until
+from object_store import object_store
 from programs import run_program
 from triton_calls import infer
 
@@ -375,7 +376,12 @@ class Drill:
             assert not self.searchers.wrong, self.searchers.wrong
 
 
-def follow(drill: Drill, truth: Truth, kill: Callable[[str], bool]) -> Searchers:
+def follow(
+    drill: Drill,
+    truth: Truth,
+    kill: Callable[[str], bool],
+    last: Callable[[Searchers], None] = lambda searchers: None,
+) -> Searchers:
     """Type the page from top to bottom; people search from the first activation on."""
     blue, green = truth.versions["blue"], truth.versions["green"]
     lines = typed(drill.root)
@@ -396,13 +402,8 @@ def follow(drill: Drill, truth: Truth, kill: Callable[[str], bool]) -> Searchers
             assert refused.status == 2
             assert "is active and stays" in refused.output
             program_follows(drill, truth)
-            if drill.remote:
-                lose_triton_and_api(drill, truth, port)
+            last(searchers)
     return searchers
-
-
-def lose_triton_and_api(drill: Drill, truth: Truth, port: int) -> None:
-    """What dies comes back to the index that is active."""
 
 
 def program_follows(drill: Drill, truth: Truth) -> None:
@@ -453,3 +454,32 @@ def test_the_page_is_followed_while_people_search(
     check(searchers, truth)
     assert searchers.told_to_repeat == 0
     assert drill.killed == 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("RUN_SLOW") != "1", reason="takes minutes: RUN_SLOW=1")
+def test_every_command_is_killed_in_the_middle_and_repeated_over_an_object_store(
+    root: Path, pictures: Path, served: Served, truth: Truth, tmp_path: Path
+) -> None:
+    server, green = served.server, truth.versions["green"]
+
+    def lose_triton(searchers: Searchers) -> None:
+        """Its launcher starts it again; meanwhile the roles change twice more."""
+        build = ["index", "build", drill.where("out/corpus-blue"), "--out", "out/live/blue"]
+        assert drill.programs.run([word.strip("'") for word in build]).status == 0
+        os.kill(server.server_pid, signal.SIGKILL)
+        for colour in ("blue", "green"):
+            drill.type(f"unified-embedding index activate out/live/{colour}", kill=True)
+        searchers.more(green, 10)
+
+    with (
+        object_store() as (options, _),
+        drilling(root, pictures, served, tmp_path, options) as drill,
+    ):
+        searchers = follow(drill, truth, lambda line: True, lose_triton)
+        check(searchers, truth)
+        assert drill.killed == 18
+        # A process that is started anew searches what is active.
+        with api(root, drill.folder, drill.url) as port:
+            for query in truth.queries:
+                assert Searchers(port, truth).ask(query) == (green, "")

@@ -48,6 +48,7 @@ Fits = Callable[[Origin], bool]
 class _Server:
     client: AsyncEmbedderClient
     info: ServerInfo | None = None
+    version: str = ""
     in_work: int = 0
     embedded_at: float = float("-inf")
     away_until: float = 0.0
@@ -241,6 +242,7 @@ class Servers:
         problem = task.note(rows, found)
         if found.rows:
             server.met, server.embedded_at = True, time.monotonic()
+            server.version = found.embedded.version
             if server.info is not None and server.info.version != found.embedded.version:
                 server.info = None
         return None if problem is None else self._lost(server, problem)
@@ -287,11 +289,8 @@ class Servers:
         there = self._servers
         if fits is not None:
             for server in there:
-                if server.info is None and server.away_until <= time.monotonic():
-                    try:
-                        await self._info(server, min(left, _PROBE_SECONDS))
-                    except ClientError as error:
-                        self._lost(server, error)
+                if server.info is None:
+                    await self._meet(server, min(left, _PROBE_SECONDS))
             there = [server for server in there if server.fits(fits)]
         now = time.monotonic()
 
@@ -301,9 +300,24 @@ class Servers:
 
         return min(there, key=worth, default=None)
 
+    async def serves(self, version: str) -> bool:
+        """Whether one of the servers is of a version, as far as they could be asked."""
+        for server in self._servers:
+            if not server.version:
+                await self._meet(server, _PROBE_SECONDS)
+        return any(server.version == version for server in self._servers)
+
+    async def _meet(self, server: _Server, timeout: float) -> None:
+        """Ask a server that is not resting what it serves."""
+        if server.away_until <= time.monotonic():
+            try:
+                await self._info(server, timeout)
+            except ClientError as error:
+                self._lost(server, error)
+
     async def _info(self, server: _Server, timeout: float) -> ServerInfo:
         server.info = await server.client.info(timeout=timeout)
-        server.met = True
+        server.met, server.version = True, server.info.version
         return server.info
 
     def _lost(self, server: _Server, error: ClientError) -> ClientError:

@@ -36,6 +36,23 @@ ModelName = Annotated[
         show_default=DEFAULT.ensemble,
     ),
 ]
+HostNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--host-name",
+        help="name or address by which it is visited, say behind a proxy; repeat it",
+        show_default=False,
+    ),
+]
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--root",
+        help="folder whose pictures may be shown; by default those that the corpus was made from; "
+        "repeat it",
+        show_default=False,
+    ),
+]
 
 _PANEL: Final = "Connection"
 _OPTIONS: Final[dict[str, tuple[Any, Any]]] = {

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from unified_embedding import Box
-from unified_embedding.cli.options import Urls, connecting, read_picture
+from unified_embedding.cli.options import Roots, Urls, connecting, read_picture
 from unified_embedding.client import DEFAULT_URL, Connection, EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import decode, parse_crops
@@ -101,14 +101,7 @@ def main(
         ),
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="write a contact sheet, .png")] = None,
-    root: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="folder whose pictures are read; by default those that the corpus was made from; "
-            "repeat it",
-            show_default=False,
-        ),
-    ] = None,
+    root: Roots = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
     url: Urls = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 30.0,

@@ -112,14 +112,21 @@ class Following(Generic[_T]):
     stays usable to the end of a request, even if its index is removed meanwhile.
     """
 
-    def __init__(self, place: StrPath, make: Callable[[CodeIndex], _T]) -> None:
+    def __init__(
+        self,
+        place: StrPath,
+        make: Callable[[CodeIndex], _T],
+        replaced: Callable[[_T], None] = lambda old: None,
+    ) -> None:
         """Open the index of a place as `open_index` does. A plain index is never opened again.
+
+        `replaced` is told what has been made of an index that is active no longer.
 
         Raises:
             CodeIndexError: as `open_index`.
         """
         self._place = _followed(Path(place))
-        self._make = make
+        self._make, self._replaced = make, replaced
         self._opening = threading.Lock()
         self._not_before = 0.0
         self._seen = self._stamp()
@@ -132,8 +139,9 @@ class Following(Generic[_T]):
         if due and self._place is not None and self._opening.acquire(blocking=False):
             try:
                 if stamp != self._seen:  # Another thread may have opened it since.
-                    self._made = self._make(_open_active(self._place))
+                    old, self._made = self._made, self._make(_open_active(self._place))
                     self._seen = stamp
+                    self._replaced(old)
             except CodeIndexError as error:
                 self._not_before = time.monotonic() + _RETRY_SECONDS
                 _log.error("the index that was active is searched on: %s", error)

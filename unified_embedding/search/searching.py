@@ -5,7 +5,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from unified_embedding.client import Connection, EmbedderClient, Retry, ServerInfo
+from unified_embedding.client import Connection, EmbeddedEach, EmbedderClient, Retry, ServerInfo
 from unified_embedding.errors import ClientError, VersionMismatch
 from unified_embedding.index import CodeIndex, Origin
 from unified_embedding.index.following import open_index as open_index
@@ -24,7 +24,7 @@ def title(name: str, said: dict[str, Any]) -> str:
     return name.rpartition("/")[2]
 
 
-def pictures_of(index: CodeIndex, roots: list[Path] | None) -> Pictures:
+def pictures_of(index: CodeIndex, roots: Sequence[Path] | None) -> Pictures:
     """Reads the pictures of an index below `roots`, or where its corpus was made from."""
     return Pictures(roots or index.header.roots)
 
@@ -46,15 +46,25 @@ def measure_engine(
     origin = origin_of(server)
     if origin == index.header.origin or origin.version != index.header.origin.version:
         return None
-    rows = [(row.id, pictures.read(row.metadata)) for row in index.sample(SAMPLE)]
-    there = [(name, data) for name, data in rows if data is not None]
+    there = sampled(index, pictures)
     if not there:
         return None
-    answer = client.embed_each([data for _, data in there], outputs=("code",))
-    names = [there[row][0] for row in answer.rows]
-    if answer.embedded.code is None or not names:
+    answer = client.embed_each(list(there.values()), outputs=("code",))
+    return note_engine(index, answer, list(there))
+
+
+def sampled(index: CodeIndex, pictures: Pictures) -> dict[str, bytes]:
+    """Some pictures of the index that can be read here, by their ids."""
+    rows = ((row.id, pictures.read(row.metadata)) for row in index.sample(SAMPLE))
+    return {name: data for name, data in rows if data is not None}
+
+
+def note_engine(index: CodeIndex, answer: EmbeddedEach, names: Sequence[str]) -> float | None:
+    """The share of bits in which the codes of `names` differ from the index's; remembered there."""
+    there = [names[row] for row in answer.rows]
+    if answer.embedded.code is None or not there:
         return None
-    return index.compare_engine(origin, names, answer.embedded.code)
+    return index.compare_engine(answer.embedded.origin, there, answer.embedded.code)
 
 
 @contextmanager
