@@ -33,7 +33,7 @@ from unified_embedding.errors import (
     shown,
 )
 from unified_embedding.names import Names
-from unified_embedding.spec import ENGINE_KEY, VERSION_KEY
+from unified_embedding.spec import COMPATIBLE_KEY, ENGINE_KEY, VERSION_KEY
 
 try:
     import grpc
@@ -138,9 +138,9 @@ def server_info(names: Names, server: Any, ensemble: Any, embedder: Any) -> Serv
         ServerError: the models are not those of this project.
     """
     config = embedder.config
-    version, engine = (
+    version, engine, compatible = (
         config.parameters[key].string_value if key in config.parameters else ""
-        for key in (VERSION_KEY, ENGINE_KEY)
+        for key in (VERSION_KEY, ENGINE_KEY, COMPATIBLE_KEY)
     )
     inputs = [list(tensor.dims) for tensor in config.input]
     outputs = {tensor.name: list(tensor.dims) for tensor in config.output}
@@ -158,6 +158,7 @@ def server_info(names: Names, server: Any, ensemble: Any, embedder: Any) -> Serv
         input_size=inputs[0][0],
         max_batch_size=max(1, ensemble.config.max_batch_size),
         triton=server.version,
+        compatible_with=tuple(compatible.split()),
     )
 
 
