@@ -381,9 +381,10 @@ def test_only_gateway_and_prometheus_reach_the_server_and_it_reaches_nobody(root
     policy = kind(of(root, "as delivered"), "NetworkPolicy")["spec"]
     assert policy["egress"] == []
     assert policy["policyTypes"] == ["Ingress", "Egress"]
-    ports = {rule["ports"][0]["port"]: rule["from"] for rule in policy["ingress"]}
-    assert set(ports) == {8001, 8002}
-    assert all(peer for peers in ports.values() for peer in peers)
+    callers, prometheus = policy["ingress"]
+    assert {port["port"] for port in callers["ports"]} == {8001, 8000}
+    assert [port["port"] for port in prometheus["ports"]] == [8002]
+    assert all(peer for rule in policy["ingress"] for peer in rule["from"])
 
 
 def test_the_service_shows_every_pod_to_a_gateway(root: Path) -> None:
@@ -396,9 +397,21 @@ def test_the_service_shows_every_pod_to_a_gateway(root: Path) -> None:
         "http": 8000,
         "metrics": 8002,
     }
-    assert (
-        kind(of(root, "autoscaled"), "ServiceMonitor")["spec"]["endpoints"][0]["port"] == "metrics"
-    )
+
+
+def test_each_release_is_a_job_of_its_own_in_prometheus(root: Path) -> None:
+    """Else the alert on mixed versions would take blue and green for one release."""
+    values = values_of(root, "autoscaled")
+    jobs = set()
+    for name in ("blue", "green"):
+        (endpoint,) = kind(rendered(root, values, name), "ServiceMonitor")["spec"]["endpoints"]
+        assert endpoint["port"] == "metrics"
+        (job,) = endpoint["relabelings"]
+        assert job["targetLabel"] == "job"
+        # As the rules select it.
+        assert "unified-embedding" in job["replacement"]
+        jobs.add(job["replacement"])
+    assert len(jobs) == 2
 
 
 def test_the_engine_is_built_once_for_each_image_model_and_kind_of_node(root: Path) -> None:
