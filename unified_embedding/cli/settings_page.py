@@ -202,6 +202,7 @@ SERVER_FLAGS: Final = (
         "operator key",
         "what asks for a key ([serving.md](serving.md#flags)); yours replace ours",
     ),
+    ("`unified-embedding api` --host, --port", "127.0.0.1, 8088", "where the HTTP API listens"),
     ("`clients/page.py` --host, --port", "127.0.0.1, 8080", "where the search page listens"),
     ("`locust` --web-host, --web-port", "see `--help`, 8089", "where Locust's page listens"),
 )

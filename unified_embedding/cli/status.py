@@ -37,7 +37,6 @@ from unified_embedding.client import (
     StageStatistics,
 )
 from unified_embedding.errors import ClientError, Overloaded, ServerError
-from unified_embedding.names import DEFAULT
 
 # Calls at once, more than a model has processes as delivered: one of them meets a dead one. One
 # after another, every fourth call did.
@@ -84,7 +83,7 @@ def main(
         ),
     ] = False,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 10.0,
-    model_name: ModelName = DEFAULT.ensemble,
+    model_name: ModelName = "",
     *,
     connection: Connection,
 ) -> None:
