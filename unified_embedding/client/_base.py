@@ -79,7 +79,7 @@ class BaseClient(ABC):
                 the asyncio client grpc.aio.UnaryUnaryClientInterceptor.
             send_deadline: tell the server by when an answer is needed, so that it drops in
                 time what it cannot answer in time. Needs clocks that differ by much less than
-                the timeout; switch it off for a client whose clock nobody sets.
+                the timeout; switch it off for a client with an unsynchronised clock.
             model: name of the model to ask, where the server has several embedders; by default
                 that of the url, else "unified_embedding".
         """

@@ -75,6 +75,8 @@ _NOT_GRPC: Final = re.compile(
 )
 # What Triton says of a model that it has not loaded yet, or unloads before it stops.
 _NOT_READY: Final = re.compile("unknown model|no available versions|not ready|not at ready state")
+# What gRPC, or a gateway, says of a message over its limit.
+_TOO_LARGE: Final = re.compile("larger than")
 _DEAD_STUB: Final = re.compile("[Ss]tub process .*is not healthy", re.DOTALL)
 # What a model's breaking process costs the step after it. Only Triton itself sends steps their
 # inputs; of a caller's own mistake it does not say "in ensemble".
@@ -199,6 +201,10 @@ def client_error(error: Any, url: str, was_well: bool, advice: str) -> ClientErr
         return RequestRejected(named[2], int(named[1]))
     if code == grpc.StatusCode.CANCELLED:
         return Overloaded(f"{url} is overloaded or was asked too late: {details}")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE.search(details):
+        return RequestRejected(details)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Overloaded(f"{url} takes no more calls now: {details}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{url} did not answer in time: {details}{advice}")
     if code == grpc.StatusCode.UNAVAILABLE and _BROKEN.search(details):

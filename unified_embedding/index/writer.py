@@ -1,7 +1,6 @@
 """Write one generation of an index; nothing of it is visible before its header is."""
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -30,6 +29,7 @@ from unified_embedding.index.segments import (
     ORDER,
     Base,
 )
+from unified_embedding.whole_files import sync
 
 Progress = Callable[[str, int], None]
 """Called with the step's name and the rows done so far."""
@@ -121,10 +121,10 @@ class Writer:
             header = replace(header, files=files)
             base = self._read_back(header)
             for name in names:
-                _sync(self._path(name))
+                sync(self._path(name))
             put_header(self._folder, header)
             self._committed = True
-            _sync(self._folder)
+            sync(self._folder)
         keep = {HEADER_FILE, *(self._path(name).name for name in names)}
         _remove_others(self._folder, keep)
         return header, base
@@ -212,11 +212,3 @@ def _remove_others(folder: Path, keep: set[str]) -> None:
             # The save is done; what cannot be removed now goes with the next one.
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
