@@ -53,7 +53,7 @@ from unified_embedding.errors import ClientError, ImageError, SettingsError
 from unified_embedding.image import Box, Limits, parse_crops
 
 if TYPE_CHECKING:
-    from unified_embedding.api.search import Search
+    from unified_embedding.api.search import Current
     from unified_embedding.index import CodeIndex
 
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
@@ -134,7 +134,7 @@ class Api:
         self.bodies = Bodies(settings.bodies)
         self.gate = Gate(settings.pictures_in_work)
         self.draining = False
-        self.search: Search | None = None
+        self.search: Current | None = None
         routes = [
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/models", self.models),
@@ -173,24 +173,30 @@ class Api:
             middleware=middleware,
         )
 
-    def _searching(self, index: "str | os.PathLike[str] | CodeIndex") -> "Search":
+    def _searching(self, index: "str | os.PathLike[str] | CodeIndex") -> "Current":
         # FAISS and pyarrow are needed for these routes alone.
-        from unified_embedding.api.search import Search
+        from unified_embedding.api.search import Current, Search
         from unified_embedding.index import CodeIndex, RecallMonitor
-        from unified_embedding.search.searching import open_index, pictures_of
+        from unified_embedding.index.following import Following
+        from unified_embedding.search.searching import pictures_of
 
-        found = index if isinstance(index, CodeIndex) else open_index(Path(index))
-        if found.header.settings.kind != "flat" and found.monitor is None:
-            found.monitor = RecallMonitor()
-        return Search(
-            found,
-            pictures_of(found, self.settings.roots),
-            self.servers,
-            self.bodies,
-            self.gate,
-            self.settings.timeout,
-            self.settings.page,
-        )
+        def searches(found: CodeIndex) -> Search:
+            if found.header.settings.kind != "flat" and found.monitor is None:
+                found.monitor = RecallMonitor()
+            return Search(
+                found,
+                pictures_of(found, self.settings.roots),
+                self.servers,
+                self.bodies,
+                self.gate,
+                self.settings.timeout,
+                self.settings.page,
+            )
+
+        if isinstance(index, CodeIndex):
+            only = searches(index)
+            return Current(lambda: only)
+        return Current(Following(index, searches, lambda old: old.close()).now)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: its id, its trace, its line in the log."""
@@ -259,7 +265,7 @@ class Api:
     ) -> Response:
         visit: Visit = request.state.visit
         visit.pictures, visit.bytes = len(pictures), sum(len(one.data) for one in pictures)
-        version = wanted_version(wanted.model)
+        version = wanted_version(wanted.model) or await self._usual_version()
         visit.mark("parse")
         with self.gate.admit(len(pictures)):
             found = await self.servers.embed(
@@ -295,6 +301,16 @@ class Api:
         if wanted.partial:
             said["errors"] = [problem.images[0] for problem in problems]
         return _json(said)
+
+    async def _usual_version(self) -> str | None:
+        """The version of vectors when none is asked for: what is searched, if it is served.
+
+        So that callers who store them, or search with them, do not get both of two versions.
+        """
+        if self.search is None:
+            return None
+        version = (await self.search.now()).index.header.origin.version
+        return version if await self.servers.serves(version) else None
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -346,8 +362,8 @@ class Api:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
         await self.servers.close()
-        if self.search is not None and self.search.index.monitor is not None:
-            self.search.index.monitor.close()
+        if self.search is not None:
+            self.search.get().close()
 
 
 class _Door:

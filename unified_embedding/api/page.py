@@ -19,9 +19,10 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from unified_embedding.api.problems import ApiError
-from unified_embedding.api.search import PICTURE_PATH, Search
+from unified_embedding.api.search import PICTURE_PATH, Current
 from unified_embedding.errors import ImageError
 from unified_embedding.image import decode
+from unified_embedding.search.pictures import Pictures
 
 _ASSETS: Final = Path(__file__).resolve().parent / "page_assets"
 _FILES: Final = {
@@ -42,10 +43,10 @@ _SECURITY: Final = {
 
 
 class Page:
-    """The page's own routes over what a `Search` searches."""
+    """The page's own routes over the index that is active."""
 
-    def __init__(self, search: Search) -> None:
-        self._search = search
+    def __init__(self, current: Current) -> None:
+        self._current = current
         self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
         self.routes = [Route(path, _file(name, kind)) for path, (name, kind) in _FILES.items()]
         self.routes += [Route(PICTURE_PATH, self.picture), Route("/examples", self.examples)]
@@ -55,8 +56,9 @@ class Page:
         name = request.query_params.get("id", "")
         data = self._thumbnails.get(name)
         if data is None:
-            metadata = self._search.row(name).metadata
-            data = await anyio.to_thread.run_sync(self._thumbnail, metadata)
+            search = await self._current.now()
+            metadata = search.row(name).metadata
+            data = await anyio.to_thread.run_sync(_thumbnail, search.pictures, metadata)
             if data is None:
                 raise ApiError(
                     404, "this picture is not on this machine, or not shown", "not_found", "id"
@@ -69,22 +71,24 @@ class Page:
 
     async def examples(self, request: Request) -> Response:
         """Rows spread over the index."""
-        rows = [self._search.told(row) for row in self._search.index.sample(_EXAMPLES)]
+        search = await self._current.now()
+        rows = [search.told(row) for row in search.index.sample(_EXAMPLES)]
         body = msgspec.json.encode({"object": "list", "data": rows})
         return Response(body, media_type="application/json", headers=_SECURITY)
 
-    def _thumbnail(self, metadata: dict[str, Any]) -> bytes | None:
-        data = self._search.pictures.read(metadata)
-        if data is None:
-            return None
-        try:
-            image = decode(data, side=("longer", _THUMBNAIL))
-        except ImageError:
-            return None
-        image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        file = io.BytesIO()
-        image.save(file, "WEBP", quality=82)
-        return file.getvalue()
+
+def _thumbnail(pictures: Pictures, metadata: dict[str, Any]) -> bytes | None:
+    data = pictures.read(metadata)
+    if data is None:
+        return None
+    try:
+        image = decode(data, side=("longer", _THUMBNAIL))
+    except ImageError:
+        return None
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=82)
+    return file.getvalue()
 
 
 def _file(name: str, kind: str) -> Any:

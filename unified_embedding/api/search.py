@@ -3,8 +3,8 @@
 `GET /v1/index` says what is searched.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -25,7 +25,7 @@ from unified_embedding.api.servers import Servers
 from unified_embedding.api.wire import MAX_K, SearchRequest, parse, wanted_version
 from unified_embedding.codes import pack
 from unified_embedding.errors import CodeIndexError, IndexMismatch, shown
-from unified_embedding.index import CodeIndex, Hit, Matches, Stored, facts
+from unified_embedding.index import CodeIndex, Hit, Matches, Origin, Stored, facts
 from unified_embedding.search.groups import Group, grouped
 from unified_embedding.search.pictures import Pictures
 from unified_embedding.search.searching import note_engine, sampled, title
@@ -50,12 +50,39 @@ class _Query:
 
     code: NDArray[np.uint8]
     embedding: NDArray[np.float32] | None
-    engine: str
+    origin: Origin
     row: Stored | None = None
 
 
+class Current:
+    """The routes over whichever index is active; a request stays with the one it began with.
+
+    Attributes:
+        get: that one's searches; may open an index.
+    """
+
+    def __init__(self, get: "Callable[[], Search]") -> None:
+        self.get = get
+        self.routes = [
+            Route("/v1/search", self.search, methods=["POST"]),
+            Route("/v1/index", self.about),
+        ]
+
+    async def now(self) -> "Search":
+        """What `get` gives, without holding up other requests."""
+        return await anyio.to_thread.run_sync(self.get)
+
+    async def search(self, request: Request) -> Response:
+        """`POST /v1/search`."""
+        return await (await self.now()).search(request)
+
+    async def about(self, request: Request) -> Response:
+        """`GET /v1/index`."""
+        return await (await self.now()).about(request)
+
+
 class Search:
-    """The routes over one index.
+    """Searches of one index.
 
     Attributes:
         index: what is searched.
@@ -79,10 +106,6 @@ class Search:
         self._chance = index.chance()
         self._names = sorted({name for row in index.sample(1) for name in facts(row.metadata)})
         self._compared: set[str] = set()
-        self.routes = [
-            Route("/v1/search", self.search, methods=["POST"]),
-            Route("/v1/index", self.about),
-        ]
 
     async def search(self, request: Request) -> Response:
         """Find the rows nearest to the query."""
@@ -103,7 +126,7 @@ class Search:
                 raise _other(pinned, home.version)
             query = await self._query(request, wanted, timeout)
             visit.mark("query")
-        warning = await self._warning(query.engine)
+        warning = await self._warning(query.origin)
         data = await anyio.to_thread.run_sync(self._found, wanted, query)
         visit.mark("search")
         asked: Json = {"code": query.code.tobytes()}
@@ -141,6 +164,11 @@ class Search:
                 said["recall"] = vars(recall)
         return Response(msgspec.json.encode(said), media_type="application/json")
 
+    def close(self) -> None:
+        """End what goes on beside searches; searches under way are not disturbed."""
+        if self.index.monitor is not None:
+            self.index.monitor.close()
+
     def told(self, row: Stored | Hit) -> Json:
         """A row as it is told: id, title, metadata, and its picture's address if it is shown."""
         metadata = facts(row.metadata)
@@ -167,9 +195,9 @@ class Search:
 
     def _matches(self, wanted: SearchRequest, query: _Query, k: int) -> Matches:
         # Of another engine we warn ourselves.
-        home, where = self.index.header.origin, wanted.where
+        origin, where = replace(query.origin, engine=self.index.header.origin.engine), wanted.where
         if wanted.order == "code":
-            return self.index.search(query.code, home, k=k, where=where)
+            return self.index.search(query.code, origin, k=k, where=where)
         if query.embedding is None:
             raise ApiError(
                 400, f"order {wanted.order} needs the query's embedding"
@@ -178,7 +206,7 @@ class Search:
             )  # fmt: skip
         if wanted.order == "asymmetric":
             return self.index.search(
-                query.code, home, k=k, where=where,
+                query.code, origin, k=k, where=where,
                 embedding=query.embedding, rerank="asymmetric",
             )  # fmt: skip
         if not self.index.header.embeddings:
@@ -191,7 +219,7 @@ class Search:
                 400, f"comparing {len(self.index):,} embeddings would take too long; at most "
                 f"{FLOAT_ROWS:,} are compared", "invalid_value", "order",
             )  # fmt: skip
-        return self.index.search_embeddings(query.embedding, home, k=k, where=where)
+        return self.index.search_embeddings(query.embedding, origin, k=k, where=where)
 
     def _hit(self, hit: Hit) -> Json:
         score = {} if hit.score is None else {"score": hit.score}
@@ -218,20 +246,22 @@ class Search:
         if wanted.id is not None:
             row = self.row(wanted.id)
             embedding = None if row.embedding is None else row.embedding[None]
-            return _Query(row.code[None], embedding, home.engine, row)
+            return _Query(row.code[None], embedding, home, row)
         if wanted.version is None:
             raise ApiError(
                 400, "version is missing: a code or a vector means nothing without the version of "
                 "the embedder that computed it", "invalid_value", "version",
             )  # fmt: skip
-        if wanted.version != home.version:
-            raise _other(wanted.version, home.version)
-        engine = wanted.engine or home.engine
+        origin = Origin(wanted.version, wanted.engine or home.engine)
+        if origin.version != home.version:
+            origin = replace(origin, compatible_with=await self._declared(origin.version))
+        if not origin.may_search(home.version):
+            raise _other(origin.version, home.version)
         width = self.index.header.dim
         if wanted.code is not None:
             if len(wanted.code) != width // 8:
                 raise _wide("code", len(wanted.code), f"{width // 8} bytes")
-            return _Query(np.frombuffer(wanted.code, np.uint8)[None], None, engine)
+            return _Query(np.frombuffer(wanted.code, np.uint8)[None], None, origin)
         vector = _vector(wanted.embedding or ())
         if len(vector) != width:
             raise _wide("embedding", len(vector), f"{width} numbers")
@@ -239,7 +269,7 @@ class Search:
             raise ApiError(400, "embedding has numbers that float32 cannot hold", "invalid_value",
                           "embedding")  # fmt: skip
         single = vector[None].astype(np.float32)
-        return _Query(pack(single), single, engine)
+        return _Query(pack(single), single, origin)
 
     def row(self, name: str) -> Stored:
         """The row of an id. Raises ApiError (404)."""
@@ -253,21 +283,29 @@ class Search:
         visit.pictures, visit.bytes = 1, len(picture.data)
         outputs = ("code",) if wanted.order == "code" else ("code", "embedding")
         with self._gate.admit(1):
-            found = await self._servers.embed([picture.data], [picture.crop], outputs, timeout)
+            found = await self._servers.embed(
+                [picture.data], [picture.crop], outputs, timeout,
+                self.index.header.origin.version, to_search=True,
+            )  # fmt: skip
         if found.errors:
             raise of_client(found.errors[0], "image")
         answer = found.embedded
         visit.version = answer.version
-        home = self.index.header.origin
-        if answer.version != home.version:
-            raise _other(answer.version, home.version)
         assert answer.code is not None  # it was asked for
-        return _Query(answer.code, answer.embedding, answer.engine)
+        return _Query(answer.code, answer.embedding, answer.origin)
 
-    async def _warning(self, engine: str) -> str:
+    async def _declared(self, version: str) -> tuple[str, ...]:
+        """Whose codes queries of a version may search besides, if it is served now."""
+        try:
+            infos = await self._servers.infos()
+        except ApiError:
+            return ()
+        return next((info.compatible_with for info in infos if info.version == version), ())
+
+    async def _warning(self, origin: Origin) -> str:
         """What to tell when the query is of another engine than the index, else nothing."""
-        home = self.index.header.origin
-        if engine == home.engine:
+        home, engine = self.index.header.origin, origin.engine
+        if engine == home.engine or origin.version != home.version:
             return ""
         if engine not in self._compared and engine in await self._served(home.version):
             self._compared.add(engine)

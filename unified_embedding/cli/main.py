@@ -21,6 +21,7 @@ EXTRAS: Final = {
     "status": "client",
     "serve": "serve",
     "api": "api",
+    "gateway": "deploy",
     "load": "load",
 }
 """The commands, and the extras that each needs."""

@@ -10,16 +10,30 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from unified_embedding.client import Connection
+from unified_embedding.client import DEFAULT_URL, Connection
 from unified_embedding.client import _connection as variables
 from unified_embedding.errors import ImageError, SettingsError, shown
+from unified_embedding.names import DEFAULT
 
-Url = Annotated[str, typer.Option(help="gRPC address of the server", envvar=variables.URL)]
+Url = Annotated[
+    str, typer.Option(help="gRPC address of the server: HOST:PORT[/MODEL]", envvar=variables.URL)
+]
+Urls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url",
+        help="gRPC address of a server, HOST:PORT, or HOST:PORT/MODEL where it has several "
+        "embedders; repeat it: the one whose version the index is of is asked",
+        envvar=variables.URL,
+        show_default=DEFAULT_URL,
+    ),
+]
 ModelName = Annotated[
     str,
     typer.Option(
         help="model to ask, where the server has several embedders",
         envvar="UNIFIED_EMBEDDING_MODEL",
+        show_default=DEFAULT.ensemble,
     ),
 ]
 HostNames = Annotated[

@@ -23,7 +23,7 @@ from unified_embedding.api.guard import Hosts
 from unified_embedding.api.log import Book
 from unified_embedding.api.process import serve
 from unified_embedding.checkout import ROOT
-from unified_embedding.cli.options import HostNames, Roots, Url, connecting
+from unified_embedding.cli.options import HostNames, Roots, Urls, connecting
 from unified_embedding.client import DEFAULT_URL, Connection
 from unified_embedding.client._connection import VARIABLES
 from unified_embedding.errors import EmbeddingError, EngineWarning
@@ -38,7 +38,7 @@ def main(
     index: Annotated[
         Path, typer.Option(help="folder of the index", envvar="UNIFIED_EMBEDDING_INDEX")
     ] = DEFAULT_INDEX,
-    url: Url = DEFAULT_URL,
+    url: Urls = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8080,
     host_name: HostNames = None,
@@ -57,22 +57,22 @@ def main(
     """Serve the search page."""
     # The page itself says so when engines differ.
     warnings.simplefilter("ignore", EngineWarning)
+    urls = url or [DEFAULT_URL]
     try:
         with contextlib.ExitStack() as stack:
             if demo:
                 end_in_order()
-                url, index = stack.enter_context(_demo(repository, work))
-                connection = Connection()
+                server, index = stack.enter_context(_demo(repository, work))
+                urls, connection = [server], Connection()
             settings = Settings(
-                [url], connection, hosts=Hosts(host, host_name or ()), page=True, roots=root or ()
+                urls, connection, hosts=Hosts(host, host_name or ()), page=True, roots=root or ()
             )
             api = Api(settings, book=Book(None), index=index)
             assert api.search is not None  # an index is given
-            shown = ", ".join(map(str, api.search.pictures.roots))
+            search = api.search.get()
+            shown = ", ".join(map(str, search.pictures.roots))
             console.print(f"pictures shown from: {shown or 'none; name their folders by --root'}")
-            console.print(
-                f"{len(api.search.index):,} pictures: http://{host}:{port} (Ctrl-C ends it)"
-            )
+            console.print(f"{len(search.index):,} pictures: http://{host}:{port} (Ctrl-C ends it)")
             serve(api, host, port)
     except (EmbeddingError, OSError) as error:
         console.print(f"page: {error}", style="red")

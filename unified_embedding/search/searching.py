@@ -1,13 +1,14 @@
-"""What the search programs share: metadata for people, and the comparison of engines."""
+"""What the search programs share: index, embedder, metadata for people, comparison of engines."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from unified_embedding.checkout import program
-from unified_embedding.client import EmbeddedEach, EmbedderClient, ServerInfo
-from unified_embedding.errors import CodeIndexError
+from unified_embedding.client import Connection, EmbeddedEach, EmbedderClient, Retry, ServerInfo
+from unified_embedding.errors import ClientError, VersionMismatch
 from unified_embedding.index import CodeIndex, Origin
+from unified_embedding.index.following import open_index as open_index
 from unified_embedding.search.pictures import Pictures
 
 DEFAULT_INDEX: Final = Path("out/index")
@@ -66,14 +67,32 @@ def note_engine(index: CodeIndex, answer: EmbeddedEach, names: Sequence[str]) ->
     return index.compare_engine(answer.embedded.origin, there, answer.embedded.code)
 
 
-def open_index(folder: Path) -> CodeIndex:
-    """Open an index. Raises CodeIndexError with the two commands that make one."""
-    try:
-        return CodeIndex.open(folder)
-    except CodeIndexError as error:
-        if folder.is_dir() and any(folder.iterdir()):
-            raise
-        raise CodeIndexError(
-            f"there is no index in {folder}. Make one: {program('backfill')} PICTURES "
-            f"--out out/corpus && {program('index')} build out/corpus --out {folder}"
-        ) from error
+@contextmanager
+def embedder_for(
+    version: str, urls: Sequence[str], timeout: float, retry: Retry, connection: Connection
+) -> Iterator[EmbedderClient]:
+    """A client of a server whose queries may search codes of `version`.
+
+    Of the servers at `urls` the first of that very version, else the first that declares it.
+
+    Raises:
+        VersionMismatch: none of those that answer may search them.
+        ClientError: none answers.
+    """
+    with ExitStack() as stack:
+        fitting: list[tuple[ServerInfo, EmbedderClient]] = []
+        problems: list[ClientError] = []
+        for url in urls:
+            client = EmbedderClient(
+                url, expect_version=version, timeout=timeout, retry=retry, **connection.options()
+            )
+            stack.enter_context(client)
+            try:
+                fitting.append((client.info(), client))
+            except ClientError as error:
+                problems.append(error)
+        if not fitting:
+            problems.sort(key=lambda error: not isinstance(error, VersionMismatch))
+            raise problems[0]
+        fitting.sort(key=lambda found: found[0].version != version)
+        yield fitting[0][1]

@@ -17,6 +17,7 @@ pytest.importorskip("pyarrow", reason="the extra `search` is not installed")
 from unified_embedding.api.app import Settings
 from unified_embedding.index import Batch, CodeIndex, Origin, RecallMonitor
 from unified_embedding.index import Settings as IndexSettings
+from unified_embedding.index.following import activate
 
 NAMES = [f"picture {number}" for number in range(30)]
 IMAGES = [name.encode() for name in NAMES]
@@ -249,3 +250,67 @@ def test_another_engine_is_measured_and_told(peer: Peer, tmp_path: Path) -> None
         assert "warning" not in service.ask("/v1/search", {"id": "picture 7"}).said
     measured = [request for request in peer.requests if len(request.images) > 1]
     assert sum(len(request.images) for request in measured) == 16
+
+
+GREEN = "abcabcabcabc"
+
+
+@pytest.fixture
+def green() -> Iterator[Peer]:
+    """A server of another version."""
+    with serving(Peer(config_version=GREEN, stamp=lambda number: f"{GREEN} {ENGINE}")) as found:
+        yield found
+
+
+def test_the_active_index_is_searched_through_the_embedder_of_its_version(
+    peer: Peer, green: Peer, tmp_path: Path
+) -> None:
+    # Rows of green are named and placed otherwise, so that its answers tell themselves apart.
+    for name, version, names in (("blue", VERSION, NAMES), ("green", GREEN, NAMES[::-1])):
+        batch = Batch(names, codes(IMAGES))
+        CodeIndex.build(tmp_path / name, [batch], Origin(version, ENGINE), DIM)
+    activate(tmp_path / "blue")
+    with running(Settings([green.url, peer.url]), index=tmp_path) as service:
+        for folder, version, nearest in (
+            ("blue", VERSION, "picture 7"),
+            ("green", GREEN, "picture 22"),
+            ("blue", VERSION, "picture 7"),
+        ):
+            activate(tmp_path / folder)
+            embedders = {VERSION: peer, GREEN: green}
+            before = {name: len(one.requests) for name, one in embedders.items()}
+            answer = service.ask("/v1/search", {"image": url(b"picture 7"), "k": 1})
+            assert answer.said["version"] == version
+            assert answer.said["data"][0]["id"] == nearest
+            assert service.ask("/v1/index").said["version"] == version
+            # Whoever asks for vectors without saying of which version gets those.
+            assert service.embed(url(b"picture 7")).said["version"] == version
+            asked = {n: len(one.requests) - before[n] for n, one in embedders.items()}
+            assert asked == {version: 2, ({VERSION, GREEN} - {version}).pop(): 0}
+            body = {"code": "AAA=", "version": ({VERSION, GREEN} - {version}).pop()}
+            assert service.ask("/v1/search", body).status == 409
+
+
+def test_an_embedder_that_declares_the_index_s_version_may_search_it(
+    green: Peer, peer: Peer, tmp_path: Path
+) -> None:
+    batch = Batch(NAMES, codes(IMAGES))
+    CodeIndex.build(tmp_path / "blue", [batch], Origin(VERSION, ENGINE), DIM)
+    given = {"code": base64.b64encode(codes([b"picture 7"])[0].tobytes()).decode()}
+    queries = ({"image": url(b"picture 7")}, {**given, "version": GREEN})
+    for declared, status in (("", 409), (f"111111111111 {VERSION}", 200)):
+        green.config_compatible = declared
+        with running(Settings([green.url]), index=tmp_path / "blue") as service:
+            for query in queries:
+                answer = service.ask("/v1/search", query)
+                assert answer.status == status
+                if status == 200:
+                    assert answer.said["data"][0]["id"] == "picture 7"
+            # Stored vectors are another matter: only that very version will do.
+            pinned = service.embed(url(b"picture 7"), model=f"unified-embedder@{VERSION}")
+            assert pinned.status == 404
+    with running(Settings([green.url, peer.url]), index=tmp_path / "blue") as service:
+        before = len(green.requests)
+        for _ in range(6):  # The index's own embedder is preferred.
+            assert service.ask("/v1/search", queries[0]).status == 200
+        assert len(green.requests) == before
