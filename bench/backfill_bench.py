@@ -34,6 +34,7 @@ from rich.table import Table
 from unified_embedding.client import EmbedderClient, Retry
 from unified_embedding.errors import ClientError
 from unified_embedding.gallery import SHOT, Gallery
+from unified_embedding.measure.files import write_json
 from unified_embedding.serving.local_server import child, end_in_order, running
 
 ROOT: Final = Path(__file__).resolve().parent.parent
@@ -146,10 +147,7 @@ def main(
         "rows": [asdict(row) for row in rows],
     }
     console.print(table(rows))
-    out.mkdir(parents=True, exist_ok=True)
-    temporary = out / f".backfill-bench.{os.getpid()}"
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(temporary, out / "backfill-bench.json")
+    write_json(out / "backfill-bench.json", report)
     console.print(f"written: {out / 'backfill-bench.json'}")
 
 

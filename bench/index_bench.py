@@ -4,8 +4,6 @@ python bench/index_bench.py [--rows 100000 --rows 1000000] [--full]
 """
 
 import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -24,6 +22,8 @@ from rich.table import Table
 
 from unified_embedding.load.index_data import BLOCK, World
 from unified_embedding.load.index_systems import SYSTEMS, K
+from unified_embedding.measure.files import write_json, write_text
+from unified_embedding.measure.provenance import machine
 from unified_embedding.serving.local_server import child
 
 PACKAGES: Final = ("faiss-cpu", "usearch", "lancedb", "numpy", "pyarrow")
@@ -56,9 +56,8 @@ def main(
         results = _measure(size, dim, queries, seed, names)
         report["sizes"][str(size)] = results
         console.print(_table(size, dim, results))
-    out.mkdir(parents=True, exist_ok=True)
-    _write(out / "index-bench.json", json.dumps(report, indent=2) + "\n")
-    _write(out / "index-bench.md", _markdown(report, dim))
+    write_json(out / "index-bench.json", report)
+    write_text(out / "index-bench.md", _markdown(report, dim))
     console.print(f"written: {out / 'index-bench.json'}, {out / 'index-bench.md'}")
     if not _verdict(report["sizes"]):
         raise typer.Exit(1)
@@ -150,19 +149,8 @@ def _verdict(sizes: dict[str, list[dict[str, Any]]]) -> bool:
 
 
 def _environment(seed: int, dim: int, queries: int) -> dict[str, Any]:
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.machine(),
-    )
     return {
-        "cpu": cpu,
-        "cores": len(os.sched_getaffinity(0)),
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "python": platform.python_version(),
+        **machine(),
         **{name: _version(name) for name in PACKAGES},
         "faiss_options": faiss.get_compile_options().strip(),
         "seed": seed,
@@ -178,12 +166,6 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return ""
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

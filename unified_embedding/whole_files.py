@@ -1,18 +1,72 @@
 """Files that appear whole or not at all."""
 
 import os
+import re
+import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Final
+
+from unified_embedding.paths import StrPath
+
+# Hidden until it is whole: .NAME.PID@HOST.tmp, and .NAME.PID.tmp of earlier releases.
+_UNFINISHED: Final = re.compile(r"\..+\.(\d+)(?:@(.+))?\.tmp")
+_OTHERS_ARE_DEAD_AFTER: Final = 86_400.0
+
+
+def write_durably(path: StrPath, text: str) -> None:
+    """Replace `path` in one step; a power cut leaves the old contents or the new ones."""
+    with whole_file(path, fsync=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 @contextmanager
-def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place if the block ends without an error."""
+def whole_file(path: StrPath, fsync: bool = False) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place if the block ends without an error.
+
+    With `fsync` the data are on the disk before they take it: a power cut leaves one whole file.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}@{socket.gethostname()}.tmp")
     try:
         yield temporary
+        if fsync:
+            sync(temporary)
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def sync(path: StrPath) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def is_left_over(entry: os.DirEntry[str]) -> bool:
+    """Whether a killed process left this half-written file.
+
+    A process of another machine counts as dead when its file is a day old.
+    """
+    name = _UNFINISHED.fullmatch(entry.name)
+    if name is None or not entry.is_file(follow_symlinks=False):
+        return False
+    if name[2] in (None, socket.gethostname()):
+        return not _is_alive(int(name[1]))
+    return time.time() - entry.stat().st_mtime > _OTHERS_ARE_DEAD_AFTER
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -80,14 +80,13 @@ def test_a_plans_batch_and_threads_are_not_swept() -> None:
 def test_the_plot_has_a_dot_for_every_setting_told_by_its_row() -> None:
     settings = [seen(1, 1), seen(1.2, 0.9), *(seen(0.9, 1 + row / 50) for row in range(1, 12))]
     chart = ElementTree.fromstring(tune_report.plot(settings))
-    dots = [item for item in chart if item.tag.endswith("circle")]
-    inside = [dot for dot in dots if 62 <= float(dot.attrib["cx"]) <= 570]
-    # The front is one setting here, drawn as a line's only dot too; two dots are the legend's.
-    assert len(inside) == len(dots) - 2 == 14
-    texts = [item for item in chart if item.tag.endswith("text")]
-    told = {item.text: float(item.attrib.get("y", 0)) for item in texts}
-    assert {str(row) for row in range(1, 14)} <= set(told)
-    # Three kinds, three colours, and nothing beyond the picture's edge.
-    colours = {dot.attrib["fill"] for dot in dots}
-    assert len(colours) == 3
-    assert all(0 < y < 300 for y in told.values() if y)
+    svg = "{http://www.w3.org/2000/svg}"
+    width, height = map(float, chart.attrib["viewBox"].split()[2:])
+    dots = [dot for dot in chart.iter(f"{svg}use") if "fill: #" in dot.get("style", "")]
+    # The front is one setting here, drawn as a line's only dot too; three dots are the legend's.
+    assert len(dots) - 3 == 14
+    assert len({dot.attrib["style"] for dot in dots}) == 3
+    assert {str(row) for row in range(1, 14)} <= {text.text for text in chart.iter(f"{svg}text")}
+    for dot in dots:
+        assert 0 < float(dot.attrib["x"]) < width
+        assert 0 < float(dot.attrib["y"]) < height

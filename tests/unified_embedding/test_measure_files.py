@@ -2,11 +2,12 @@
 
 import io
 import json
+import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from unified_embedding.errors import PicturesError
 from unified_embedding.measure import pictures
@@ -50,37 +51,47 @@ def test_results_appear_whole_or_not_at_all(tmp_path: Path) -> None:
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["r.csv", "r.json"]
 
 
-def places(svg: str) -> list[list[tuple[float, float]]]:
-    found = ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}polyline")
-    lines = [line.get("points", "").split() for line in found]
-    return [[tuple(map(float, point.split(","))) for point in line] for line in lines]  # type: ignore[misc]
+def lines(svg: str) -> list[list[tuple[float, float]]]:
+    """The corners of every series' line, in the chart's points, by series."""
+    found = {}
+    for item in ElementTree.fromstring(svg).iter("{http://www.w3.org/2000/svg}path"):
+        colour = re.search(r"stroke: (#\w+)", item.get("style", ""))
+        if colour and "clip-path" in item.attrib and "fill: none" in item.attrib["style"]:
+            corners = re.findall(r"[ML] (\S+) (\S+)", item.attrib["d"])
+            found[colour[1]] = [(float(x), float(y)) for x, y in corners]
+    return list(found.values())
 
 
 def test_a_chart_draws_every_point_where_its_axes_say() -> None:
-    series = [Series("a < b", [(1, 10), (2, 20), (3, 40)]), Series("c", [(1, 0), (3, 5)], True)]
-    (first, second) = places(line_chart("t", Axis("x"), Axis("y", log=True), series))
+    series = [Series("a < b", [(1, 10), (2, 20), (3, 40)]), Series("c", [(1, 0), (3, 5), (4, 6)])]
+    first, second = lines(line_chart("t", Axis("x"), Axis("y", log=True), series))
     # Equal ratios are equal distances on a logarithmic axis, upwards.
     assert first[0][1] - first[1][1] == pytest.approx(first[1][1] - first[2][1], abs=0.2)
     assert first[0][1] > first[2][1]
     assert first[1][0] - first[0][0] == pytest.approx(first[2][0] - first[1][0], abs=0.2)
     # Nothing to draw for 0 on a logarithmic axis.
-    assert len(second) == 1
+    assert len(second) == 2
     assert line_chart("t", Axis("x"), Axis("y"), [Series("none", [])]) == ""
-    flat = places(line_chart("t", Axis("x"), Axis("y"), [Series("flat", [(1, 0), (2, 0)])]))
-    assert flat[0][0][1] == flat[0][1][1]
+    [flat] = lines(line_chart("t", Axis("x"), Axis("y"), [Series("flat", [(1, 0), (2, 0)])]))
+    assert flat[0][1] == flat[1][1]
 
 
-def test_a_chart_names_its_logarithmic_axis_and_keeps_its_legend_inside() -> None:
+def test_a_chart_names_its_axes_keeps_its_legend_inside_and_follows_light_and_dark() -> None:
     name = "a rather long name for a single line of it"
-    series = [Series(name, [(1, 1), (2, 100)])] + [Series(str(n), [(1, 2)]) for n in range(6)]
-    chart = ElementTree.fromstring(line_chart("t", Axis("x"), Axis("ms", log=True), series))
-    texts = {item.text: item.attrib for item in chart if item.tag.endswith("text")}
-    assert "ms, logarithmic" in texts
-    assert "x" in texts
-    # Sans-serif letters of 12 px are 6.7 px wide in the mean, or less.
-    assert float(texts[name]["x"]) + 6.7 * len(name) <= 720
-    strokes = [item.attrib["stroke"] for item in chart if item.tag.endswith("polyline")]
-    assert len(set(strokes)) == 7
+    series = [Series(name, [(1, 1), (2, 100)])] + [
+        Series(str(n), [(1, 2), (3, 4)]) for n in range(6)
+    ]
+    text = line_chart("a < b", Axis("x"), Axis("ms", log=True), series)
+    chart = ElementTree.fromstring(text)
+    svg = "{http://www.w3.org/2000/svg}"
+    texts = {item.text: item for item in chart.iter(f"{svg}text")}
+    assert {"ms, logarithmic", "x", "a < b"} <= set(texts)
+    end = float(texts[name].attrib["x"]) + ImageFont.load_default(9).getlength(name)
+    assert end <= float(chart.attrib["width"].removesuffix("pt"))
+    assert len(lines(text)) == 6  # and the seventh has the text's colour
+    assert "stroke: currentColor; stroke-width: 1.5" in text
+    assert "prefers-color-scheme:dark" in text
+    assert text == line_chart("a < b", Axis("x"), Axis("ms", log=True), series)
     with pytest.raises(ValueError, match="8 series cannot be told apart"):
         line_chart("t", Axis("x"), Axis("y"), [*series, series[0]])
 

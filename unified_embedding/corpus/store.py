@@ -1,26 +1,20 @@
 """A folder on this machine or in an object store (s3://), and files in it that appear whole."""
 
 import os
-import re
-import socket
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from shutil import copyfileobj
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO
 
 import pyarrow.fs as pafs
 
 from unified_embedding.corpus.places import is_uri, resolve, split_options, with_options
 from unified_embedding.errors import StoreError
 from unified_embedding.paths import StrPath
+from unified_embedding.whole_files import is_left_over, whole_file
 
 __all__ = ["Store", "StoreError"]
-
-# Hidden until it is whole: .NAME.PID@HOST.tmp, and .NAME.PID.tmp of earlier releases.
-_UNFINISHED: Final = re.compile(r"\..+\.(\d+)(?:@(.+))?\.tmp")
-_OTHERS_ARE_DEAD_AFTER: Final = 86_400.0
 
 
 class Store:
@@ -89,7 +83,6 @@ class Store:
         """
         filesystem, root = resolve(self.place)
         path = f"{root}/{name}"
-        folder, _, base = path.rpartition("/")
         if not isinstance(filesystem, pafs.LocalFileSystem):
             with tempfile.TemporaryFile() as spool:
                 yield spool
@@ -97,23 +90,14 @@ class Store:
                 with filesystem.open_output_stream(path) as stream:
                     copyfileobj(spool, stream)
             return
-        os.makedirs(folder, exist_ok=True)
-        hidden = f"{folder}/.{base}.{os.getpid()}@{socket.gethostname()}.tmp"
-        try:
-            with open(hidden, "wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(hidden, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(hidden)
-            raise
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with whole_file(path, fsync=True) as hidden, hidden.open("wb") as file:
+            yield file
 
     def sweep(self, *folders: str) -> int:
-        """Remove what killed processes left half-written in these folders; returns how many files.
+        """Remove what killed processes left half-written in these folders.
 
-        A process of another machine counts as dead when its file is a day old.
+        Returns how many files those were; see `is_left_over`.
         """
         if is_uri(self.place):
             return 0
@@ -121,27 +105,8 @@ class Store:
         for folder in folders:
             with suppress(FileNotFoundError):
                 for entry in os.scandir(os.path.join(self.place, folder)):
-                    if _is_left_over(entry):
+                    if is_left_over(entry):
                         with suppress(FileNotFoundError):
                             os.unlink(entry.path)
                             removed += 1
         return removed
-
-
-def _is_left_over(entry: os.DirEntry[str]) -> bool:
-    name = _UNFINISHED.fullmatch(entry.name)
-    if name is None or not entry.is_file(follow_symlinks=False):
-        return False
-    if name[2] in (None, socket.gethostname()):
-        return not _is_alive(int(name[1]))
-    return time.time() - entry.stat().st_mtime > _OTHERS_ARE_DEAD_AFTER
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True

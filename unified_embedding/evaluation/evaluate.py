@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from PIL import Image
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from unified_embedding.datasets.store import data_home
+from unified_embedding.datasets.store import data_home, write_whole
 from unified_embedding.errors import DataError, EmbeddingError
 from unified_embedding.evaluation import page
 from unified_embedding.evaluation.agreement import Agreement, load_agreements
@@ -28,7 +27,6 @@ from unified_embedding.evaluation.targets import targets
 from unified_embedding.measure.files import write_text
 from unified_embedding.protocols.measure import Cell
 from unified_embedding.retrieval import COMPARISONS
-from unified_embedding.whole_files import whole_file
 
 PAGE: Final = "results.md"
 FIGURES: Final = "results.json"
@@ -40,11 +38,9 @@ DOCS: Final = Path("docs")
 
 def write(results: Results, out: Path, agreements: list[Agreement], command: str) -> Path:
     """Write `out/results.md`, its figures as JSON and its pictures; returns the page's path."""
-    images = out / "images"
-    images.mkdir(parents=True, exist_ok=True)
     charts = all_charts(results)
     for name, picture in charts.items():
-        _save_picture(picture, images / name)
+        write_whole(out / "images" / name, picture)
     text = page.render(
         results, claims(results), targets(results), agreements, list(charts), command
     )
@@ -174,8 +170,3 @@ def _print_rows(results: Results) -> None:
             texts = ["" if cell is None else page.percent(cell.mean) for cell in cells]
             table.add_row(result.row.name if kind == "float" else "", kind, *texts)
     Console(width=None if sys.stdout.isatty() else 160).print(table)
-
-
-def _save_picture(picture: Image.Image, path: Path) -> None:
-    with whole_file(path) as beside:
-        picture.save(beside, "PNG", optimize=True)

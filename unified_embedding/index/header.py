@@ -3,7 +3,6 @@
 import hashlib
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -100,18 +99,12 @@ class Header:
         """Path of one of this generation's files."""
         return folder / f"{self.generation:06d}-{name}"
 
-    def write(self, folder: Path) -> None:
-        """Replace `folder/header.json` in one step: the save becomes visible here."""
+    def text(self) -> str:
+        """What header.json holds."""
         raw = {"format": FORMAT, **asdict(self)}
-        temporary = folder / f".{HEADER_FILE}.{os.getpid()}"
-        try:
-            with temporary.open("w") as file:
-                file.write(json.dumps({**raw, "sha256": _digest(raw)}, indent=2) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, folder / HEADER_FILE)
-        finally:
-            temporary.unlink(missing_ok=True)
+        # What queries a version's embedder may ask of others says nothing about stored codes.
+        del raw["origin"]["compatible_with"]
+        return json.dumps({**raw, "sha256": _digest(raw)}, indent=2) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> "Header":

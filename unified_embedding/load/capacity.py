@@ -28,6 +28,7 @@ from unified_embedding.load.served import (
     pictures,
     served,
 )
+from unified_embedding.measure import html
 from unified_embedding.measure.arrivals import RateProfile
 from unified_embedding.measure.files import write_csv, write_json, write_text
 from unified_embedding.measure.generator import Request, closed_loop, open_loop
@@ -228,16 +229,8 @@ def write(result: dict[str, Any], out: Path) -> None:
     }
     for name, svg in plots.items():
         write_text(out / name, svg)
-    body = "\n".join(plots.values())
-    title = (
-        f"{result['highest_poisson_rate']:.0f} requests/s hold p99 &lt;= "
-        f"{result['slo_p99_ms']:g} ms; closed loop {result['closed_loop']['per_s']:.0f}/s"
-    )
-    write_text(
-        out / "capacity.html",
-        f'<!doctype html>\n<meta charset="utf-8">\n<title>Capacity</title>\n'
-        f"<h1>{title}</h1>\n{body}",
-    )
+    page = html.render("capacity.html", title="Capacity", plots=plots.values(), **result)
+    write_text(out / "capacity.html", page)
     write_json(out / "capacity.json", result)
 
 

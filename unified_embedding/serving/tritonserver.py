@@ -13,19 +13,16 @@ import errno
 import os
 import re
 import secrets
-import shutil
 import socket
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from unified_embedding.errors import SetupError
 from unified_embedding.names import Names
-from unified_embedding.serving import supervisor
+from unified_embedding.serving import backends, supervisor
 from unified_embedding.serving.spans import collector
 
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
@@ -89,7 +86,7 @@ def resolve(arguments: Sequence[str], environment: Mapping[str, str]) -> Start:
     installed = find_installed(environment.get("PATH", ""))
     if installed is not None:
         return Start([str(installed), *arguments], dict(environment), supervised=False)
-    root = _wheel_root()
+    root = backends.wheel_root()
     if root is None:
         raise SetupError(
             "no Triton Inference Server here. Either run inside NVIDIA's image "
@@ -210,17 +207,9 @@ def _tracing(arguments: Sequence[str], environment: Mapping[str, str]) -> list[s
     return [f"{_TRACE_FLAG}={setting}" for setting in settings]
 
 
-def _wheel_root() -> Path | None:
-    spec = find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        return None
-    root = Path(spec.origin).parent / "tritonserver"
-    return root if (root / "bin" / "tritonserver").is_file() else None
-
-
 def _wheel_command(root: Path, arguments: Sequence[str]) -> list[str]:
     defaults = {
-        "--backend-directory": str(_backends(root)),
+        "--backend-directory": str(backends.folder(root)),
         "--cache-directory": str(root / "caches"),
         **dict.fromkeys(_LOOPBACK_FLAGS, _LOOPBACK),
     }
@@ -245,43 +234,6 @@ def _wheel_environment(root: Path, environment: Mapping[str, str]) -> dict[str, 
 
 def _joined(first: Sequence[Path], rest: str) -> str:
     return os.pathsep.join([*map(str, first), *([rest] if rest else [])])
-
-
-def _backends(root: Path) -> Path:
-    """A backend folder with the stub of this Python beside libtriton_python.so.
-
-    The wheel keeps the stubs apart, and Triton looks for one beside the backend only.
-    """
-    minor = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = root / "python_backend_stubs" / minor / "triton_python_backend_stub"
-    if not stub.is_file():
-        have = sorted(folder.name for folder in (root / "python_backend_stubs").iterdir())
-        raise SetupError(
-            f"the embedded Triton has no stub for Python {minor}; use one of {', '.join(have)}"
-        )
-    folder = Path(sys.prefix) / "share" / "unified-embedding" / f"triton-backends-py{minor}"
-    if _complete(folder, stub):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent))
-    python = staging / "python"
-    python.mkdir()
-    for file in [*(root / "backends" / "python").iterdir(), stub]:
-        target = python / file.name
-        if target.is_symlink():
-            target.unlink()
-        target.symlink_to(file.resolve())
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        staging.rename(folder)
-    except OSError:  # Another start made the same folder in the meantime.
-        shutil.rmtree(staging)
-    return folder
-
-
-def _complete(folder: Path, stub: Path) -> bool:
-    link = folder / "python" / stub.name
-    return link.exists() and link.resolve() == stub.resolve()
 
 
 def _libpython() -> Path:

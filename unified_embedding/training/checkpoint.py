@@ -1,6 +1,5 @@
 """Files of a run: the trained embedder (best.pt) and everything a resume needs (last.pt)."""
 
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from torch import Tensor
 from unified_embedding.errors import ImageError, TrainingError
 from unified_embedding.image import Preprocessing
 from unified_embedding.training.model import UnifiedEmbedder
+from unified_embedding.whole_files import whole_file
 
 BEST: Final = "best.pt"
 LAST: Final = "last.pt"
@@ -57,15 +57,9 @@ class EmbedderRecipe:
 
 def save(values: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint, whole or not at all, also through a power failure."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            torch.save({"format": _FORMAT, **values}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    # Given a path, torch.save would put that name into the file.
+    with whole_file(path, fsync=True) as beside, beside.open("wb") as file:
+        torch.save({"format": _FORMAT, **values}, file)
 
 
 def read(path: Path) -> dict[str, Any]:
