@@ -19,7 +19,7 @@ PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # The trainer's wheels are 8 GB installed; building and serving never need them.
 SERVING_EXTRAS := serve,build,client,load
-ALL_EXTRAS     := $(SERVING_EXTRAS),api,int8,tensorrt-rtx,train,search,ray,peers,deploy,dev
+ALL_EXTRAS     := $(SERVING_EXTRAS),api,trace,int8,tensorrt-rtx,train,search,ray,peers,deploy,dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

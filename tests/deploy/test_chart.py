@@ -55,6 +55,7 @@ MATRIX = {
     "limits": (None, LIMITS),
     "without network policy": (None, "networkPolicy.enabled=false"),
     "autoscaled": (None, SCALED),
+    "gateway": (None, "gateway.enabled=true"),
     "routed": (None, ROUTED),
     "routed by default": (None, f"{ROUTED},route.default=true"),
     "kserve": (None, "kserve.enabled=true"),
@@ -130,7 +131,12 @@ def of(root: Path, variant: str) -> list[dict[str, Any]]:
 
 
 def kind(resources: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    (found,) = [item for item in resources if item["kind"] == name]
+    """The one resource of a kind, the gateway's aside."""
+    (found,) = [
+        item
+        for item in resources
+        if item["kind"] == name and not item["metadata"]["name"].endswith("-gateway")
+    ]
     return found
 
 
@@ -173,7 +179,7 @@ def test_every_resource_is_valid_by_strict_schemas(root: Path) -> None:
     assert complaints(root, found) == []
     kinds = {item["kind"] for item in found}
     assert kinds == {
-        "Deployment", "GRPCRoute", "InferenceService", "Job", "NetworkPolicy",
+        "ConfigMap", "Deployment", "GRPCRoute", "InferenceService", "Job", "NetworkPolicy",
         "PersistentVolumeClaim", "PodDisruptionBudget", "RayJob", "ScaledObject", "Service",
         "ServiceMonitor", "ServingRuntime",
     }  # fmt: skip
@@ -381,9 +387,10 @@ def test_only_gateway_and_prometheus_reach_the_server_and_it_reaches_nobody(root
     policy = kind(of(root, "as delivered"), "NetworkPolicy")["spec"]
     assert policy["egress"] == []
     assert policy["policyTypes"] == ["Ingress", "Egress"]
-    ports = {rule["ports"][0]["port"]: rule["from"] for rule in policy["ingress"]}
-    assert set(ports) == {8001, 8002}
-    assert all(peer for peers in ports.values() for peer in peers)
+    callers, prometheus = policy["ingress"]
+    assert {port["port"] for port in callers["ports"]} == {8001, 8000}
+    assert [port["port"] for port in prometheus["ports"]] == [8002]
+    assert all(peer for rule in policy["ingress"] for peer in rule["from"])
 
 
 def test_the_service_shows_every_pod_to_a_gateway(root: Path) -> None:
@@ -396,9 +403,21 @@ def test_the_service_shows_every_pod_to_a_gateway(root: Path) -> None:
         "http": 8000,
         "metrics": 8002,
     }
-    assert (
-        kind(of(root, "autoscaled"), "ServiceMonitor")["spec"]["endpoints"][0]["port"] == "metrics"
-    )
+
+
+def test_each_release_is_a_job_of_its_own_in_prometheus(root: Path) -> None:
+    """Else the alert on mixed versions would take blue and green for one release."""
+    values = values_of(root, "autoscaled")
+    jobs = set()
+    for name in ("blue", "green"):
+        (endpoint,) = kind(rendered(root, values, name), "ServiceMonitor")["spec"]["endpoints"]
+        assert endpoint["port"] == "metrics"
+        (job,) = endpoint["relabelings"]
+        assert job["targetLabel"] == "job"
+        # As the rules select it.
+        assert "unified-embedding" in job["replacement"]
+        jobs.add(job["replacement"])
+    assert len(jobs) == 2
 
 
 def test_the_engine_is_built_once_for_each_image_model_and_kind_of_node(root: Path) -> None:

@@ -79,6 +79,12 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
             "processes that decode pictures, of `serve --engine`; by default 3, and where a GPU "
             "computes one for each core"
         ),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": (
+            "address of a collector (OTLP over HTTP), without `v1/traces`: calls that bring a "
+            "trace are traced ([monitoring.md](monitoring.md#traces))"
+        ),
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "the same, as the whole address",
+        "OTEL_SERVICE_NAME": "what the models' own spans call the server",
         "PATH": "searched for another `tritonserver`, which then runs in place of the embedded one",
         "LD_LIBRARY_PATH": "handed on to the embedded Triton, behind its own libraries",
     },

@@ -23,6 +23,7 @@ from typing import Final, NamedTuple, NoReturn
 from unified_embedding.errors import SetupError
 from unified_embedding.names import Names
 from unified_embedding.serving import backends, supervisor
+from unified_embedding.serving.spans import collector
 
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
 _OWN_MARK: Final = b"unified_embedding.serving.tritonserver"
@@ -43,6 +44,7 @@ _RESTRICTING_FLAGS: Final = ("--http-restricted-api", "--grpc-restricted-protoco
 OPERATOR_KEY: Final = "UNIFIED_EMBEDDING_OPERATOR_KEY"
 """Environment variable with the value that opens what only an operator may do."""
 _OPERATOR_HEADER: Final = "operator-key"
+_TRACE_FLAG: Final = "--trace-config"
 # Our configurations are complete. Triton would start each Python model once more to ask it what
 # is missing, which is half the time of a start.
 _COMPLETE: Final = "--disable-auto-complete-config"
@@ -96,7 +98,7 @@ def resolve(arguments: Sequence[str], environment: Mapping[str, str]) -> Start:
     ours = [_is_our_repository(folder) for folder in _values(arguments, *_REPOSITORY_FLAGS)]
     flags = list(arguments)
     if any(ours):
-        flags = [*_restrictions(arguments, environment), *flags]
+        flags = [*_restrictions(arguments, environment), *_tracing(arguments, environment), *flags]
     if ours and all(ours) and _COMPLETE not in flags:
         flags = [_COMPLETE, *flags]
     return Start(_wheel_command(root, flags), _wheel_environment(root, environment), any(ours))
@@ -193,6 +195,16 @@ def _restrictions(arguments: Sequence[str], environment: Mapping[str, str]) -> l
             "(python -c 'import secrets; print(secrets.token_urlsafe(32))' makes one)"
         )
     return [f"{flag}={_OPERATOR_APIS}:{_OPERATOR_HEADER}={key}" for flag in _RESTRICTING_FLAGS]
+
+
+def _tracing(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Flags by which calls that bring a trace are traced, where there is a collector."""
+    where = collector(environment)
+    if not where or _values(arguments, _TRACE_FLAG):
+        return []
+    # A call with a trace is traced at any rate; the levels above this one hold the pictures.
+    settings = ("mode=opentelemetry", f"opentelemetry,url={where}", "rate=0", "level=TIMESTAMPS")
+    return [f"{_TRACE_FLAG}={setting}" for setting in settings]
 
 
 def _wheel_command(root: Path, arguments: Sequence[str]) -> list[str]:
