@@ -6,12 +6,12 @@ columns image_id, class_id, super_class_id, path. In-Shop Clothes Retrieval (Liu
 evaluation_status (train, query or gallery).
 """
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from unified_embedding.datasets.manifest import COLUMNS, check_rows, write_manifest
+from unified_embedding.datasets.splits import share_of
 from unified_embedding.errors import DataError
 
 _SOP_HEADER: Final = ["image_id", "class_id", "super_class_id", "path"]
@@ -66,8 +66,8 @@ def import_in_shop(root: Path, validation_share: float = 0.1) -> Path:
 
 
 def _part(split: str, product: str, validation_share: float) -> str:
-    place = int.from_bytes(hashlib.sha256(product.encode()).digest()[:6], "big") / 2**48
-    return "validation" if split == "train" and place < validation_share else split
+    held_out = split == "train" and share_of(product) < validation_share
+    return "validation" if held_out else split
 
 
 def _row(image: str, kind: str, product: str, domain: str, split: str) -> dict[str, str]:
