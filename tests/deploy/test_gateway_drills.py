@@ -259,10 +259,8 @@ def test_the_demo_is_one_command(root: Path, repository: Path, tmp_path: Path) -
         assert len(json.loads(answer.stdout)["data"][0]["embedding"]) == tiny.DIM
         (link,) = re.findall(r"^page +(https:\S+)$", text, re.MULTILINE)
         jar, trust = str(tmp_path / "jar"), str(tmp_path / folder.CERTIFICATE)
-        page = subprocess.run(
-            ["curl", "--silent", "--fail", "--location", "--cookie-jar", jar, "--cacert", trust, link],
-            capture_output=True, text=True, check=True,
-        )  # fmt: skip
+        visit = ["curl", "--silent", "--fail", "--location", "--cookie-jar", jar, "--cacert", trust]
+        page = subprocess.run([*visit, link], capture_output=True, text=True, check=True)
         assert "/app.js" in page.stdout
         process.terminate()
         assert process.wait(PATIENCE * SERVED_S) == 128 + signal.SIGTERM
