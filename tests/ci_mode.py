@@ -21,7 +21,6 @@ EXPECTED: Final = {
     "a machine that is not NVIDIA's image": r"this is NVIDIA's image",
     "minutes (RUN_SLOW=1)": r"RUN_SLOW=1",
     "the pictures of `make data`": r"`make data` prepares them|the emoji packages are not in the",
-    "pgvector, which Debian 12 has not": r"no PostgreSQL here \(pgvector\)",
     "Python 3.12, which Debian 12 has not": r"no Python 3\.12 on this machine",
 }
 # Every process that the tests start inherits it, and so do theirs.

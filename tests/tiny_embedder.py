@@ -69,12 +69,18 @@ def tiny_embedder(seed: int = 0, batch_norm: bool = False) -> onnx.ModelProto:
         }
         norm = node("BatchNormalization", "expand gain shift average variance", "normalised")
         nodes.insert(-4, norm)
+    return _model(nodes, constants, DIM)
+
+
+def _model(
+    nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], dim: int
+) -> onnx.ModelProto:
     graph = helper.make_graph(
         nodes,
         "tiny",
         [helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", SIDE, SIDE, 3])],
         [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", DIM])
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", dim])
             for name in ("embedding", "features")
         ],
         [numpy_helper.from_array(values, name) for name, values in constants.items()],
@@ -83,6 +89,34 @@ def tiny_embedder(seed: int = 0, batch_norm: bool = False) -> onnx.ModelProto:
     model.ir_version = 10
     onnx.checker.check_model(model, full_check=True)
     return model
+
+
+def projecting_embedder(seed: int, share: float = 1.0, dim: int = 64) -> onnx.ModelProto:
+    """LayerNorm of random projections, whose signs tell like pictures from unlike ones.
+
+    `share` of the pixels are looked at: fewer find less.
+    """
+    rng = np.random.default_rng(seed)
+    weights = rng.normal(size=(3 * SIDE * SIDE, dim)).astype(np.float32)
+    weights *= rng.random((len(weights), 1)) < share
+    weights -= weights.mean(axis=0)  # Brightness alone is no likeness.
+    constants = {
+        "mean": np.full(3, 127, np.float32),
+        "std": np.full(3, 128, np.float32),
+        "weights": weights,
+        "scale": np.ones(dim, np.float32),
+    }
+    nodes = [
+        node("Cast", "pixels", "cast", to=TensorProto.FLOAT),
+        node("Sub", "cast mean", "centre"),
+        node("Div", "centre std", "normalise"),
+        node("Transpose", "normalise", "permute", perm=[0, 3, 1, 2]),
+        node("Flatten", "permute", "flat"),
+        node("MatMul", "flat weights", "project"),
+        node("LayerNormalization", "project scale", "embedding", axis=-1, epsilon=1e-5),
+        node("Identity", "embedding", "features"),
+    ]
+    return _model(nodes, constants, dim)
 
 
 def node(operation: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:

@@ -2,13 +2,14 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
 from unified_embedding.codes import BIT_RULE, code_bytes
-from unified_embedding.errors import ImageError, SpecError
+from unified_embedding.errors import ImageError, SpecError, shown
 from unified_embedding.image import PREPROCESSING_REVISION, Preprocessing
 from unified_embedding.paths import StrPath
 
@@ -18,7 +19,10 @@ VERSION_KEY: Final = "unified_embedding.version"
 """Key of the version in the ONNX metadata and in Triton's model configuration."""
 ENGINE_KEY: Final = "unified_embedding.engine"
 """Key of the engine id in Triton's model configuration."""
+COMPATIBLE_KEY: Final = "unified_embedding.compatible_with"
+"""Key of `EmbedderSpec.compatible_with` there, joined by blanks; absent where it is empty."""
 RANDOM_WEIGHTS: Final = "random"
+_VERSION: Final = re.compile("[0-9a-f]{12}")
 
 INPUT: Final = "pixels"
 OUTPUT: Final = "embedding"
@@ -40,6 +44,9 @@ class EmbedderSpec:
         graph_sha256: SHA-256 of the ONNX graph, constants included.
         preprocessing: how pictures become pixels.
         license: SPDX expression of the weights' licence.
+        compatible_with: versions whose stored codes this embedder's queries may search, as after
+            backward-compatible training (Shen et al., CVPR 2020). A statement about the vectors
+            that does not change them: no part of the version.
     """
 
     name: str
@@ -49,18 +56,25 @@ class EmbedderSpec:
     graph_sha256: str
     preprocessing: Preprocessing
     license: str
+    compatible_with: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         code_bytes(self.dim)
         if len(self.graph_sha256) != 64 or set(self.graph_sha256) - set("0123456789abcdef"):
             raise SpecError(f"graph_sha256 {self.graph_sha256!r} is not a SHA-256 in hex")
+        for version in self.compatible_with:
+            if not isinstance(version, str) or not _VERSION.fullmatch(version):
+                raise SpecError(
+                    f"compatible_with holds {shown(version)}, which is no version: give 12 hex "
+                    "digits, as `version` of the other embedder's spec.json"
+                )
 
     @property
     def version(self) -> str:
         """Twelve hex digits over weights, preprocessing and bit rule.
 
         Vectors and codes of equal version may be compared; of different ones never.
-        The name, the licence and the engine that runs the weights do not enter.
+        The name, the licence, `compatible_with` and the engine that runs the weights do not enter.
         """
         identity = {
             "graph_sha256": self.graph_sha256,
@@ -110,13 +124,15 @@ class EmbedderSpec:
         """Build a spec from decoded JSON; `source` is named in errors. Raises SpecError."""
         if not isinstance(raw, Mapping):
             raise SpecError(f"{source} does not hold a JSON object")
-        stated = dict(raw)
+        # A spec of an earlier release has no `compatible_with`.
+        stated = {"compatible_with": [], **raw}
         version = stated.pop("version", None)
         try:
             values = _checked(cls, stated)
             values["preprocessing"] = Preprocessing(
                 **_checked(Preprocessing, values["preprocessing"])
             )
+            values["compatible_with"] = tuple(values["compatible_with"])
             spec = cls(**values)
         except (SpecError, ImageError, TypeError) as error:
             raise SpecError(f"{source}: {error}") from error

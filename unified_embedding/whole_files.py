@@ -16,6 +16,12 @@ _UNFINISHED: Final = re.compile(r"\..+\.(\d+)(?:@(.+))?\.tmp")
 _OTHERS_ARE_DEAD_AFTER: Final = 86_400.0
 
 
+def write_durably(path: StrPath, text: str) -> None:
+    """Replace `path` in one step; a power cut leaves the old contents or the new ones."""
+    with whole_file(path, fsync=True) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 @contextmanager
 def whole_file(path: StrPath, fsync: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` that takes its place if the block ends without an error.

@@ -17,15 +17,14 @@ pytest.importorskip("ray", reason="the extra `corpus` is not installed")
 
 from kserve_peer import DIM, ENGINE, VERSION, Peer, codes, made_certificates, serving
 
-from unified_embedding.cli import backfill, embed, page, search, status
+from unified_embedding.api.servers import Servers
+from unified_embedding.cli import api, backfill, embed, page, search, status
 from unified_embedding.client import Connection
 from unified_embedding.corpus.fleet import Fleet
 from unified_embedding.errors import ClientError
 from unified_embedding.index import Batch, CodeIndex, Origin
 from unified_embedding.load.served import served
 from unified_embedding.load.service import connect
-from unified_embedding.search.page_app import Page, Patience
-from unified_embedding.search.pictures import Pictures
 
 TOKEN = "s3cret"
 WIDE = {"TERMINAL_WIDTH": "200", "COLUMNS": "200"}
@@ -89,6 +88,7 @@ def test_the_token_reaches_the_server(
 @pytest.mark.parametrize(
     ("module", "arguments"),
     [
+        (api, []),
         (backfill, ["a.jpg", "--out", "corpus"]),
         (embed, ["a.jpg", "--out", "e.npz"]),
         (page, []),
@@ -113,15 +113,16 @@ def test_a_back_fill_shows_its_token_to_every_server(peer: Peer) -> None:
     fleet.close()
 
 
-def test_the_page_shows_its_token(peer: Peer, index: CodeIndex) -> None:
-    async def scenario() -> str:
-        shown = Page(
-            index, peer.url, Pictures(()), Patience(), connection=Connection.of(token=TOKEN)
-        )
-        async with shown.client:
-            return (await shown.client.info()).version
+def test_the_api_and_its_page_show_their_token(peer: Peer) -> None:
+    async def ready(connection: Connection) -> bool:
+        servers = Servers([peer.url], connection)
+        try:
+            return await servers.is_ready()
+        finally:
+            await servers.close()
 
-    assert asyncio.run(scenario()) == VERSION
+    assert asyncio.run(ready(Connection.of(token=TOKEN)))
+    assert not asyncio.run(ready(Connection()))
 
 
 def test_load_programs_take_both_from_the_environment(

@@ -156,8 +156,13 @@ def test_qdrant_orders_by_the_bits(
             assert distance == int((bits[number] != row).sum())
 
 
+# The Hamming distance of two values of type bit, by PostgreSQL's own functions and by pgvector's.
+DISTANCES = {"plain": "bit_count(a.code # b.code)", "pgvector": "a.code <~> b.code"}
+
+
+@pytest.mark.parametrize("kind", DISTANCES)
 def test_postgresql_finds_by_the_bits_of_ubinary(
-    base: str, pictures: list[str], truth: Embedded
+    base: str, pictures: list[str], truth: Embedded, kind: str
 ) -> None:
     assert truth.embedding is not None
     inputs = [
@@ -169,7 +174,9 @@ def test_postgresql_finds_by_the_bits_of_ubinary(
     codes = [row["code"] for row in json.loads(done.stdout)["data"]]
     bits = (truth.embedding > 0).astype(int)
     width = bits.shape[1]
-    with postgresql("plain") as server:
+    with postgresql(kind) as server:
+        if kind == "pgvector":
+            server.query("create extension vector")
         server.query(f"create table codes (id int, code bit({width}))")
         for number, code in enumerate(codes):
             hexadecimal = base64.b64decode(code).hex()
@@ -177,8 +184,8 @@ def test_postgresql_finds_by_the_bits_of_ubinary(
         stored = [row[0] for row in server.query("select code from codes order by id")]
         assert stored == ["".join(map(str, row)) for row in bits]
         found = server.query(
-            "select b.id, bit_count(a.code # b.code) from codes a, codes b "
-            "where a.id = 0 order by 2, 1"
+            f"select b.id, ({DISTANCES[kind]})::int from codes a, codes b where a.id = 0 "
+            "order by 2, 1"
         )
     distances = (bits != bits[0]).sum(axis=1)
     right = sorted((int(distance), number) for number, distance in enumerate(distances))

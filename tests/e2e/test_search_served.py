@@ -28,7 +28,6 @@ from kserve_peer import DIM, ENGINE, VERSION, Peer, codes, serving
 from unified_embedding import Box
 from unified_embedding.client import EmbedderClient
 from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, relevance
-from unified_embedding.image import DEFAULT_LIMITS
 from unified_embedding.retrieval import recall_at
 
 pytestmark = pytest.mark.e2e
@@ -178,10 +177,17 @@ def address(root: Path, server: Any, index: Path) -> Iterator[str]:
         yield address
 
 
-def post(address: str, data: bytes, query: str = "", kind: str = "image/jpeg") -> tuple[int, Any]:
-    request = urllib.request.Request(
-        f"{address}/api/search?{query}", data, {"Content-Type": kind}, method="POST"
-    )
+def post(address: str, path: str, data: bytes, kind: str = "application/octet-stream") -> Any:
+    """Status and JSON."""
+    request = urllib.request.Request(f"{address}{path}", data, {"Content-Type": kind})
+    return answered(request)
+
+
+def get(address: str, path: str) -> Any:
+    return answered(f"{address}{path}")
+
+
+def answered(request: Any) -> tuple[int, Any]:
     try:
         with urllib.request.urlopen(request, timeout=60) as answer:
             return answer.status, json.load(answer)
@@ -189,81 +195,61 @@ def post(address: str, data: bytes, query: str = "", kind: str = "image/jpeg") -
         return error.code, json.load(error)
 
 
-def get(address: str, path: str) -> tuple[int, Any]:
-    try:
-        with urllib.request.urlopen(f"{address}{path}", timeout=60) as answer:
-            return answer.status, json.load(answer)
-    except urllib.error.HTTPError as error:
-        return error.code, json.load(error)
+def found(address: str, data: bytes, crop: str = "", **wanted: Any) -> dict[str, Any]:
+    """What the page asks for a photo: its embedding, then the index's answer."""
+    query = f"?encoding_format=base64{crop and '&crop=' + crop}"
+    status, answer = post(address, f"/v1/embeddings{query}", data)
+    assert status == 200, answer
+    query = {name: answer[name] for name in ("version", "engine")}
+    query["embedding"] = answer["data"][0]["embedding"]
+    return sought(address, **query, **wanted)
 
 
-def test_the_pages_api_answers_like_the_index(
+def sought(address: str, **wanted: Any) -> dict[str, Any]:
+    body = json.dumps({"k": 12, "group": True, **wanted}).encode()
+    status, answer = post(address, "/v1/search", body, "application/json")
+    assert status == 200, answer
+    return dict(answer)
+
+
+def ids(answer: dict[str, Any]) -> list[str]:
+    return [hit["id"] for hit in answer["data"]]
+
+
+def test_the_routes_of_the_page_answer_like_the_index(
     address: str, server: Any, gallery: Gallery, index: Path
 ) -> None:
     data = gallery.role(SHOT)[3].path.read_bytes()
-    status, answer = post(address, data, "k=5&compare=1&crop=0.1,0.1,0.9,0.9")
-    assert status == 200
     opened = CodeIndex.open(index)
     with EmbedderClient(server.grpc_url) as client:
         asked = client.embed([data], crops=Box(0.1, 0.1, 0.9, 0.9))
     assert asked.code is not None
     assert asked.embedding is not None
     origin = opened.header.origin
-    columns = {column["order"]: column["hits"] for column in answer["columns"]}
+    crop = "0.1,0.1,0.9,0.9"
     by_code = opened.search(asked.code, origin, k=5)
-    assert answer["query"]["code"] == asked.code.tobytes().hex()
-    assert [hit["id"] for hit in columns["code"]] == by_code.ids(0)
-    assert [hit["distance"] for hit in columns["code"]] == by_code.distances[0].tolist()
-    again = opened.search(asked.code, origin, k=5, embedding=asked.embedding, rerank="asymmetric")
-    assert [hit["id"] for hit in columns["reranked"]] == again.ids(0)
-    whole = opened.search_embeddings(asked.embedding, origin, k=5)
-    assert [hit["id"] for hit in columns["float"]] == whole.ids(0)
-    assert set(answer["times"]) == {"upload", "decode", "engine", "transport", "search"}
+    answer = found(address, data, crop, k=5)
+    assert base64.b64decode(answer["query"]["code"]) == asked.code.tobytes()
+    assert ids(answer) == by_code.ids(0)
+    assert [hit["distance"] for hit in answer["data"]] == by_code.distances[0].tolist()
     assert answer["chance"] == opened.chance()
+    again = opened.search(asked.code, origin, k=5, embedding=asked.embedding, rerank="asymmetric")
+    assert ids(found(address, data, crop, k=5, order="asymmetric")) == again.ids(0)
+    whole = opened.search_embeddings(asked.embedding, origin, k=5)
+    assert ids(found(address, data, crop, k=5, order="float")) == whole.ids(0)
     # A row is like itself; that is no result.
     row = opened.fetch(by_code.ids(0)[0])
-    status, like = get(address, f"/api/like?k=3&id={row.id}")
     nearest = opened.search(row.code[None], origin, k=4).ids(0)
-    assert [hit["id"] for hit in like["columns"][0]["hits"]] == nearest[1:]
-    where = quote("name != 'Christmas tree'")
-    _, other = post(address, gallery.role(SHOT)[0].path.read_bytes(), f"k=100&where={where}")
+    assert ids(sought(address, id=row.id, k=3)) == nearest[1:]
+    where = "name != 'Christmas tree'"
+    other = found(address, gallery.role(SHOT)[0].path.read_bytes(), k=100, where=where)
     left = {picture.product for picture in gallery.role(CATALOGUE) if "tree" not in picture.name}
-    assert {hit["id"] for hit in other["columns"][0]["hits"]} <= left
-
-
-@pytest.mark.parametrize(
-    ("data", "query", "kind", "status", "sentence"),
-    [
-        (b"hello", "", "image/jpeg", 422, "cannot be read: not an image"),
-        (b"", "", "image/png", 422, "empty"),
-        (b"hello", "", "text/plain", 422, "cannot be read: not an image"),
-        (b"hello", "k=0", "image/png", 400, "1 to 100"),
-        (b"hello", "crop=2,0,1,1", "image/png", 400, "is not a box"),
-    ],
-)
-def test_bad_uploads_are_refused_in_words(
-    address: str, data: bytes, query: str, kind: str, status: int, sentence: str
-) -> None:
-    got, answer = post(address, data, query, kind)
-    assert got == status
-    assert sentence in answer["error"]
-
-
-def test_a_photo_over_the_limit_is_refused_before_it_arrives(address: str) -> None:
-    with closing(http.client.HTTPConnection(address.removeprefix("http://"))) as connection:
-        connection.putrequest("POST", "/api/search")
-        connection.putheader("Content-Type", "image/jpeg")
-        connection.putheader("Content-Length", str(2 * DEFAULT_LIMITS.max_bytes))
-        connection.endheaders()
-        answer = connection.getresponse()
-        assert answer.status == 413
-        limit = DEFAULT_LIMITS.max_bytes / 1e6
-        assert f"{2 * limit:.1f} MB; the limit is {limit:.0f} MB" in json.load(answer)["error"]
+    assert set(ids(other)) <= left
 
 
 def test_unknown_rows_are_404_and_headers_are_strict(address: str) -> None:
-    assert get(address, "/api/like?id=nothing")[0] == 404
-    assert get(address, "/api/picture?id=../../etc/passwd")[0] == 404
+    assert post(address, "/v1/search", b'{"id": "nothing"}', "application/json")[0] == 404
+    assert get(address, "/picture?id=../../etc/passwd")[0] == 404
     with urllib.request.urlopen(address) as answer:
         policy = answer.headers["Content-Security-Policy"]
         assert "default-src 'self'" in policy
@@ -273,30 +259,33 @@ def test_unknown_rows_are_404_and_headers_are_strict(address: str) -> None:
 
 def test_users_do_not_block_one_another(address: str, gallery: Gallery) -> None:
     shots = [shot.path.read_bytes() for shot in gallery.role(SHOT)[:24]]
-    alone = [post(address, data, "k=3")[1]["columns"] for data in shots]
+    alone = [found(address, data, k=3) for data in shots]
     with ThreadPoolExecutor(12) as pool:
-        together = list(pool.map(lambda data: post(address, data, "k=3"), shots))
-    assert [answer["columns"] for _, answer in together] == alone
+        together = list(pool.map(lambda data: found(address, data, k=3), shots))
+    assert together == alone
 
 
 def test_the_page_says_when_the_server_runs_another_version(
-    root: Path, server: Any, index: Path, gallery: Gallery, tmp_path: Path
+    browser: Any, root: Path, server: Any, index: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     stored = CodeIndex.open(index).sample(1)[0]
     other = Origin("ffffffffffff", "engine")
     batch = Batch([stored.id], stored.code[None])
     CodeIndex.build(tmp_path / "other", [batch], other, server.spec.dim)
-    with page(root, tmp_path / "other", server.grpc_url) as address:
-        assert (
-            "Their codes cannot be compared" in get(address, "/api/status")[1]["server"]["problem"]
-        )
-        status, answer = post(address, gallery.role(SHOT)[0].path.read_bytes())
-        assert status == 409
-        assert "ffffffffffff" in answer["error"]
+    with (
+        page(root, tmp_path / "other", server.grpc_url) as address,
+        tab(browser, address) as opened,
+    ):
+        opened.wait_for_selector("#status.down:has-text('Another embedder version')")
+        assert "Their codes cannot be compared" in opened.get_attribute("#status", "title")
+        drop(opened, gallery.role(SHOT)[0].path)
+        opened.wait_for_selector("#alert-text:has-text('cannot be compared')")
+        assert "ffffffffffff" in opened.inner_text("#alert-text")
+        assert opened.locator("#alert-retry").is_hidden()
 
 
 def test_the_page_names_the_disagreement_of_another_engine(
-    root: Path, server: Any, index: Path, gallery: Gallery, tmp_path: Path
+    browser: Any, root: Path, server: Any, index: Path, gallery: Gallery, tmp_path: Path
 ) -> None:
     stored = CodeIndex.open(index).sample(16)
     codes = np.stack([row.code for row in stored])
@@ -306,9 +295,13 @@ def test_the_page_names_the_disagreement_of_another_engine(
     home = Origin(server.spec.version, "another-engine")
     roots = [str(root / "demo")]
     CodeIndex.build(tmp_path / "other", [batch], home, server.spec.dim, roots=roots)
-    with page(root, tmp_path / "other", server.grpc_url) as address:
-        _, answer = post(address, gallery.role(SHOT)[0].path.read_bytes())
-    assert "another-engine: 0.1% of the bits differ" in answer["note"]
+    with (
+        page(root, tmp_path / "other", server.grpc_url) as address,
+        tab(browser, address) as opened,
+    ):
+        drop(opened, gallery.role(SHOT)[0].path)
+        opened.wait_for_selector("#columns .card")
+        assert "another-engine: 0.1% of the bits differ" in opened.inner_text("#note")
 
 
 @pytest.fixture(scope="module")
@@ -384,12 +377,14 @@ def test_drop_crop_compare_and_search_from_a_result(
         opened.wait_for_selector("#columns .card")
         whole = names(opened)
         assert len(whole) == 12
-        _, answer = post(address, shot.path.read_bytes(), "k=12")
-        assert whole == [hit["id"] for hit in answer["columns"][0]["hits"]]
-        for label in ("upload", "decode", "engine", "search"):
+        answer = found(address, shot.path.read_bytes())
+        assert whole == ids(answer)
+        for label in ("upload", "embedding", "search"):
             assert opened.locator("#times dt", has_text=label).count() == 1
         assert opened.locator("#raster").bounding_box()["height"] > 50
-        assert f"{8 * len(answer['query']['code']) // 2:,} bits" in opened.inner_text("#code-size")
+        assert f"{8 * len(base64.b64decode(answer['query']['code'])):,} bits" in opened.inner_text(
+            "#code-size"
+        )
 
         frame = opened.locator("#photo-frame").bounding_box()
         at = lambda x, y: (frame["x"] + x * frame["width"], frame["y"] + y * frame["height"])  # noqa: E731
@@ -403,9 +398,11 @@ def test_drop_crop_compare_and_search_from_a_result(
         box = [float(value) for value in crop[1].split(",")]
         assert box == pytest.approx([0.25, 0.3, 0.8, 0.95], abs=0.01)
         opened.wait_for_selector("#heading:has-text('part')")
-        _, answer = post(address, shot.path.read_bytes(), f"k=12&crop={crop[1]}")
-        assert names(opened) == [hit["id"] for hit in answer["columns"][0]["hits"]]
+        assert names(opened) == ids(found(address, shot.path.read_bytes(), crop[1]))
 
+        # The order of the results is another question about the same embedding.
+        uploads: list[str] = []
+        opened.on("request", lambda request: uploads.append(request.url))
         opened.locator(".switch").click()
         opened.wait_for_selector(".columns.several")
         assert opened.locator("#columns .column h2").all_inner_texts() == [
@@ -413,13 +410,14 @@ def test_drop_crop_compare_and_search_from_a_result(
             "Code",
             "Re-ranked",
         ]
+        assert not [address for address in uploads if "/v1/embeddings" in address]
         opened.locator("#columns .card").nth(2).hover()
         assert "bits differ from" in opened.inner_text("#raster-note")
         opened.wait_for_load_state("networkidle")
         opened.screenshot(path=folder / "page-compare.png")
 
-        found, box_style = names(opened), opened.get_attribute("#box", "style")
-        product = found[1]
+        shown, box_style = names(opened), opened.get_attribute("#box", "style")
+        product = shown[1]
         opened.locator("#columns .card").nth(1).click()
         opened.wait_for_selector("#heading:has-text('Like ')")
         opened.wait_for_url(f"**/#like={product}")
@@ -430,7 +428,7 @@ def test_drop_crop_compare_and_search_from_a_result(
         opened.wait_for_selector("#heading:has-text('part')")
         assert opened.get_attribute("#box", "style") == box_style
         assert opened.get_attribute("#photo", "src").startswith("blob:")
-        assert names(opened) == found
+        assert names(opened) == shown
         assert opened.evaluate("document.activeElement.dataset.id") == product
         opened.go_back()
         opened.wait_for_selector("#invite")
@@ -461,8 +459,8 @@ def test_results_no_nearer_than_chance_are_marked_and_folded_away(
     with tab(browser, address) as opened:
         give(opened, "paste", gallery.role(SHOT)[0].path)
         opened.wait_for_selector("#columns .card")
-        _, answer = post(address, gallery.role(SHOT)[0].path.read_bytes(), "k=12")
-        hits = answer["columns"][0]["hits"]
+        answer = found(address, gallery.role(SHOT)[0].path.read_bytes())
+        hits = answer["data"]
         near = [hit["id"] for hit in hits if hit["distance"] < chance]
         assert 0 < len(near) < 12
         assert names(opened) == [hit["id"] for hit in hits]
@@ -470,8 +468,9 @@ def test_results_no_nearer_than_chance_are_marked_and_folded_away(
         assert [card.get_attribute("data-id") for card in visible] == near
         assert f"{len(near)} result" in opened.inner_text("#said")
         assert f"{hits[0]['distance']} bits differ" in visible[0].inner_text()
+        bits = 8 * len(base64.b64decode(answer["query"]["code"]))
         mark = opened.locator(".meter b").first.evaluate("(mark) => parseFloat(mark.style.left)")
-        assert mark == pytest.approx(100 * (1 - 2 * chance / (4 * len(answer["query"]["code"]))))
+        assert mark == pytest.approx(100 * (1 - 2 * chance / bits))
         opened.locator(".far summary").click()
         assert opened.locator("#columns .card").nth(11).is_visible()
         opened.fill("#where", "name == 'nothing'")
@@ -581,16 +580,16 @@ def test_another_site_in_the_same_browser_gets_nothing(
         context = browser.new_context()
         opened = context.new_page()
         opened.goto(f"http://localhost:{site.server_port}/")
-        with opened.expect_response(f"{address}/api/search?k=3") as refused:
-            opened.evaluate(upload, [f"{address}/api/search?k=3", data])
+        with opened.expect_response(f"{address}/v1/embeddings") as refused:
+            opened.evaluate(upload, [f"{address}/v1/embeddings", data])
         assert refused.value.status == 403
-        assert opened.evaluate(look, f"{address}/api/picture?id={quote(name)}") == "unseen"
+        assert opened.evaluate(look, f"{address}/picture?id={quote(name)}") == "unseen"
         read = "(url) => fetch(url).then(() => 'read', () => 'refused')"
-        assert opened.evaluate(read, f"{address}/api/status") == "refused"
+        assert opened.evaluate(read, f"{address}/v1/index") == "refused"
         context.close()
         site.shutdown()
     with tab(browser, address) as opened:
-        assert opened.evaluate(look, f"{address}/api/picture?id={quote(name)}") == "seen"
+        assert opened.evaluate(look, f"{address}/picture?id={quote(name)}") == "seen"
 
 
 def test_a_bad_photo_is_refused_in_words_and_the_next_one_works(
@@ -665,7 +664,7 @@ def test_everything_works_by_keyboard(browser: Any, address: str, gallery: Galle
             lambda request: "0.2200%2C0.2000%2C0.8200%2C0.7800" in request.url
         ):
             opened.keyboard.press("Shift+ArrowUp")
-        with opened.expect_request(lambda request: "crop=" not in request.url):
+        with opened.expect_request(re.compile(r"/v1/embeddings\?(?!.*crop=)")):
             opened.keyboard.press("Escape")
         assert focused() == "crop"
         opened.wait_for_selector("#heading:has-text('Like your photo')")

@@ -1,6 +1,7 @@
 """Both server profiles come from one description; read with Triton's own protobuf."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,13 @@ def test_every_batch_size_is_warmed_up_with_the_input_it_takes(spec: EmbedderSpe
         value = item.inputs["pixels"]
         assert (value.data_type, list(value.dims)) == (model_config.TYPE_UINT8, [224, 224, 3])
         assert value.zero_data
+
+
+def test_clients_see_which_versions_the_queries_may_search(spec: EmbedderSpec) -> None:
+    key = "unified_embedding.compatible_with"
+    assert key not in parsed(CPU, spec).parameters
+    declared = replace(spec, compatible_with=("0123456789ab", "abcabcabcabc"))
+    assert parsed(CPU, declared).parameters[key].string_value == "0123456789ab abcabcabcabc"
 
 
 def test_cuda_graphs_are_recorded_for_every_batch_size_and_only_on_request(

@@ -14,7 +14,7 @@ FLOORS = (
     ("image",),
     ("client", "index", "rendering"),
     ("corpus", "measure", "search", "serving"),
-    ("api", "datasets", "engine"),
+    ("api", "datasets", "engine", "gateway"),
     ("protocols",),
     ("training",),
     ("export",),

@@ -21,7 +21,11 @@ NOT_IN_THE_CLONE = (
     "models/se",
 )
 # Names that begin like the package and are no module.
-NOT_MODULES = ("unified_embedding.version", "unified_embedding.engine")
+NOT_MODULES = (
+    "unified_embedding.version",
+    "unified_embedding.engine",
+    "unified_embedding.compatible_with",
+)
 
 
 def text(root: Path) -> str:

@@ -331,6 +331,52 @@ def test_every_answer_is_checked_not_only_the_first(peer: Peer, ask: Ask, method
 
 
 @pytest.mark.parametrize("method", ["embed", "embed_each"])
+def test_another_version_is_taken_where_the_servers_embedder_declares_ours(
+    peer: Peer, ask: Ask, method: str
+) -> None:
+    peer.config_compatible = "abcabcabcabc 111111111111"
+    answer = ask(peer, method, IMAGES[:3], options={"expect_version": "abcabcabcabc"})
+    found = getattr(answer, "embedded", answer)
+    assert found.version == VERSION
+    assert found.compatible_with == ("abcabcabcabc", "111111111111")
+    assert found.origin.may_search("111111111111")
+    assert ask(peer, "info").origin.may_search("abcabcabcabc")
+    with pytest.raises(VersionMismatch, match="expected 222222222222"):
+        ask(peer, method, IMAGES[:1], options={"expect_version": "222222222222"})
+
+
+@pytest.mark.parametrize("declares", [False, True])
+def test_a_server_that_changed_its_model_is_asked_what_the_new_one_declares(
+    peer: Peer, declares: bool
+) -> None:
+    new = "abcabcabcabc"
+    with EmbedderClient(peer.url, expect_version=VERSION) as embedder:
+        assert embedder.embed(IMAGES[:1]).version == VERSION
+        peer.stamp, peer.config_version = (lambda number: f"{new} {ENGINE}"), new
+        peer.config_compatible = VERSION if declares else ""
+        if declares:
+            assert embedder.embed(IMAGES[:1]).compatible_with == (VERSION,)
+        else:
+            with pytest.raises(VersionMismatch, match=f"serves embedder version {new}"):
+                embedder.embed(IMAGES[:1])
+
+
+def test_an_address_may_name_the_model() -> None:
+    for url, address, model in (
+        ("host:8001/v2-unified_embedding", "host:8001", "v2-unified_embedding"),
+        ("dns:///host:8001", "dns:///host:8001", "unified_embedding"),
+        ("dns:///host:8001/v2-unified_embedding", "dns:///host:8001", "v2-unified_embedding"),
+        ("unix:/run/embedder", "unix:/run/embedder", "unified_embedding"),
+    ):
+        with EmbedderClient(url) as embedder:
+            assert (embedder.url, embedder.names.ensemble) == (address, model)
+    with pytest.raises(ValueError, match="give the name of an ensemble"):
+        EmbedderClient("host:8001/resnet")
+    with pytest.raises(ValueError, match="names a model"):
+        EmbedderClient("host:8001/v2-unified_embedding", model="v3-unified_embedding")
+
+
+@pytest.mark.parametrize("method", ["embed", "embed_each"])
 def test_two_versions_never_mix_in_one_list(peer: Peer, ask: Ask, method: str) -> None:
     peer.stamp = lambda number: f"{VERSION if number < 3 else 'new'} {ENGINE}"
     with pytest.raises(VersionMismatch, match="answered by embedder versions"):

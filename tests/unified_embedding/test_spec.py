@@ -36,6 +36,22 @@ def test_version_follows_what_decides_the_vectors_and_nothing_else() -> None:
     assert len({SPEC.version, *(spec.version for spec in changed)}) == 5
 
 
+def test_what_it_is_compatible_with_is_stated_and_changes_no_version(tmp_path: Path) -> None:
+    declared = replace(SPEC, compatible_with=("0123456789ab",))
+    assert declared.version == SPEC.version
+    declared.save(tmp_path)
+    assert EmbedderSpec.load(tmp_path).compatible_with == ("0123456789ab",)
+    said = json.loads((tmp_path / "spec.json").read_text())
+    assert said["compatible_with"] == ["0123456789ab"]
+    del said["compatible_with"]  # As earlier releases wrote it.
+    (tmp_path / "spec.json").write_text(json.dumps(said))
+    assert EmbedderSpec.load(tmp_path) == SPEC
+    for wrong in (["v2"], [7], 7):
+        (tmp_path / "spec.json").write_text(json.dumps({**said, "compatible_with": wrong}))
+        with pytest.raises(SpecError):
+            EmbedderSpec.load(tmp_path)
+
+
 def test_an_edited_file_is_refused(tmp_path: Path) -> None:
     SPEC.save(tmp_path)
     path = tmp_path / "spec.json"

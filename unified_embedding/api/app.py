@@ -2,11 +2,13 @@
 
 POST /v1/embeddings        pictures in, vectors and packed codes out
 POST /v1/search            a picture, an id or a vector in, hits of an index out
+GET  /v1/index             what is searched
 GET  /v1/models[/ID]       what is served: width, version, engine, limits
 GET  /v1/health/live       this process answers
 GET  /v1/health/ready      a picture was embedded in the last seconds
 GET  /metrics              Prometheus
 GET  /openapi.json, /docs  these routes, for programs and for people
+GET  /                     the search page (`page.py`), where it is switched on
 """
 
 import contextlib
@@ -17,7 +19,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 from starlette.applications import Starlette
@@ -32,6 +34,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from unified_embedding.api import openapi
 from unified_embedding.api.bodies import Bodies, BodyLimits, media_type
 from unified_embedding.api.gate import Gate, timeout_of
+from unified_embedding.api.guard import Guard, Hosts
 from unified_embedding.api.keys import Keys
 from unified_embedding.api.log import Book, Visit
 from unified_embedding.api.pictures import MAX_IMAGES, Picture, parse_input
@@ -46,8 +49,12 @@ from unified_embedding.api.wire import (
     wanted_version,
 )
 from unified_embedding.client import Connection, Embedded, ServerInfo
-from unified_embedding.errors import ClientError
-from unified_embedding.image import Limits
+from unified_embedding.errors import ClientError, ImageError, SettingsError
+from unified_embedding.image import Box, Limits, parse_crops
+
+if TYPE_CHECKING:
+    from unified_embedding.api.search import Current
+    from unified_embedding.index import CodeIndex
 
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
 """The W3C trace context of the request at hand, passed on to the embedding server."""
@@ -72,6 +79,9 @@ class Settings:
         connection: TLS and token of them.
         keys: file of bearer keys (`keys.py`); None lets everybody in.
         origins: web origins whose pages may call (CORS); "*" for all.
+        hosts: names that it answers to; None for every name.
+        page: whether the search page is there, which needs an index and has no login.
+        roots: folders whose pictures may be read; by default those that the corpus was made from.
         bodies: what request bodies may cost.
         pictures_in_work: most pictures that are being embedded at a time.
         timeout: most seconds that a request may wait for its answer.
@@ -81,6 +91,9 @@ class Settings:
     connection: Connection = field(default_factory=Connection)
     keys: Path | None = None
     origins: Sequence[str] = ()
+    hosts: Hosts | None = None
+    page: bool = False
+    roots: Sequence[Path] = ()
     bodies: BodyLimits = field(default_factory=BodyLimits)
     pictures_in_work: int = 1024
     timeout: float = 60.0
@@ -91,6 +104,7 @@ class Api:
 
     Attributes:
         draining: set when the process is about to end; it is not ready then.
+        search: the routes over the index; None without one.
     """
 
     def __init__(
@@ -98,20 +112,29 @@ class Api:
         settings: Settings,
         servers: Servers | None = None,
         book: Book | None = None,
-        index: str | os.PathLike[str] | None = None,
+        index: "str | os.PathLike[str] | CodeIndex | None" = None,
     ) -> None:
-        """Build the application; with the folder of an `index` it has `POST /v1/search`.
+        """Build the application; with an `index`, or its folder, it has `POST /v1/search`.
 
         Raises:
             KeyFileError: the file of keys is missing or malformed.
             CodeIndexError: there is no sound index in the folder.
+            SettingsError: a page without an index, or beside keys.
         """
+        if settings.page and index is None:
+            raise SettingsError("the page searches an index: name its folder by --index")
+        if settings.page and settings.keys is not None:
+            raise SettingsError(
+                "the page has no login, so it cannot stand beside --keys: serve it by a process of "
+                "its own, behind your own proxy"
+            )
         self.settings = settings
         self.servers = servers or Servers(settings.urls, settings.connection, _trace)
         self.book = book or Book()
         self.bodies = Bodies(settings.bodies)
         self.gate = Gate(settings.pictures_in_work)
         self.draining = False
+        self.search: Current | None = None
         routes = [
             Route("/v1/embeddings", self.embeddings, methods=["POST"]),
             Route("/v1/models", self.models),
@@ -123,30 +146,57 @@ class Api:
             Route("/docs", self.docs),
         ]
         if index is not None:
-            # FAISS and pyarrow are needed for this route alone.
-            from unified_embedding.api.search import Search
-            from unified_embedding.search.searching import open_index
+            self.search = self._searching(index)
+            routes += self.search.routes
+        if settings.page and self.search is not None:
+            from unified_embedding.api.page import Page
 
-            found = open_index(Path(index))
-            search = Search(found, self.servers, self.bodies, self.gate, settings.timeout)
-            routes.append(search.route)
-        self._searches = index is not None
-        door = Middleware(_Door, keys=Keys(settings.keys) if settings.keys else None)
+            routes += Page(self.search).routes
         cors = Middleware(
             CORSMiddleware,
             allow_origins=list(settings.origins),
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after", "x-should-retry"],
+            expose_headers=["x-request-id", "retry-after", "x-should-retry", "server-timing"],
         )
+        # CORS outside, so that a browser may read why it was refused.
+        middleware = [cors] if settings.origins else []
+        if settings.hosts is not None:
+            middleware.append(Middleware(Guard, hosts=settings.hosts, origins=settings.origins))
+        if settings.keys is not None:
+            middleware.append(Middleware(_Door, keys=Keys(settings.keys)))
         handlers: dict[Any, Any] = {ApiError: _problem, HTTPException: _http, Exception: _fault}
         self._app = Starlette(
             routes=routes,
             exception_handlers=handlers,
             lifespan=self._lifespan,
-            # CORS outside, so that a browser may read why it was refused.
-            middleware=[cors, door] if settings.origins else [door],
+            middleware=middleware,
         )
+
+    def _searching(self, index: "str | os.PathLike[str] | CodeIndex") -> "Current":
+        # FAISS and pyarrow are needed for these routes alone.
+        from unified_embedding.api.search import Current, Search
+        from unified_embedding.index import CodeIndex, RecallMonitor
+        from unified_embedding.index.following import Following
+        from unified_embedding.search.searching import pictures_of
+
+        def searches(found: CodeIndex) -> Search:
+            if found.header.settings.kind != "flat" and found.monitor is None:
+                found.monitor = RecallMonitor()
+            return Search(
+                found,
+                pictures_of(found, self.settings.roots),
+                self.servers,
+                self.bodies,
+                self.gate,
+                self.settings.timeout,
+                self.settings.page,
+            )
+
+        if isinstance(index, CodeIndex):
+            only = searches(index)
+            return Current(lambda: only)
+        return Current(Following(index, searches, lambda old: old.close()).now)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: its id, its trace, its line in the log."""
@@ -165,8 +215,12 @@ class Api:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [
-                    *message["headers"], (b"x-request-id", visit.id.encode()),
-                ]  # fmt: skip
+                    *message["headers"],
+                    (b"x-request-id", visit.id.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                ]
+                if visit.steps:
+                    message["headers"].append((b"server-timing", visit.server_timing.encode()))
             await send(message)
 
         try:
@@ -178,24 +232,28 @@ class Api:
         """`POST /v1/embeddings`: see docs/api.md."""
         timeout = timeout_of(request.headers, self.settings.timeout)
         kind = media_type(request)
-        async with self.bodies.read(request) as body:
-            if kind == "application/json":
+        is_json = kind == "application/json"
+        if not is_json and not kind.startswith("image/") and kind != "application/octet-stream":
+            raise ApiError(
+                415,
+                f"content type {kind[:80]!r} is not taken: send application/json, or one picture "
+                "as the body with its own type (image/jpeg)",
+                "unsupported_media_type",
+            )
+        most = None if is_json else Limits.from_environment().max_bytes
+        async with self.bodies.read(request, most) as body:
+            request.state.visit.mark("upload")
+            if is_json:
                 wanted = parse(body, EmbeddingsRequest)
                 pictures = parse_input(wanted.input)
-            elif kind.startswith("image/") or kind == "application/octet-stream":
-                wanted = parse(msgspec.json.encode(_of_query(request)), EmbeddingsRequest)
+            else:
+                options, crop = _of_query(request)
+                wanted = parse(msgspec.json.encode(options), EmbeddingsRequest)
                 if not body:
                     raise ApiError(
                         400, "the body is empty: send the picture's bytes", "empty_input"
                     )
-                pictures = [Picture(body)]
-            else:
-                raise ApiError(
-                    415,
-                    f"content type {kind[:80]!r} is not taken: send application/json, or one "
-                    "picture as the body with its own type (image/jpeg)",
-                    "unsupported_media_type",
-                )
+                pictures = [Picture(bytes(body), crop)]
             return await self._embedded(request, wanted, pictures, timeout)
 
     async def _embedded(
@@ -207,7 +265,8 @@ class Api:
     ) -> Response:
         visit: Visit = request.state.visit
         visit.pictures, visit.bytes = len(pictures), sum(len(one.data) for one in pictures)
-        version = wanted_version(wanted.model)
+        version = wanted_version(wanted.model) or await self._usual_version()
+        visit.mark("parse")
         with self.gate.admit(len(pictures)):
             found = await self.servers.embed(
                 [one.data for one in pictures],
@@ -216,6 +275,7 @@ class Api:
                 timeout,
                 version,
             )
+        visit.mark("embed")
         self.book.pictures.labels("embedded").inc(len(found.rows))
         self.book.pictures.labels("failed").inc(len(found.errors))
         problems = [_of_picture(index, error) for index, error in sorted(found.errors.items())]
@@ -241,6 +301,16 @@ class Api:
         if wanted.partial:
             said["errors"] = [problem.images[0] for problem in problems]
         return _json(said)
+
+    async def _usual_version(self) -> str | None:
+        """The version of vectors when none is asked for: what is searched, if it is served.
+
+        So that callers who store them, or search with them, do not get both of two versions.
+        """
+        if self.search is None:
+            return None
+        version = (await self.search.now()).index.header.origin.version
+        return version if await self.servers.serves(version) else None
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
@@ -274,12 +344,12 @@ class Api:
 
     async def openapi(self, request: Request) -> Response:
         """`GET /openapi.json`."""
-        return _json(openapi.document(self._searches))
+        return _json(openapi.document(self.search is not None))
 
     async def docs(self, request: Request) -> Response:
         """`GET /docs`: the same for people, without anything from elsewhere."""
         return HTMLResponse(
-            openapi.page(self._searches), headers={"Content-Security-Policy": _DOCS_POLICY}
+            openapi.page(self.search is not None), headers={"Content-Security-Policy": _DOCS_POLICY}
         )
 
     async def _models(self) -> list[dict[str, Any]]:
@@ -292,16 +362,18 @@ class Api:
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         yield
         await self.servers.close()
+        if self.search is not None:
+            self.search.get().close()
 
 
 class _Door:
-    """Lets in who has a key, where keys are asked for."""
+    """Lets in who has a key."""
 
-    def __init__(self, app: ASGIApp, keys: Keys | None) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys) -> None:
         self._app, self._keys = app, keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._keys is not None and scope["type"] == "http" and scope["path"] not in _OPEN:
+        if scope["type"] == "http" and scope["path"] not in _OPEN:
             visit: Visit = scope["state"]["visit"]
             headers = dict(scope["headers"])
             try:
@@ -313,23 +385,29 @@ class _Door:
         await self._app(scope, receive, send)
 
 
-def _of_query(request: Request) -> dict[str, Any]:
-    """The options of a picture that is the body: `?encoding_format=base64&embedding_type=...`."""
+def _of_query(request: Request) -> tuple[dict[str, Any], Box | None]:
+    """The options of a picture that is the body, ?encoding_format=base64&..., and its crop."""
     options: dict[str, Any] = {"input": ""}
+    crop = None
     for name, value in request.query_params.items():
         if name == "embedding_type" and "," in value:
             options[name] = value.split(",")
         elif name in ("model", "encoding_format", "embedding_type"):
             options[name] = value
+        elif name == "crop":
+            try:
+                crop = parse_crops(value, 1)[0]
+            except ImageError as error:
+                raise ApiError(400, str(error), "invalid_crop", "crop") from None
         else:
             raise ApiError(
                 400,
-                f"?{name[:80]} is not an option; there are model, encoding_format and "
-                "embedding_type",
+                f"?{name[:80]} is not an option; there are model, encoding_format, "
+                "embedding_type and crop",
                 "invalid_value",
                 name[:80],
             )
-    return options
+    return options, crop
 
 
 def _width(answer: Embedded) -> int:

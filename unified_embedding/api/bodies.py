@@ -23,11 +23,13 @@ class BodyLimits:
         bytes: of one body.
         held: bytes of all bodies that are read or worked on at a time.
         stall: seconds that an upload may stand still.
+        whole: seconds that an upload may take.
     """
 
     bytes: int = 96_000_000
     held: int = 512_000_000
     stall: float = 30.0
+    whole: float = 120.0
 
 
 class Bodies:
@@ -38,51 +40,66 @@ class Bodies:
         self.held = 0
 
     @asynccontextmanager
-    async def read(self, request: Request) -> AsyncIterator[bytes]:
-        """The whole body, held until the block ends.
+    async def read(self, request: Request, most: int | None = None) -> AsyncIterator[bytearray]:
+        """The whole body, of at most `most` bytes where that is less, held until the block ends.
 
         Raises:
-            ApiError: 413 too large, 408 stalled, 429 no memory left, 400 the caller went away.
+            ApiError: 413 too large, 408 too slow, 429 no memory left, 400 the caller went away.
         """
+        limit = min(self._limits.bytes, most or self._limits.bytes)
         stated = request.headers.get("content-length", "")
-        if stated.isdecimal() and int(stated) > self._limits.bytes:
-            raise self._too_large()
-        parts: list[bytes] = []
-        size = 0
-        stream = request.stream()
+        if stated.isdecimal() and int(stated) > limit:
+            raise _too_large(limit)
+        # Pieces in a list of their own would take 40 times the bytes of a body that drips.
+        body = bytearray()
+        held = 0
         try:
-            while True:
-                try:
-                    async with asyncio.timeout(self._limits.stall):
-                        part = await anext(stream, None)
-                except TimeoutError:
-                    raise ApiError(
-                        408, f"no byte of the body came for {self._limits.stall:g} s", "timeout"
-                    ) from None
-                except ClientDisconnect:
-                    raise ApiError(400, "the connection was closed by the caller", "gone") from None
-                if part is None:
-                    break
-                size += len(part)
-                self.held += len(part)
-                if size > self._limits.bytes:
-                    raise self._too_large()
-                if self.held > self._limits.held:
-                    raise ApiError(
-                        429,
-                        "the bodies that are being received fill the memory set aside for them",
-                        "overloaded",
-                        kind="rate_limit_error",
-                    )
-                parts.append(part)
-            yield parts[0] if len(parts) == 1 else b"".join(parts)
+            try:
+                async with asyncio.timeout(self._limits.whole):
+                    stream = request.stream()
+                    while True:
+                        async with asyncio.timeout(self._limits.stall):
+                            part = await anext(stream, None)
+                        if part is None:
+                            break
+                        held += len(part)
+                        self.held += len(part)
+                        if held > limit:
+                            raise _too_large(limit)
+                        if self.held > self._limits.held:
+                            raise _ended(
+                                429,
+                                "the bodies that are being received fill the memory set aside for "
+                                "them",
+                                "overloaded",
+                                "rate_limit_error",
+                            )
+                        body += part
+            except TimeoutError:
+                raise _ended(
+                    408,
+                    f"the body took too long to arrive: no byte for {self._limits.stall:g} s, or "
+                    f"more than {self._limits.whole:g} s in all",
+                    "timeout",
+                ) from None
+            except ClientDisconnect:
+                raise ApiError(400, "the connection was closed by the caller", "gone") from None
+            yield body
         finally:
-            self.held -= size
+            self.held -= held
 
-    def _too_large(self) -> ApiError:
-        return ApiError(
-            413,
-            f"the body is larger than {self._limits.bytes:,} bytes; send fewer pictures in a "
-            "request, or smaller ones",
-            "body_too_large",
-        )
+
+def _too_large(limit: int) -> ApiError:
+    return _ended(
+        413,
+        f"the body is larger than {limit:,} bytes; send fewer pictures in a request, or smaller "
+        "ones",
+        "body_too_large",
+    )
+
+
+def _ended(status: int, message: str, code: str, kind: str | None = None) -> ApiError:
+    """An error after which the rest of the body is not read: the connection ends with it."""
+    problem = ApiError(status, message, code, kind=kind)
+    problem.headers["Connection"] = "close"
+    return problem

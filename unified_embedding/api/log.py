@@ -9,7 +9,7 @@ import msgspec
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _BUCKETS: Final = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
-ROUTES: Final = frozenset({"/v1/embeddings", "/v1/search", "/v1/models"})
+ROUTES: Final = frozenset({"/v1/embeddings", "/v1/search", "/v1/models", "/v1/index", "/picture"})
 
 
 @dataclass
@@ -24,6 +24,7 @@ class Visit:
         version: the embedder's, once it answered.
         code: the error's code, empty for an answer.
         began: monotonic seconds.
+        steps: milliseconds of each step so far, by its name.
     """
 
     id: str
@@ -33,6 +34,17 @@ class Visit:
     version: str = ""
     code: str = ""
     began: float = field(default_factory=time.monotonic)
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def mark(self, step: str) -> None:
+        """The step is done: it took the time since the one before it."""
+        so_far = 1000 * (time.monotonic() - self.began)
+        self.steps[step] = so_far - sum(self.steps.values())
+
+    @property
+    def server_timing(self) -> str:
+        """The steps as the header `Server-Timing` (W3C), which browsers show."""
+        return ", ".join(f"{step};dur={ms:.2f}" for step, ms in self.steps.items())
 
 
 class Book:

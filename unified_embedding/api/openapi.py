@@ -43,8 +43,27 @@ _MODEL_FIELD: Final = {
     "default": MODEL,
     "description": f"{MODEL}, or {MODEL}@VERSION to refuse every other version (404).",
 }
+_CHANCE: Final = {
+    "type": ["integer", "null"],
+    "description": "From this distance on a hit is no nearer than chance.",
+}
 _KINDS: Final = {"type": "string", "enum": ["float", "ubinary"]}
 _ENCODING: Final = {"type": "string", "enum": ["float", "base64"], "default": "float"}
+_OPTIONS: Final = [
+    {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "description": "Of a picture that is the body; JSON says it in a field.",
+        "schema": schema,
+    }
+    for name, schema in {
+        "model": _MODEL_FIELD,
+        "encoding_format": _ENCODING,
+        "embedding_type": {"type": "string", "enum": ["float", "ubinary", "float,ubinary"]},
+        "crop": {"type": "string", "description": "x0,y0,x1,y1"},
+    }.items()
+]
 _ERRORS: Final = {
     "400": "A field or a picture is wrong; `param` names it.",
     "401": "No key, or an unknown one.",
@@ -91,7 +110,7 @@ def document(search: bool = True) -> dict[str, Any]:
                 "Pictures in, vectors and packed codes out.",
                 _answer("Embeddings", "One row for each picture."),
                 working,
-                parameters=[timeout],
+                parameters=[timeout, *_OPTIONS],
                 requestBody=_body("EmbeddingsRequest", picture),
             )
         },
@@ -128,7 +147,16 @@ def document(search: bool = True) -> dict[str, Any]:
                 "A picture, an id or a vector in, hits of the index out.",
                 _answer("Hits", "The nearest rows, nearest first."),
                 (*working, "409"),
+                parameters=[timeout],
                 requestBody=_body("SearchRequest"),
+            )
+        }
+        paths["/v1/index"] = {
+            "get": _operation(
+                "retrieveIndex",
+                "What is searched.",
+                _answer("Index", "Its rows, version and metadata."),
+                ("401",),
             )
         }
     return {
@@ -234,30 +262,101 @@ def _schemas() -> dict[str, Any]:
                 "image": _PICTURE,
                 "id": {"type": "string", "description": "Of a row of the index."},
                 "code": {**_BASE64, "description": "A packed code; needs `version`."},
-                "embedding": {**_VECTOR, "description": "A vector; needs `version`."},
+                "embedding": {
+                    "anyOf": [_VECTOR, _BASE64],
+                    "description": "As /v1/embeddings answered it; needs `version`.",
+                },
                 "version": {"type": ["string", "null"]},
+                "engine": {
+                    "type": ["string", "null"],
+                    "description": "That computed code or embedding; another than the index's is "
+                    "warned of.",
+                },
                 "k": {"type": "integer", "minimum": 1, "maximum": MAX_K, "default": 10},
+                "where": {
+                    "type": ["string", "null"],
+                    "description": "A condition on metadata, such as price < 20 and name == 'a'.",
+                },
+                "order": {
+                    "type": "string",
+                    "enum": ["code", "asymmetric", "float"],
+                    "default": "code",
+                    "description": "By differing bits; by the cosine of the vector with the "
+                    "nearest codes; by its cosine with every stored embedding.",
+                },
+                "group": {
+                    "type": "boolean",
+                    "default": False,
+                    "description": "Rows of one code are one hit, the others its `same`.",
+                },
                 "model": _MODEL_FIELD,
             },
         },
         "Hits": {
             "type": "object",
-            "required": ["object", "data", "version"],
+            "required": ["object", "query", "data", "chance", "version", "engine"],
             "properties": {
                 "object": {"const": "list"},
-                "data": {
-                    "type": "array",
-                    "items": {
-                        "type": "object",
-                        "required": ["id", "distance", "metadata"],
-                        "properties": {
-                            "id": text,
-                            "distance": {"type": "integer", "description": "Differing bits."},
-                            "metadata": {"type": "object"},
-                        },
+                "query": {
+                    "type": "object",
+                    "required": ["code"],
+                    "properties": {
+                        "code": _BASE64,
+                        "id": text,
+                        "title": text,
+                        "metadata": {"type": "object"},
                     },
                 },
+                "data": {"type": "array", "items": {"$ref": "#/components/schemas/Hit"}},
+                "chance": _CHANCE,
                 "version": text,
+                "engine": text,
+                "warning": {"type": "string", "description": "The engines differ."},
+            },
+        },
+        "Hit": {
+            "type": "object",
+            "required": ["id", "title", "distance", "metadata"],
+            "properties": {
+                "id": text,
+                "title": text,
+                "distance": {"type": "integer", "description": "Differing bits."},
+                "score": {"type": "number", "description": "Cosine, where `order` is by one."},
+                "metadata": {"type": "object"},
+                "picture": {"type": "string", "description": "Its address, where there is a page."},
+                "code": _BASE64,
+                "same": {"type": "array", "items": {"$ref": "#/components/schemas/Hit"}},
+                "same_count": integer,
+            },
+        },
+        "Index": {
+            "type": "object",
+            "required": [
+                "object",
+                "rows",
+                "kind",
+                "dimensions",
+                "version",
+                "engine",
+                "embeddings",
+                "names",
+                "chance",
+            ],
+            "properties": {
+                "object": {"const": "index"},
+                "rows": integer,
+                "kind": {"type": "string", "enum": ["flat", "ivf", "hnsw"]},
+                "dimensions": integer,
+                "version": text,
+                "engine": text,
+                "embeddings": {"type": "boolean", "description": "Whether it stores them."},
+                "names": {
+                    "type": "array",
+                    "items": text,
+                    "description": "Of metadata, for `where`.",
+                },
+                "chance": _CHANCE,
+                "recall": {"type": "object"},
             },
         },
         "Models": {

@@ -36,6 +36,7 @@ class ApiError(Exception):
         param: the field it is about, "input[3].crop" for instance.
         kind: OpenAI's error type.
         images: for each picture that cannot be embedded its index, message and code.
+        headers: further headers of the answer.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.param = status, message, code, param
         self.kind = kind or (INVALID if status < 500 and status != 429 else "server_error")
         self.images = images
+        self.headers: dict[str, str] = {}
 
     def response(self) -> Response:
         """The envelope, with the headers that tell SDKs whether to try again."""
@@ -62,7 +64,7 @@ class ApiError(Exception):
         }
         if self.images:
             error["images"] = self.images
-        headers = {}
+        headers = dict(self.headers)
         if self.status in RETRY_SECONDS:
             headers["Retry-After"] = str(RETRY_SECONDS[self.status])
         elif self.status != 504:

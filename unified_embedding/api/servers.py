@@ -1,7 +1,6 @@
 """The embedding servers behind the API: which one is asked, and whether any can be."""
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ from unified_embedding.errors import (
     VersionMismatch,
 )
 from unified_embedding.image import Box
+from unified_embedding.origin import Origin
 
 FRESH_SECONDS: Final = 5.0
 """How long an embedded picture proves that a server is ready."""
@@ -40,18 +40,23 @@ _FIRST_PAUSE: Final = 0.1
 _LONGEST_PAUSE: Final = 1.0
 
 
+Fits = Callable[[Origin], bool]
+"""Whether vectors from there are of the version that is asked for."""
+
+
 @dataclass
 class _Server:
     client: AsyncEmbedderClient
     info: ServerInfo | None = None
+    version: str = ""
     in_work: int = 0
     embedded_at: float = float("-inf")
     away_until: float = 0.0
     met: bool = False
     probing: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    def holds(self, version: str | None) -> bool:
-        return version is None or self.info is None or self.info.version == version
+    def fits(self, fits: "Fits | None") -> bool:
+        return fits is None or self.info is None or fits(self.info.origin)
 
 
 class _Task:
@@ -177,11 +182,13 @@ class Servers:
         outputs: Collection[str],
         timeout: float,
         version: str | None = None,
+        to_search: bool = False,
     ) -> EmbeddedEach:
         """Embed what can be embedded; a picture that cannot has its error beside the others' rows.
 
         A picture that was in flight when a server's process died is sent once more, alone; when a
-        process dies again it is given up (RequestAborted).
+        process dies again it is given up (RequestAborted). With `version` only vectors of it come
+        back, or with `to_search` of any embedder that may search codes of it.
 
         Raises:
             ApiError: nothing was embedded because no server answers (503) or none serves
@@ -191,11 +198,12 @@ class Servers:
         end = min(task.end, time.monotonic() + self._patience())
         last: ClientError = ServerUnavailable("no embedding server can be reached")
         pause = _FIRST_PAUSE
+        fits = None if version is None else _fits(version, to_search)
         while rows := task.next_rows():
-            server = await self._next(version, task.left())
+            server = await self._next(version, fits, task.left())
             if server is None:
-                raise _no_version(version or "", await self.infos())
-            problem = await self._send(server, task, rows, version)
+                raise _no_version(version or "", await self.infos(), to_search)
+            problem = await self._send(server, task, rows, fits)
             if problem is not None:
                 last = problem
                 if time.monotonic() + pause > end:
@@ -213,7 +221,7 @@ class Servers:
         return _RESTART_SECONDS if any(server.met for server in self._servers) else _CONTACT_SECONDS
 
     async def _send(
-        self, server: _Server, task: "_Task", rows: Sequence[int], version: str | None
+        self, server: _Server, task: "_Task", rows: Sequence[int], fits: Fits | None
     ) -> ClientError | None:
         """One attempt; what it brought stands in the task. Returns why rows are still to do."""
         server.in_work += len(rows)
@@ -228,12 +236,13 @@ class Servers:
             return None
         finally:
             server.in_work -= len(rows)
-        if found.rows and version not in (None, found.embedded.version):
+        if found.rows and fits is not None and not fits(found.embedded.origin):
             server.info = None  # It changed its model.
             return VersionMismatch(f"the server answers with version {found.embedded.version}")
         problem = task.note(rows, found)
         if found.rows:
             server.met, server.embedded_at = True, time.monotonic()
+            server.version = found.embedded.version
             if server.info is not None and server.info.version != found.embedded.version:
                 server.info = None
         return None if problem is None else self._lost(server, problem)
@@ -275,21 +284,40 @@ class Servers:
             server.embedded_at = time.monotonic()
             return True
 
-    async def _next(self, version: str | None, left: float) -> _Server | None:
+    async def _next(self, version: str | None, fits: Fits | None, left: float) -> _Server | None:
         """The server to ask; None when those that answer serve other versions."""
         there = self._servers
-        if version is not None:
+        if fits is not None:
             for server in there:
                 if server.info is None:
-                    with contextlib.suppress(ClientError):
-                        await self._info(server, min(left, _PROBE_SECONDS))
-            there = [server for server in there if server.holds(version)]
+                    await self._meet(server, min(left, _PROBE_SECONDS))
+            there = [server for server in there if server.fits(fits)]
         now = time.monotonic()
-        return min(there, key=lambda one: (one.away_until > now, one.in_work), default=None)
+
+        def worth(one: _Server) -> tuple[bool, bool, int]:
+            exact = version is None or (one.info is not None and one.info.version == version)
+            return one.away_until > now, not exact, one.in_work
+
+        return min(there, key=worth, default=None)
+
+    async def serves(self, version: str) -> bool:
+        """Whether one of the servers is of a version, as far as they could be asked."""
+        for server in self._servers:
+            if not server.version:
+                await self._meet(server, _PROBE_SECONDS)
+        return any(server.version == version for server in self._servers)
+
+    async def _meet(self, server: _Server, timeout: float) -> None:
+        """Ask a server that is not resting what it serves."""
+        if server.away_until <= time.monotonic():
+            try:
+                await self._info(server, timeout)
+            except ClientError as error:
+                self._lost(server, error)
 
     async def _info(self, server: _Server, timeout: float) -> ServerInfo:
         server.info = await server.client.info(timeout=timeout)
-        server.met = True
+        server.met, server.version = True, server.info.version
         return server.info
 
     def _lost(self, server: _Server, error: ClientError) -> ClientError:
@@ -299,8 +327,26 @@ class Servers:
         return error
 
 
-def _no_version(version: str, infos: Sequence[ServerInfo]) -> ApiError:
+def _fits(version: str, to_search: bool) -> Fits:
+    def same(origin: Origin) -> bool:
+        return origin.version == version
+
+    def may_search(origin: Origin) -> bool:
+        return origin.may_search(version)
+
+    return may_search if to_search else same
+
+
+def _no_version(version: str, infos: Sequence[ServerInfo], to_search: bool) -> ApiError:
     served = ", ".join(sorted({info.version for info in infos}))
+    if to_search:
+        return ApiError(
+            409,
+            f"the index holds codes of version {version}, and served is {served}: they cannot be "
+            "compared; serve the index's version, or back-fill the corpus with the other",
+            "version_mismatch",
+            "version",
+        )
     return ApiError(
         404,
         f"embedder version {version[:80]!r} is not served here, {served} is: their vectors must "

@@ -40,18 +40,26 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class SearchRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `POST /v1/search`: exactly one of `image`, `id`, `code` and `embedding`."""
+    """The body of `POST /v1/search`: exactly one of `image`, `id`, `code` and `embedding`.
+
+    What `/v1/embeddings` answered may be sent as it came: `embedding` as a list or as base64, with
+    `version` and `engine`.
+    """
 
     image: msgspec.Raw = msgspec.Raw()
     id: str | None = None
     code: bytes | None = None
-    embedding: list[float] | None = None
+    embedding: list[float] | bytes | None = None
     version: str | None = None
+    engine: str | None = None
     k: int = 10
+    where: str | None = None
+    order: Literal["code", "asymmetric", "float"] = "code"
+    group: bool = False
     model: str = MODEL
 
 
-def parse(body: bytes, kind: Any) -> Any:
+def parse(body: bytes | bytearray, kind: Any) -> Any:
     """A body as `kind`. Raises ApiError (400) naming the field."""
     try:
         return msgspec.json.decode(body, type=kind)

@@ -3,56 +3,32 @@
 unified-embedding api                                  # beside a running server
 unified-embedding api --demo                           # in a clone: starts a server first
 unified-embedding api --server a:8001 --server b:8001 --index out/index --keys keys.txt
+
+With --index it searches too; with --page the search page stands before it (`page` is the same with
+the defaults of one person's machine).
 """
 
-import asyncio
 import contextlib
 import logging
-import signal
 import sys
+import warnings
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
-import uvicorn
 from rich.console import Console
 
 from unified_embedding.api.app import Api, Settings
 from unified_embedding.api.bodies import BodyLimits
+from unified_embedding.api.guard import LOOPBACK, Hosts
+from unified_embedding.api.process import serve
 from unified_embedding.checkout import ROOT
-from unified_embedding.cli.options import connecting
+from unified_embedding.cli.options import HostNames, Roots, connecting
 from unified_embedding.client import DEFAULT_URL, Connection
-from unified_embedding.errors import EmbeddingError
-from unified_embedding.serving.local_server import running
+from unified_embedding.errors import EmbeddingError, EngineWarning
+from unified_embedding.serving.local_server import end_in_order, running
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
-
-
-class _Server(uvicorn.Server):
-    """Ends in order, and with code 0, when it is told to.
-
-    First it is not ready for `drain` seconds, so that balancers look elsewhere; then it takes no
-    new connections and answers what is under way. A second signal does not wait.
-    """
-
-    def __init__(self, config: uvicorn.Config, api: Api, drain: float) -> None:
-        super().__init__(config)
-        self._api, self._drain = api, drain
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Not uvicorn's own, which dies of the signal in the end."""
-        if self.should_exit or self._api.draining:
-            self.should_exit = self.force_exit = True
-            return
-        self._api.draining = True
-        if self._drain and sig == signal.SIGTERM:
-            asyncio.get_running_loop().call_later(self._drain, self._stop)
-        else:
-            self._stop()
-
-    def _stop(self) -> None:
-        self.should_exit = True
 
 
 @connecting
@@ -66,6 +42,12 @@ def main(
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8088,
     index: Annotated[Path | None, typer.Option(help="index that POST /v1/search searches")] = None,
+    page: Annotated[
+        bool,
+        typer.Option("--page", help="serve the search page too; needs --index, excludes --keys"),
+    ] = False,
+    root: Roots = None,
+    host_name: HostNames = None,
     keys_file: Annotated[
         Path | None,
         typer.Option(
@@ -87,9 +69,13 @@ def main(
 ) -> None:
     """Serve the HTTP API."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    # Answers say so themselves when engines differ.
+    warnings.simplefilter("ignore", EngineWarning)
+    guarded = page or bool(host_name) or host in LOOPBACK
     try:
         with contextlib.ExitStack() as stack:
             if demo:
+                end_in_order()
                 console.print("starting tritonserver ...")
                 server, connection = (
                     [stack.enter_context(running(ROOT / "model_repository")).grpc_url],
@@ -100,19 +86,18 @@ def main(
                 connection=connection,
                 keys=keys_file,
                 origins=origin or (),
+                hosts=Hosts(host, host_name or ()) if guarded else None,
+                page=page,
+                roots=root or (),
                 bodies=BodyLimits(bytes=body_bytes),
                 pictures_in_work=pictures,
                 timeout=timeout,
             )
             api = Api(settings, index=index)
-            if keys_file is None and host not in ("127.0.0.1", "::1", "localhost"):
+            if keys_file is None and host not in LOOPBACK:
                 console.print(f"listening at {host} without --keys: whoever reaches it may call")
             console.print(f"http://{host}:{port}/v1 (docs: http://{host}:{port}/docs)")
-            config = uvicorn.Config(
-                api, host=host, port=port, log_level="warning", access_log=False,
-                timeout_graceful_shutdown=int(timeout) + 1, server_header=False,
-            )  # fmt: skip
-            _Server(config, api, drain).run()
+            serve(api, host, port, drain)
     except (EmbeddingError, OSError) as error:
         console.print(f"api: {error}", style="red")
         sys.exit(2)

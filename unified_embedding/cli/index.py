@@ -5,6 +5,12 @@ python clients/index.py add out/newer --index out/index
 python clients/index.py info out/index
 python clients/index.py verify out/index
 python clients/index.py export out/index --to postgres|milvus --out out/export
+
+Several versions beside one another, and which of them is searched (docs/upgrade.md):
+
+python clients/index.py gate out/live/green --queries queries.csv
+python clients/index.py activate out/live/green
+python clients/index.py remove out/live/blue
 """
 
 import sys
@@ -22,13 +28,25 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from unified_embedding.cli.options import Urls, connecting
+from unified_embedding.client import DEFAULT_URL, Connection, Retry
 from unified_embedding.corpus.corpus import Corpus, Entry, choose
 from unified_embedding.corpus.store import Store
-from unified_embedding.errors import CodeIndexError, CorpusError, EngineWarning, StoreError, shown
-from unified_embedding.index import Batch, CodeIndex, Origin, Settings
+from unified_embedding.errors import (
+    CodeIndexError,
+    CorpusError,
+    EmbeddingError,
+    EngineWarning,
+    StoreError,
+    shown,
+)
+from unified_embedding.index import Batch, CodeIndex, Origin, Settings, following
+from unified_embedding.index.active import place_of
 from unified_embedding.index.export import to_milvus, to_postgres
+from unified_embedding.retrieval import Interval
 from unified_embedding.search.pictures import Pictures, roots_of
-from unified_embedding.search.searching import DEFAULT_INDEX, SAMPLE, open_index
+from unified_embedding.search.searching import DEFAULT_INDEX, SAMPLE, embedder_for, open_index
+from unified_embedding.search.upgrade import compare, read_queries
 
 console = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -171,6 +189,97 @@ def export(
         console.print(str(path), markup=False)
     if to is Target.postgres:
         console.print(f"load them: cd {out} && psql -f schema.sql -f load.sql", markup=False)
+
+
+@app.command()
+@connecting
+def gate(
+    index: Annotated[Path, typer.Argument(help="folder of the new index")],
+    queries: Annotated[
+        Path,
+        typer.Option(
+            help="CSV: image (a picture, relative to the file), id (a right answer; further lines "
+            "for further ones) and cluster (queries that succeed or fail together)"
+        ),
+    ],
+    against: Annotated[
+        Path | None,
+        typer.Option(help="the index it would replace", show_default="the active one beside it"),
+    ] = None,
+    k: Annotated[
+        int, typer.Option("--k", min=1, help="hits among which a right answer counts")
+    ] = 10,
+    margin: Annotated[
+        float, typer.Option(min=0.01, help="points of recall, of 100, that may be lost")
+    ] = 2.0,
+    url: Urls = None,
+    timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 60.0,
+    *,
+    connection: Connection,
+) -> None:
+    """Compare a new index with the active one on labelled queries. Exit code 1: refused.
+
+    It is refused when the 95 % interval of the paired difference of recall reaches below the
+    margin, or when it lacks a picture that the other one has.
+    """
+    try:
+        asked = read_queries(queries)
+        new, old = open_index(index), open_index(against or place_of(index))
+        if new.folder == old.folder:
+            raise CodeIndexError(f"{index} is the active index itself; name another one")
+        urls, retry = url or [DEFAULT_URL], Retry()
+        with (
+            embedder_for(old.header.origin.version, urls, timeout, retry, connection) as before,
+            embedder_for(new.header.origin.version, urls, timeout, retry, connection) as after,
+        ):
+            verdict = compare((old, before), (new, after), asked, k, margin)
+    except (EmbeddingError, OSError) as error:
+        fail("gate", error)
+    console.print(
+        f"recall@{k} in percent of {verdict.queries:,} queries in {verdict.clusters:,} clusters; "
+        "95 % intervals by bootstrap over clusters",
+        markup=False,
+    )
+    table = Table.grid(padding=(0, 2))
+    for name, opened, recall in (("old", old, verdict.old), ("new", new, verdict.new)):
+        where = f"{opened.folder}, version {opened.header.origin.version}"
+        table.add_row(name, escape(_interval(recall)), escape(f"{len(opened):,} rows, {where}"))
+    limit = f"paired; its lower end must not be below {-margin:+g}"
+    table.add_row("change", escape(_interval(verdict.change, "+")), limit)
+    console.print(table)
+    for problem in verdict.problems:
+        errors.print(f"index gate: refused: {problem}", style="red")
+    if verdict.problems:
+        sys.exit(1)
+    console.print("the new index may take over", style="green")
+
+
+@app.command()
+def activate(
+    index: Annotated[Path, typer.Argument(help="folder of the index")],
+) -> None:
+    """Search this index from now on, wherever the active.json beside it is followed."""
+    try:
+        active = following.activate(index)
+    except (CodeIndexError, OSError) as error:
+        fail("activate", error)
+    console.print(f"{index} is active: version {active.version}", markup=False)
+
+
+@app.command()
+def remove(
+    index: Annotated[Path, typer.Argument(help="folder of the index")],
+) -> None:
+    """Delete an index that stands beside the active one. The active one is refused."""
+    try:
+        following.remove(index)
+    except (CodeIndexError, OSError) as error:
+        fail("remove", error)
+    console.print(f"{index} is removed", markup=False)
+
+
+def _interval(value: Interval, sign: str = "") -> str:
+    return f"{value.mean:{sign}.1f} [{value.low:{sign}.1f}, {value.high:{sign}.1f}]"
 
 
 def batches(corpus: Corpus, entries: list[Entry], with_embeddings: bool) -> Iterator[Batch]:

@@ -17,14 +17,15 @@ EXTRAS: Final = {
     "backfill": "client",
     "index": "search",
     "search": "search",
-    "page": "search",
+    "page": "search,api",
     "status": "client",
     "serve": "serve",
     "api": "api",
+    "gateway": "deploy",
     "load": "load",
 }
-"""The commands, and the extra that each needs."""
-_TARGETS: Final = {"search": "search-env"}
+"""The commands, and the extras that each needs."""
+_TARGETS: Final = {"search": "search-env", "api": "search-env", "search,api": "search-env"}
 
 
 def program() -> None:

@@ -10,16 +10,47 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from unified_embedding.client import Connection
+from unified_embedding.client import DEFAULT_URL, Connection
 from unified_embedding.client import _connection as variables
 from unified_embedding.errors import ImageError, SettingsError, shown
+from unified_embedding.names import DEFAULT
 
-Url = Annotated[str, typer.Option(help="gRPC address of the server", envvar=variables.URL)]
+Url = Annotated[
+    str, typer.Option(help="gRPC address of the server: HOST:PORT[/MODEL]", envvar=variables.URL)
+]
+Urls = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--url",
+        help="gRPC address of a server, HOST:PORT, or HOST:PORT/MODEL where it has several "
+        "embedders; repeat it: the one whose version the index is of is asked",
+        envvar=variables.URL,
+        show_default=DEFAULT_URL,
+    ),
+]
 ModelName = Annotated[
     str,
     typer.Option(
         help="model to ask, where the server has several embedders",
         envvar="UNIFIED_EMBEDDING_MODEL",
+        show_default=DEFAULT.ensemble,
+    ),
+]
+HostNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--host-name",
+        help="name or address by which it is visited, say behind a proxy; repeat it",
+        show_default=False,
+    ),
+]
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--root",
+        help="folder whose pictures may be shown; by default those that the corpus was made from; "
+        "repeat it",
+        show_default=False,
     ),
 ]
 

@@ -3,7 +3,8 @@
 python clients/page.py --index out/index            # beside a running server
 python clients/page.py --demo                       # brings server, corpus and index along
 
-It answers to the names of loopback, to the address it listens at, and to each --host-name.
+It is `unified-embedding api --page` with the defaults of one person's machine: on loopback, the
+index of out/index, no access log.
 """
 
 import contextlib
@@ -15,17 +16,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-import uvicorn
 from rich.console import Console
 
+from unified_embedding.api.app import Api, Settings
+from unified_embedding.api.guard import Hosts
+from unified_embedding.api.log import Book
+from unified_embedding.api.process import serve
 from unified_embedding.checkout import ROOT
-from unified_embedding.cli.options import Url, connecting
+from unified_embedding.cli.options import HostNames, Roots, Urls, connecting
 from unified_embedding.client import DEFAULT_URL, Connection
 from unified_embedding.client._connection import VARIABLES
-from unified_embedding.errors import EmbeddingError
-from unified_embedding.index import EngineWarning, RecallMonitor
-from unified_embedding.search.page_app import make_app
-from unified_embedding.search.searching import DEFAULT_INDEX, open_index, pictures_of
+from unified_embedding.errors import EmbeddingError, EngineWarning
+from unified_embedding.search.searching import DEFAULT_INDEX
 from unified_embedding.serving.local_server import end_in_order, run, running
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
@@ -36,24 +38,11 @@ def main(
     index: Annotated[
         Path, typer.Option(help="folder of the index", envvar="UNIFIED_EMBEDDING_INDEX")
     ] = DEFAULT_INDEX,
-    url: Url = DEFAULT_URL,
+    url: Urls = None,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="port to listen on")] = 8080,
-    host_name: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="name or address by which it is visited, say behind a proxy; repeat it",
-            show_default=False,
-        ),
-    ] = None,
-    root: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="folder whose pictures may be shown; by default those that the corpus was made "
-            "from; repeat it",
-            show_default=False,
-        ),
-    ] = None,
+    host_name: HostNames = None,
+    root: Roots = None,
     demo: Annotated[
         bool, typer.Option("--demo", help="start a server and index the demo catalogue first")
     ] = False,
@@ -68,21 +57,23 @@ def main(
     """Serve the search page."""
     # The page itself says so when engines differ.
     warnings.simplefilter("ignore", EngineWarning)
+    urls = url or [DEFAULT_URL]
     try:
         with contextlib.ExitStack() as stack:
             if demo:
                 end_in_order()
-                url, index = stack.enter_context(_demo(repository, work))
-                connection = Connection()
-            opened = open_index(index)
-            if opened.header.settings.kind != "flat":
-                opened.monitor = RecallMonitor()
-            pictures = pictures_of(opened, root)
-            shown = ", ".join(map(str, pictures.roots)) or "none; name their folders by --root"
-            console.print(f"pictures shown from: {shown}")
-            console.print(f"{len(opened):,} pictures: http://{host}:{port} (Ctrl-C ends it)")
-            page = make_app(opened, url, pictures, host_name or (), host, connection=connection)
-            uvicorn.run(page, host=host, port=port, log_level="warning")
+                server, index = stack.enter_context(_demo(repository, work))
+                urls, connection = [server], Connection()
+            settings = Settings(
+                urls, connection, hosts=Hosts(host, host_name or ()), page=True, roots=root or ()
+            )
+            api = Api(settings, book=Book(None), index=index)
+            assert api.search is not None  # an index is given
+            search = api.search.get()
+            shown = ", ".join(map(str, search.pictures.roots))
+            console.print(f"pictures shown from: {shown or 'none; name their folders by --root'}")
+            console.print(f"{len(search.index):,} pictures: http://{host}:{port} (Ctrl-C ends it)")
+            serve(api, host, port)
     except (EmbeddingError, OSError) as error:
         console.print(f"page: {error}", style="red")
         sys.exit(2)

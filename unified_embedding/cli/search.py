@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from unified_embedding import Box
-from unified_embedding.cli.options import Url, connecting, read_picture
+from unified_embedding.cli.options import Roots, Urls, connecting, read_picture
 from unified_embedding.client import DEFAULT_URL, Connection, EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import decode, parse_crops
@@ -31,6 +31,7 @@ from unified_embedding.search import contact_sheet
 from unified_embedding.search.pictures import Pictures
 from unified_embedding.search.searching import (
     DEFAULT_INDEX,
+    embedder_for,
     measure_engine,
     open_index,
     pictures_of,
@@ -76,7 +77,11 @@ def main(
     ] = "",
     k: Annotated[int, typer.Option("--k", min=1, help="how many hits")] = 10,
     index: Annotated[
-        Path, typer.Option(help="folder of the index", envvar="UNIFIED_EMBEDDING_INDEX")
+        Path,
+        typer.Option(
+            help="folder of the index, or an active.json that names it",
+            envvar="UNIFIED_EMBEDDING_INDEX",
+        ),
     ] = DEFAULT_INDEX,
     order: Annotated[
         Order,
@@ -96,16 +101,9 @@ def main(
         ),
     ] = None,
     sheet: Annotated[Path | None, typer.Option(help="write a contact sheet, .png")] = None,
-    root: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="folder whose pictures are read; by default those that the corpus was made from; "
-            "repeat it",
-            show_default=False,
-        ),
-    ] = None,
+    root: Roots = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
-    url: Url = DEFAULT_URL,
+    url: Urls = None,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 30.0,
     *,
     connection: Connection,
@@ -114,12 +112,19 @@ def main(
     try:
         box = parse_crops(crop, 1)[0] if crop else None
         data = read_picture(image)
-        opened = open_index(index)
-        pictures = pictures_of(opened, root)
         retry = Retry(attempts=2)
-        with EmbedderClient(url, timeout=timeout, retry=retry, **connection.options()) as client:
+        while True:
+            opened = open_index(index)
+            pictures, home = pictures_of(opened, root), opened.header
             opened.snapshot(where)  # A bad condition is told before anything is sent.
-            found = search(opened, client, data, box, k, order, exact, pictures, where)
+            version, urls = home.origin.version, url or [DEFAULT_URL]
+            try:
+                with embedder_for(version, urls, timeout, retry, connection) as client:
+                    found = search(opened, client, data, box, k, order, exact, pictures, where)
+                break
+            except EmbeddingError:
+                if open_index(index).header == home:  # No other one became active meanwhile.
+                    raise
     except (EmbeddingError, OSError) as error:
         errors.print(f"search: {error}", style="red")
         sys.exit(2)

@@ -211,7 +211,10 @@ class AsyncEmbedderClient(BaseClient):
         while True:
             try:
                 response = await self._infer(job, rows, deadline, attempts.death is not None)
-                return self._embedded(response, job, rows)
+                answer = kserve.embedded(response, job.outputs, len(rows))
+                if self._is_news(answer):
+                    self._server = await self._ask(deadline)
+                return self._checked(answer)
             except ServerUnavailable as problem:
                 pause = attempts.pause(problem)
             await asyncio.sleep(pause)

@@ -5,6 +5,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from unified_embedding.client._calls import (
     DEFAULT_URL,
     TLS,
     Deadline,
-    check_url,
+    split_url,
 )
 from unified_embedding.client._job import Job
 from unified_embedding.client._kserve import grpc
@@ -31,8 +32,10 @@ from unified_embedding.errors import (
     RequestRejected,
     ServerUnavailable,
     VersionMismatch,
+    shown,
 )
 from unified_embedding.names import DEFAULT, Names
+from unified_embedding.origin import Origin
 
 # One might be answered by a living process of a model, of which another is dead.
 PROBES: Final = 4
@@ -54,14 +57,15 @@ class BaseClient(ABC):
         metadata: AsyncMetadata | None = None,
         interceptors: Sequence[Any] = (),
         send_deadline: bool = True,
-        model: str = DEFAULT.ensemble,
+        model: str = "",
     ) -> None:
         """Configure a client.
 
         Args:
             url: the server's gRPC address, host:port. Of a name with several addresses all
-                are used in turn.
-            expect_version: version the vectors must have; another one raises VersionMismatch.
+                are used in turn. host:port/model names the model too.
+            expect_version: version of the stored vectors that the answers are for; from a server
+                whose vectors may not be compared with them comes VersionMismatch.
             expect_engine: engine id the vectors should have; by default that of the first
                 answer. Another one is accepted with one EngineWarning.
             timeout: seconds a call may take in all, every request and retry included.
@@ -76,13 +80,16 @@ class BaseClient(ABC):
             send_deadline: tell the server by when an answer is needed, so that it drops in
                 time what it cannot answer in time. Needs clocks that differ by much less than
                 the timeout; switch it off for a client with an unsynchronised clock.
-            model: name of the model to ask, where the server has several embedders.
+            model: name of the model to ask, where the server has several embedders; by default
+                that of the url, else "unified_embedding".
         """
         Deadline(timeout)
         if max_inflight < 1:
             raise ValueError(f"max_inflight {max_inflight} is not a positive number of requests")
-        self.url = check_url(url)
-        self.names = Names.of(model)
+        self.url, named = split_url(url)
+        if model and named and model != named:
+            raise ValueError(f"the address {shown(url)} names a model, and model is {shown(model)}")
+        self.names = Names.of(model or named or DEFAULT.ensemble)
         self._expect_version = expect_version
         self._engine = expect_engine
         self._engine_warned = False
@@ -96,6 +103,7 @@ class BaseClient(ABC):
         self._interceptors = list(interceptors)
         self._credentials = grpc.ssl_channel_credentials(**tls.read()) if tls else None
         self._server: ServerInfo | None = None
+        self._compatible: dict[str, tuple[str, ...]] = {}
         self._lives = Lives()
         self._closed = False
         self._proxy = ""
@@ -151,18 +159,26 @@ class BaseClient(ABC):
             self._lives.lost(sent)
         return problem
 
-    def _embedded(self, response: Any, job: Job, rows: Sequence[int]) -> Embedded:
-        answer = kserve.embedded(response, job.outputs, len(rows))
-        self._check(answer.version, answer.engine)
+    def _is_news(self, answer: Embedded) -> bool:
+        """Whether the server changed its model since it was asked what it serves."""
+        return answer.version not in self._compatible
+
+    def _checked(self, answer: Embedded) -> Embedded:
+        # Where even the server's description is of another version, nothing is declared.
+        compatible = self._compatible.get(answer.version, ())
+        answer = replace(answer, compatible_with=compatible)
+        self._check(answer.origin)
         return answer
 
     def _server_info(self, server: Any, ensemble: Any, embedder: Any) -> ServerInfo:
         info = kserve.server_info(self.names, server, ensemble, embedder)
-        self._check(info.version, info.engine)
+        self._compatible[info.version] = info.compatible_with
+        self._check(info.origin)
         return info
 
-    def _check(self, version: str, engine: str) -> None:
-        if self._expect_version not in (None, version):
+    def _check(self, origin: Origin) -> None:
+        version, engine = origin.version, origin.engine
+        if self._expect_version is not None and not origin.may_search(self._expect_version):
             raise VersionMismatch(
                 f"{self.url} serves embedder version {version}, expected {self._expect_version}: "
                 "their vectors must not be mixed. Serve the expected version, or embed everything "
@@ -206,4 +222,5 @@ def nothing(server: ServerInfo, job: Job) -> Embedded:
         np.empty((0, server.code_bytes), np.uint8) if CODE in job.outputs else None,
         server.version,
         server.engine,
+        server.compatible_with,
     )

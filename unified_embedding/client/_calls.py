@@ -1,6 +1,7 @@
 """How calls are made: where the server is, TLS and deadlines."""
 
 import math
+import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from unified_embedding.paths import StrPath
 DEFAULT_URL: Final = "127.0.0.1:8001"
 # Triton's own limit of one gRPC message (MAX_GRPC_MESSAGE_SIZE in its constants.h).
 MAX_MESSAGE_BYTES: Final = 2**31 - 1
+# gRPC's own addresses have slashes too: dns:///host:8001, unix:/path.
+_WITH_MODEL: Final = re.compile(r"(?!unix:)(.*[^/:])/([^/]+)")
 CHANNEL_OPTIONS: Final = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -89,11 +92,16 @@ class Deadline:
         )
 
 
-def check_url(url: str) -> str:
-    """`url` as gRPC takes it. Raises ValueError for an HTTP address."""
+def split_url(url: str) -> tuple[str, str]:
+    """The address as gRPC takes it, and the model that stands behind it (host:port/model) or "".
+
+    Raises:
+        ValueError: an HTTP address.
+    """
     if url.startswith(("http://", "https://")):
         raise ValueError(
             f"{shown(url)} is an HTTP address; give the gRPC address as host:port, "
             f"for instance {DEFAULT_URL} (and TLS through tls=)"
         )
-    return url
+    named = _WITH_MODEL.fullmatch(url)
+    return (named[1], named[2]) if named else (url, "")

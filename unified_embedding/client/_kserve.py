@@ -33,7 +33,7 @@ from unified_embedding.errors import (
     shown,
 )
 from unified_embedding.names import Names
-from unified_embedding.spec import ENGINE_KEY, VERSION_KEY
+from unified_embedding.spec import COMPATIBLE_KEY, ENGINE_KEY, VERSION_KEY
 
 try:
     import grpc
@@ -75,6 +75,8 @@ _NOT_GRPC: Final = re.compile(
 )
 # What Triton says of a model that it has not loaded yet, or unloads before it stops.
 _NOT_READY: Final = re.compile("unknown model|no available versions|not ready|not at ready state")
+# What gRPC, or a gateway, says of a message over its limit.
+_TOO_LARGE: Final = re.compile("larger than")
 _DEAD_STUB: Final = re.compile("[Ss]tub process .*is not healthy", re.DOTALL)
 # What a model's breaking process costs the step after it. Only Triton itself sends steps their
 # inputs; of a caller's own mistake it does not say "in ensemble".
@@ -136,9 +138,9 @@ def server_info(names: Names, server: Any, ensemble: Any, embedder: Any) -> Serv
         ServerError: the models are not those of this project.
     """
     config = embedder.config
-    version, engine = (
+    version, engine, compatible = (
         config.parameters[key].string_value if key in config.parameters else ""
-        for key in (VERSION_KEY, ENGINE_KEY)
+        for key in (VERSION_KEY, ENGINE_KEY, COMPATIBLE_KEY)
     )
     inputs = [list(tensor.dims) for tensor in config.input]
     outputs = {tensor.name: list(tensor.dims) for tensor in config.output}
@@ -156,6 +158,7 @@ def server_info(names: Names, server: Any, ensemble: Any, embedder: Any) -> Serv
         input_size=inputs[0][0],
         max_batch_size=max(1, ensemble.config.max_batch_size),
         triton=server.version,
+        compatible_with=tuple(compatible.split()),
     )
 
 
@@ -198,6 +201,10 @@ def client_error(error: Any, url: str, was_well: bool, advice: str) -> ClientErr
         return RequestRejected(named[2], int(named[1]))
     if code == grpc.StatusCode.CANCELLED:
         return Overloaded(f"{url} is overloaded or was asked too late: {details}")
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED and _TOO_LARGE.search(details):
+        return RequestRejected(details)
+    if code == grpc.StatusCode.RESOURCE_EXHAUSTED:
+        return Overloaded(f"{url} takes no more calls now: {details}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
         return DeadlineExceeded(f"{url} did not answer in time: {details}{advice}")
     if code == grpc.StatusCode.UNAVAILABLE and _BROKEN.search(details):

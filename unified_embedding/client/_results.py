@@ -27,17 +27,19 @@ class Embedded:
         version: the embedder's version; only vectors of equal version may be compared.
         engine: id of the engine that computed them; several ids, joined by " + ", when
             replicas with different engines answered parts of the list.
+        compatible_with: further versions whose stored codes may be searched with these vectors.
     """
 
     embedding: NDArray[np.float32] | None
     code: NDArray[np.uint8] | None
     version: str
     engine: str
+    compatible_with: tuple[str, ...] = ()
 
     @property
     def origin(self) -> Origin:
         """Who computed the vectors, as `CodeIndex.search` and `add` want to know it."""
-        return Origin(self.version, self.engine)
+        return Origin(self.version, self.engine, self.compatible_with)
 
     def __getitem__(self, row: int) -> "Embedded":
         """One picture's vectors, as an answer of one row."""
@@ -47,6 +49,7 @@ class Embedded:
             None if self.code is None else self.code[row : row + 1],
             self.version,
             self.engine,
+            self.compatible_with,
         )
 
     def __len__(self) -> int:
@@ -83,6 +86,7 @@ class ServerInfo:
         input_size: side of the square input in pixels.
         max_batch_size: most pictures one request may hold.
         triton: version of the Triton server.
+        compatible_with: further versions whose stored codes the embedder's queries may search.
     """
 
     version: str
@@ -91,6 +95,12 @@ class ServerInfo:
     input_size: int
     max_batch_size: int
     triton: str
+    compatible_with: tuple[str, ...] = ()
+
+    @property
+    def origin(self) -> Origin:
+        """Who computes the server's vectors."""
+        return Origin(self.version, self.engine, self.compatible_with)
 
     @property
     def code_bytes(self) -> int:
@@ -155,6 +165,7 @@ def join(parts: Sequence[Embedded]) -> Embedded:
         code=_stack([part.code for part in parts]),
         version=parts[0].version,
         engine=" + ".join(dict.fromkeys(part.engine for part in parts)),
+        compatible_with=parts[0].compatible_with,
     )
 
 

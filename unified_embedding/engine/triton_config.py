@@ -6,6 +6,7 @@ from tritonclient.grpc import model_config_pb2 as pb
 
 from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.spec import (
+    COMPATIBLE_KEY,
     ENGINE_KEY,
     FEATURES,
     INPUT,
@@ -24,6 +25,8 @@ def render(config: EmbedderConfig, spec: EmbedderSpec, engine: str) -> Any:
     side = spec.preprocessing.size
     pixels = {"data_type": "TYPE_UINT8", "dims": [side, side, 3]}
     parameters = {VERSION_KEY: spec.version, ENGINE_KEY: engine, **config.parameters}
+    if spec.compatible_with:
+        parameters[COMPATIBLE_KEY] = " ".join(spec.compatible_with)
     rendered = pb.ModelConfig(
         backend=config.backend,
         max_batch_size=config.max_batch_size,

@@ -117,8 +117,9 @@ def measure_row(bench: Bench, row: EmbedderRow) -> RowResult:
         bench.console.print(f"{row.name}: not run, {row.source} is not there", soft_wrap=True)
         return RowResult(row)
     embedder = bench.open(row.source)
+    pictures = bench.pictures
     vectors = bench.features.vectors(
-        embedder, bench.pictures.sha256, bench.pictures.read, f"{row.name}: embedding"
+        embedder, pictures.sha256, pictures.read, f"{row.name}: embedding", pictures.images
     )
     with bench.console.status(f"{row.name}: searching"):
         measurement = measure(bench.pictures, vectors, bench.tasks)

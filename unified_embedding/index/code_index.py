@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from unified_embedding.index.monitor import RecallMonitor
 
 _LEAST_CANDIDATES: Final = 100
+_ID_BLOCK: Final = 1 << 20
 # Each is lost only to a save that another process ended meanwhile.
 _OPENINGS: Final = 20
 
@@ -194,6 +195,22 @@ class CodeIndex:
         base, tail = self._segments
         return isinstance(name, str) and (name in tail.row_of or base.find([name])[0] >= 0)
 
+    def lacks(self, ids: Sequence[str]) -> list[str]:
+        """Those of `ids` that are not in the index."""
+        base, tail = self._segments
+        rows = base.find(ids).tolist()
+        return [
+            name for name, row in zip(ids, rows, strict=True) if row < 0 and name not in tail.row_of
+        ]
+
+    def ids(self) -> Iterator[list[str]]:
+        """The ids of all rows in their order, in blocks that fit in memory."""
+        snapshot = self.snapshot()
+        for part in (snapshot.base, snapshot.tail):
+            for first in range(0, len(part), _ID_BLOCK):
+                block = part.records.living(part.alive[: first + _ID_BLOCK][: len(part)], first)
+                yield block.column(ID).to_pylist()
+
     def snapshot(self, where: str | None = None) -> Snapshot:
         """The rows as they are now, for searches that must see the same ones.
 
@@ -227,7 +244,8 @@ class CodeIndex:
             CodeIndexError: an id is there already, or shapes and columns do not fit.
         """
         batch = Batch(ids, codes, metadata, embeddings)
-        self._admit(origin)
+        self._check_version(origin)
+        self._tell_engine(origin)
         stored = check_rows(self._header, batch)
         table = as_records(ids, metadata)
         with self._writing:
@@ -266,7 +284,7 @@ class CodeIndex:
 
         Args:
             query: codes uint8 [N, D / 8].
-            origin: who computed the query.
+            origin: who computed the query; `Origin.may_search` decides.
             k: results per query; fewer come back when the index holds fewer.
             embedding: float queries [N, D], needed to re-rank.
             rerank: "asymmetric" orders the candidates by the float query against their signs,
@@ -282,7 +300,8 @@ class CodeIndex:
         """
         if k < 1:
             raise CodeIndexError(f"k is {k}; ask for at least 1 result")
-        self._admit(origin)
+        self._check_query(origin)
+        self._tell_engine(origin)
         check_codes(self._header, query)
         snapshot = self.snapshot(where)
         if rerank is None:
@@ -358,7 +377,8 @@ class CodeIndex:
         """
         if k < 1:
             raise CodeIndexError(f"k is {k}; ask for at least 1 result")
-        self._admit(origin)
+        self._check_query(origin)
+        self._tell_engine(origin)
         unit = check_rerank(self._header, len(embedding), embedding, "embedding")
         snapshot = self.snapshot(where)
         found = by_embedding(snapshot, unit, k)
@@ -425,17 +445,25 @@ class CodeIndex:
         return self._disagreement.get(engine)
 
     def _check_version(self, origin: Origin) -> None:
+        """For codes that are stored, or compared with those of the same picture."""
         if origin.version != self._header.origin.version:
-            raise IndexMismatch(
-                f"the codes are of version {origin.version}, the index {self._folder} of "
-                f"{self._header.origin.version}: they cannot be compared; back-fill the corpus "
-                "with the new version and build a new index"
-            )
+            raise self._mismatch(origin)
 
-    def _admit(self, origin: Origin) -> None:
-        self._check_version(origin)
-        engine = origin.engine
-        if engine == self._header.origin.engine or engine in self._warned:
+    def _check_query(self, origin: Origin) -> None:
+        if not origin.may_search(self._header.origin.version):
+            raise self._mismatch(origin)
+
+    def _mismatch(self, origin: Origin) -> IndexMismatch:
+        return IndexMismatch(
+            f"the codes are of version {origin.version}, the index {self._folder} of "
+            f"{self._header.origin.version}: they cannot be compared; back-fill the corpus "
+            "with the new version and build a new index"
+        )
+
+    def _tell_engine(self, origin: Origin) -> None:
+        """Warn, once, of another engine of the index's version."""
+        home, engine = self._header.origin, origin.engine
+        if origin.version != home.version or engine == home.engine or engine in self._warned:
             return
         self._warned.add(engine)
         share = self._disagreement.get(engine)
@@ -445,7 +473,7 @@ class CodeIndex:
             else f"{share:.2%} of the bits differ (measured on pictures of this index)"
         )
         warnings.warn(
-            f"codes of engine {engine} meet an index of engine {self._header.origin.engine}: "
+            f"codes of engine {engine} meet an index of engine {home.engine}: "
             f"{measured}; results near a tie may change order",
             EngineWarning,
             stacklevel=3,

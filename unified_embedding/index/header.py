@@ -13,7 +13,6 @@ from unified_embedding.codes import code_bytes
 from unified_embedding.errors import CodeError, CodeIndexError, shown
 from unified_embedding.index.checksums import REMEDY, File
 from unified_embedding.origin import Origin
-from unified_embedding.whole_files import whole_file
 
 HEADER_FILE: Final = "header.json"
 # 2 states what each file holds. An index of format 1 is read as it is; a save brings it up to date.
@@ -100,11 +99,12 @@ class Header:
         """Path of one of this generation's files."""
         return folder / f"{self.generation:06d}-{name}"
 
-    def write(self, folder: Path) -> None:
-        """Replace `folder/header.json` in one step: the save becomes visible here."""
+    def text(self) -> str:
+        """What header.json holds."""
         raw = {"format": FORMAT, **asdict(self)}
-        with whole_file(folder / HEADER_FILE, fsync=True) as temporary:
-            temporary.write_text(json.dumps({**raw, "sha256": _digest(raw)}, indent=2) + "\n")
+        # What queries a version's embedder may ask of others says nothing about stored codes.
+        del raw["origin"]["compatible_with"]
+        return json.dumps({**raw, "sha256": _digest(raw)}, indent=2) + "\n"
 
     @classmethod
     def read(cls, folder: Path) -> "Header":

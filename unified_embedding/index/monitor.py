@@ -76,7 +76,7 @@ class RecallMonitor:
         if not len(samples):
             return Recall(float("nan"), float("nan"), float("nan"), 0, skipped)
         mean = float(samples.mean())
-        half = 1.96 * float(samples.std()) / np.sqrt(len(samples))
+        half = 1.96 * float(samples.std() / np.sqrt(len(samples)))
         return Recall(mean, max(0.0, mean - half), min(1.0, mean + half), len(samples), skipped)
 
     def flush(self) -> None:

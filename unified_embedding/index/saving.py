@@ -13,9 +13,8 @@ from unified_embedding.errors import CodeIndexError
 from unified_embedding.index.header import HEADER_FILE, Header
 from unified_embedding.index.matches import Snapshot
 from unified_embedding.index.segments import Base, Tail
-from unified_embedding.index.writer import Writer
+from unified_embedding.index.writer import LOCK_FILE, Writer
 
-_LOCK_FILE: Final = ".lock"
 _BLOCK: Final = 65_536
 
 
@@ -50,7 +49,7 @@ def next_generation(folder: Path) -> int:
     """Number of the next save in `folder`. Raises CodeIndexError if it holds other things."""
     if (folder / HEADER_FILE).exists():
         return Header.read(folder).generation + 1
-    strangers = [path.name for path in folder.iterdir() if path.name != _LOCK_FILE]
+    strangers = [path.name for path in folder.iterdir() if path.name != LOCK_FILE]
     strangers = [name for name in strangers if not name.startswith("000001-")]
     if strangers:
         raise CodeIndexError(f"{folder} holds other things ({strangers[0]}); name a new folder")
@@ -61,7 +60,7 @@ def next_generation(folder: Path) -> int:
 def locked(folder: Path) -> Iterator[None]:
     """Keep other processes from saving the same index meanwhile."""
     try:
-        lock = (folder / _LOCK_FILE).open("w")
+        lock = (folder / LOCK_FILE).open("w")
     except OSError as error:
         raise CodeIndexError(f"{folder} cannot be written ({error})") from error
     with lock as file:

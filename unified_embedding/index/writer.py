@@ -16,6 +16,7 @@ from unified_embedding.codes import code_bytes
 from unified_embedding.errors import CodeIndexError, shown
 from unified_embedding.index import checksums
 from unified_embedding.index.accelerator import Accelerator
+from unified_embedding.index.active import check_save, put_header
 from unified_embedding.index.header import HEADER_FILE, Header
 from unified_embedding.index.records import ID
 from unified_embedding.index.segments import (
@@ -33,6 +34,7 @@ from unified_embedding.whole_files import sync
 Progress = Callable[[str, int], None]
 """Called with the step's name and the rows done so far."""
 
+LOCK_FILE: Final = ".lock"
 _EMPTY: Final = pa.schema([(ID, pa.string())])
 # Ids compared with their neighbours at once, to find one that occurs twice.
 _BLOCK: Final = 1 << 20
@@ -47,6 +49,7 @@ class Writer:
     """
 
     def __init__(self, folder: Path, header: Header, progress: Progress | None = None) -> None:
+        check_save(folder, header.origin)  # Not only after all the work.
         self._folder, self._header, self._progress = folder, header, progress
         self._rows = 0
         self._committed = False
@@ -119,7 +122,7 @@ class Writer:
             base = self._read_back(header)
             for name in names:
                 sync(self._path(name))
-            header.write(self._folder)
+            put_header(self._folder, header)
             self._committed = True
             sync(self._folder)
         keep = {HEADER_FILE, *(self._path(name).name for name in names)}
@@ -195,11 +198,17 @@ def _write(file: BinaryIO, values: NDArray[Any]) -> None:
     file.write(np.ascontiguousarray(values).data)
 
 
+def is_ours(name: str) -> bool:
+    """Whether a file of an index's folder is the index's own."""
+    made = name[:6].isdigit() or name.startswith(f".{HEADER_FILE}.")
+    return made or name in (HEADER_FILE, LOCK_FILE)
+
+
 def _remove_others(folder: Path, keep: set[str]) -> None:
     """Remove the files of other generations, and what killed saves left."""
+    keep |= {LOCK_FILE}
     for path in folder.iterdir():
-        ours = path.name[:6].isdigit() or path.name.startswith(f".{HEADER_FILE}.")
-        if ours and path.name not in keep:
+        if is_ours(path.name) and path.name not in keep:
             # The save is done; what cannot be removed now goes with the next one.
             with contextlib.suppress(OSError):
                 path.unlink()

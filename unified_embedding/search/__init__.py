@@ -1,1 +1,1 @@
-"""What the search programs share: the pictures they may show, and the checks of the page."""
+"""What search.py, the API and its page share: pictures they may show, hits in groups, engines."""

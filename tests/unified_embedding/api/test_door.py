@@ -1,5 +1,6 @@
 """Keys, limits, health, logs: what stands around the routes."""
 
+import contextlib
 import hashlib
 import http.client
 import json
@@ -22,6 +23,7 @@ from unified_embedding.api.app import Settings
 from unified_embedding.api.bodies import BodyLimits
 from unified_embedding.api.keys import Keys
 from unified_embedding.errors import KeyFileError
+from unified_embedding.image import DEFAULT_LIMITS
 
 BEARER = {"Authorization": "Bearer open sesame"}
 
@@ -100,21 +102,59 @@ def test_a_body_is_refused_when_it_is_too_large(peer: Peer) -> None:
         assert service.api.bodies.held == 0
 
 
-def test_an_upload_that_stands_still_is_given_up(peer: Peer) -> None:
+HEAD = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+
+
+@pytest.mark.parametrize("limits", [BodyLimits(stall=0.3), BodyLimits(whole=0.5)])
+def test_an_upload_that_stands_still_or_drips_is_given_up(peer: Peer, limits: BodyLimits) -> None:
+    """A byte now and then holds no connection: it is answered, and the connection ends."""
     with (
-        running(Settings([peer.url], bodies=BodyLimits(stall=0.3))) as service,
+        running(Settings([peer.url], bodies=limits)) as service,
         socket.create_connection(service.address, HANG) as connection,
     ):
-        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
-        connection.sendall(head + b"Content-Length: 100\r\n\r\n{")
-        assert b"408" in connection.recv(100)
+        connection.sendall(HEAD + b"Content-Length: 1000000\r\n\r\n{")
+        drips = limits.whole < HANG
+        connection.settimeout(0.05 if drips else HANG)
+        said, end = b"", time.monotonic() + HANG
+        while time.monotonic() < end:
+            try:
+                piece = connection.recv(1000)
+            except TimeoutError:
+                with contextlib.suppress(OSError):
+                    connection.sendall(b" ")
+                continue
+            except ConnectionResetError:  # By a byte that came after the end.
+                break
+            if not piece:
+                break
+            said += piece
+        else:
+            pytest.fail("the connection was not ended")
+        assert said.startswith(b"HTTP/1.1 408")
+        assert b"took too long to arrive" in said
+        assert service.api.bodies.held == 0
+        assert service.embed(url(b"a")).status == 200
+
+
+def test_one_picture_may_be_as_large_as_a_picture_may_be(peer: Peer) -> None:
+    """The body of one picture ends at the limit of pictures, which is below that of bodies."""
+    with (
+        running(Settings([peer.url])) as service,
+        closing(http.client.HTTPConnection(*service.address, timeout=HANG)) as connection,
+    ):
+        connection.putrequest("POST", "/v1/embeddings")
+        connection.putheader("Content-Type", "image/jpeg")
+        connection.putheader("Content-Length", str(DEFAULT_LIMITS.max_bytes + 1))
+        connection.endheaders()
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert f"larger than {DEFAULT_LIMITS.max_bytes:,} bytes" in answer.read().decode()
 
 
 def test_bodies_share_the_memory_set_aside_for_them(peer: Peer) -> None:
     with running(Settings([peer.url], bodies=BodyLimits(held=3000))) as service:
-        head = b"POST /v1/embeddings HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
         with socket.create_connection(service.address, HANG) as slow:
-            slow.sendall(head + b"Content-Length: 5000\r\n\r\n" + b" " * 2000)
+            slow.sendall(HEAD + b"Content-Length: 5000\r\n\r\n" + b" " * 2000)
             until(lambda: service.api.bodies.held == 2000)
             full = service.embed(url(b"a" * 1000))
             assert (full.status, full.headers["retry-after"]) == (429, "1")

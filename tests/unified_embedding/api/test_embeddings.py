@@ -65,6 +65,16 @@ def test_a_picture_as_the_body(service: Service) -> None:
         answer = service.ask(path, b"\xff\xd8raw", {"Content-Type": kind})
         assert answer.status == 200
         assert np.array_equal(float32(answer.said["data"][0]["embedding"]), vector(b"\xff\xd8raw"))
+    part = service.ask("/v1/embeddings?crop=0.1,0.25,0.5,1", b"raw", {"Content-Type": "image/png"})
+    right = vector(b"raw", "0.1,0.25,0.5,1")
+    assert np.array_equal(np.float32(part.said["data"][0]["embedding"]), right)
+    for crop in ("", "0.5,0,0.2,1", "0,0,1", "a"):
+        wrong = service.ask(f"/v1/embeddings?crop={crop}", b"raw", {"Content-Type": "image/png"})
+        assert (wrong.status, wrong.error["param"]) == (400, "crop")
+    # The steps of an answer, as browsers show them.
+    steps = [step.partition(";dur=") for step in answer.headers["server-timing"].split(", ")]
+    assert [name for name, _, _ in steps] == ["upload", "parse", "embed"]
+    assert all(float(ms) >= 0 for _, _, ms in steps)
     empty = service.ask("/v1/embeddings", b"", {"Content-Type": "image/png"})
     assert (empty.status, empty.error["code"]) == (400, "empty_input")
     wrong = service.ask("/v1/embeddings?dimension=3", b"raw", {"Content-Type": "image/png"})

@@ -2,16 +2,26 @@
 const $ = (id) => document.getElementById(id);
 const STEPS = [
   ["upload", "upload"],
-  ["decode", "decode"],
-  ["engine", "engine"],
-  ["transport", "queue and transport"],
+  ["embed", "embedding"],
   ["search", "search"],
 ];
 const COLUMNS = {
   float: ["Float", "cosine of the embeddings"],
   code: ["Code", "Hamming distance of the codes"],
-  reranked: ["Re-ranked", "float query against codes"],
+  asymmetric: ["Re-ranked", "float query against codes"],
 };
+const FACTS = ["category", "creator", "license"];
+const PATIENCE = "15"; // seconds for an answer; then it is one click away
+/* What the API's errors are to somebody with a photo, by their codes. */
+const SENTENCES = {
+  invalid_image: (message) => `This photo cannot be read: ${message}`,
+  empty_input: () => "This file is empty.",
+  image_aborted: () => "The embedding server ended twice while it worked on this photo, which is not sent again. Use another one.",
+  overloaded: () => "The embedding server has too much work at the moment. Try again soon.",
+  unavailable: () => "The embedding server is not answering. Try again in a moment.",
+  deadline_exceeded: () => "The embedding server did not answer in time. Try again.",
+};
+const REFUSED = ["invalid_image", "empty_input", "image_aborted", "body_too_large"];
 const LEAST = 0.04; // the smallest crop, as a fraction of a side
 
 const state = {
@@ -19,7 +29,8 @@ const state = {
   like: null, // id of the row that is searched from, or null
   crop: null, // [x0, y0, x1, y1] as fractions, or null
   limits: null,
-  code: null, // the query's code in hex
+  embedded: null, // the photo and crop that were embedded last, and the answer
+  code: null, // the query's code as bytes
   retry: null,
   running: null, // AbortController of the search under way
   chance: null, // bits from which on a hit may be chance, or null
@@ -29,6 +40,7 @@ const photos = []; // those of this visit, by their numbers in the history
 
 /* Server and index */
 
+/* The answer of a route, and the milliseconds of each of its steps. */
 async function call(path, options) {
   let response;
   try {
@@ -44,32 +56,64 @@ async function call(path, options) {
   } catch {
     throw new Error(`The page's server answered with an error (${response.status}).`);
   }
-  if (!response.ok) throw Object.assign(new Error(answer.error), { status: response.status });
-  return answer;
+  if (response.ok) return { answer, times: steps(response.headers.get("Server-Timing")) };
+  const { message, code, param } = answer.error;
+  throw Object.assign(new Error(sentence(SENTENCES[code]?.(message) ?? message)), {
+    status: response.status, code, param,
+  });
 }
+
+function sentence(text) {
+  const whole = text.charAt(0).toUpperCase() + text.slice(1);
+  return /[.!?)]$/.test(whole) ? whole : `${whole}.`;
+}
+
+function steps(header) {
+  const parts = (header || "").split(", ").filter(Boolean).map((part) => part.split(";dur="));
+  return Object.fromEntries(parts.map(([name, milliseconds]) => [name, Number(milliseconds)]));
+}
+
+const post = (path, type, body, signal) => call(path, {
+  method: "POST", body, signal, headers: { "Content-Type": type, "X-Request-Timeout": PATIENCE },
+});
+
+const bytes = (base64) => Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
 
 let statusTimer = 0;
 async function refreshStatus() {
   clearTimeout(statusTimer);
   statusTimer = setTimeout(refreshStatus, 5000);
   if (document.hidden) return;
-  try {
-    const { server, index, limits } = await call("/api/status");
-    state.limits = limits;
-    $("filter").hidden = !index.names.length;
-    $("where").title = `Names: ${index.names.join(", ")}`;
-    const name = index.names.find((one) => one !== "source") || index.names[0];
-    $("where").placeholder = `${name} == 'text'`;
-    const rows = `${index.rows.toLocaleString("en")} pictures`;
-    const recall = index.recall && index.recall.queries
-      ? ` · recall ${(100 * index.recall.mean).toFixed(1)} %` : "";
-    showStatus(server.problem ? "down" : "up", server.problem
-      ? (server.up ? "Another embedder version" : "Embedding server is down")
-      : [`${rows}${recall}`, ` · embedder ${index.version}`]);
-    $("status").title = server.problem || `engine ${server.engine}, ${index.kind} index`;
-  } catch (error) {
+  const [about, ready, models] = await Promise.allSettled(
+    ["/v1/index", "/v1/health/ready", "/v1/models"].map((path) => call(path)),
+  );
+  if (about.status === "rejected") {
     showStatus("down", "Page server is down");
-    $("status").title = error.message;
+    $("status").title = about.reason.message;
+    return;
+  }
+  const index = about.value.answer;
+  const served = models.status === "fulfilled" ? models.value.answer.data : [];
+  if (served.length) state.limits = served[0].limits;
+  $("filter").hidden = !index.names.length;
+  $("where").title = `Names: ${index.names.join(", ")}`;
+  const name = index.names.find((one) => one !== "source") || index.names[0];
+  $("where").placeholder = `${name} == 'text'`;
+  const model = served.find((one) => one.version === index.version);
+  if (ready.status === "rejected" || !served.length) {
+    showStatus("down", "Embedding server is down");
+    $("status").title = (ready.reason || models.reason).message;
+  } else if (!model) {
+    showStatus("down", "Another embedder version");
+    $("status").title = `The server runs embedder ${served[0].version}, but the index was made with `
+      + `${index.version}. Their codes cannot be compared: back-fill the corpus again, or serve the `
+      + "other version.";
+  } else {
+    const recall = index.recall ? ` · recall ${(100 * index.recall.mean).toFixed(1)} %` : "";
+    showStatus("up", [
+      `${index.rows.toLocaleString("en")} pictures${recall}`, ` · embedder ${index.version}`,
+    ]);
+    $("status").title = `engine ${model.engine}, ${index.kind} index`;
   }
 }
 document.addEventListener("visibilitychange", refreshStatus);
@@ -110,10 +154,10 @@ $("alert-retry").addEventListener("click", () => {
 function take(file) {
   if (!file) return;
   settle();
-  if (state.limits && file.size > state.limits.bytes) {
+  if (state.limits && file.size > state.limits.image_bytes) {
     empty();
     const megabytes = (size) => `${(size / 1e6).toFixed(1)} MB`;
-    complain(`This photo has ${megabytes(file.size)}; the limit is ${megabytes(state.limits.bytes)}.`);
+    complain(`This photo has ${megabytes(file.size)}; the limit is ${megabytes(state.limits.image_bytes)}.`);
     return;
   }
   photos.push(file);
@@ -170,7 +214,7 @@ function restore() {
   state.like = like ? decoded(like[1]) : null;
   state.blob = like ? null : photos[entry.photo] || null;
   setCrop((state.blob && entry.crop) || null);
-  if (state.like) showPhoto(`/api/picture?id=${encodeURIComponent(state.like)}`, state.like, false);
+  if (state.like) showPhoto(`/picture?id=${encodeURIComponent(state.like)}`, state.like, false);
   else if (state.blob) showPhoto(URL.createObjectURL(state.blob), state.blob.name || "Your photo", true);
   else return empty();
   search();
@@ -328,31 +372,22 @@ async function search() {
   state.running = running;
   $("columns").classList.add("busy");
   $("results").setAttribute("aria-busy", "true");
-  const query = new URLSearchParams({ k: "12" });
-  if ($("compare").checked) query.set("compare", "1");
-  const began = performance.now();
   try {
-    let answer;
-    if ($("where").value.trim()) query.set("where", $("where").value);
-    if (state.like) {
-      query.set("id", state.like);
-      answer = await call(`/api/like?${query}`, { signal: running.signal });
-    } else {
-      history.replaceState({ ...history.state, crop: state.crop }, "");
-      if (state.crop) query.set("crop", state.crop.map((value) => value.toFixed(4)).join(","));
-      answer = await call(`/api/search?${query}`, {
-        method: "POST",
-        body: state.blob,
-        headers: { "Content-Type": state.blob.type || "application/octet-stream" },
-        signal: running.signal,
-      });
-    }
+    if (state.blob) history.replaceState({ ...history.state, crop: state.crop }, "");
+    const embedded = state.like ? null : await embed(running.signal);
+    const began = performance.now();
+    const query = embedded ? embedded.query : { id: state.like };
+    const orders = $("compare").checked ? Object.keys(COLUMNS) : ["code"];
+    const columns = await Promise.all(orders.map((order) => column(query, order, running.signal)));
     settle();
-    show(answer, performance.now() - began);
+    const { times } = columns.find((one) => one.order === "code");
+    const whole = performance.now() - began + (embedded ? embedded.milliseconds : 0);
+    show(columns, { ...embedded?.times, search: times.search }, whole);
   } catch (error) {
     if (error.name === "AbortError") return;
-    const refused = [413, 415, 422].includes(error.status);
-    complain(error.message, refused || error.status === 400 ? null : search);
+    const refused = REFUSED.includes(error.code);
+    const final = refused || [400, 404, 409].includes(error.status);
+    complain(error.message, final ? null : search);
     // Results of an earlier photo under a new one would be wrong, and so would the photo.
     if (refused) empty();
     else clear("No results");
@@ -362,6 +397,40 @@ async function search() {
       $("columns").classList.remove("busy");
       $("results").removeAttribute("aria-busy");
     }
+  }
+}
+
+/* The embedding of the photo's part; the last one is kept, for another condition or order. */
+async function embed(signal) {
+  const crop = state.crop ? state.crop.map((value) => value.toFixed(4)).join(",") : "";
+  if (state.embedded?.blob === state.blob && state.embedded.crop === crop) return state.embedded;
+  const options = new URLSearchParams({ encoding_format: "base64", ...(crop && { crop }) });
+  const began = performance.now();
+  const { answer, times } = await post(
+    `/v1/embeddings?${options}`, "application/octet-stream", state.blob, signal,
+  );
+  state.embedded = {
+    blob: state.blob,
+    crop,
+    query: {
+      embedding: answer.data[0].embedding, version: answer.version, engine: answer.engine,
+    },
+    times,
+    milliseconds: performance.now() - began,
+  };
+  return state.embedded;
+}
+
+/* One order's results. An order that the index cannot give has a sentence in their place. */
+async function column(query, order, signal) {
+  const where = $("where").value.trim();
+  const wanted = { ...query, order, k: 12, group: true, ...(where && { where }) };
+  try {
+    const found = await post("/v1/search", "application/json", JSON.stringify(wanted), signal);
+    return { order, ...found };
+  } catch (error) {
+    if (error.param !== "order") throw error;
+    return { order, missing: error.message };
   }
 }
 
@@ -386,28 +455,28 @@ function element(tag, className, text) {
   return made;
 }
 
-function show(answer, milliseconds) {
-  state.code = answer.query.code;
+function show(columns, times, milliseconds) {
+  const { answer } = columns.find((one) => one.order === "code");
+  state.code = bytes(answer.query.code);
   state.chance = answer.chance;
   $("examples").hidden = true;
-  const bits = answer.query.code.length * 4;
-  const several = answer.columns.length > 1;
-  const first = answer.columns.find((column) => column.order === "code");
+  const bits = 8 * state.code.length;
+  const several = columns.length > 1;
   $("heading").textContent = state.like ? `Like ${answer.query.title}`
     : state.crop ? "Like this part of your photo" : "Like your photo";
-  const count = first.hits.filter(nearerThanChance).length;
+  const count = answer.data.filter(nearerThanChance).length;
   const nearer = state.chance ? " nearer than chance" : "";
   const among = $("where").value.trim() ? ` where ${$("where").value.trim()}` : "";
   $("said").textContent = `${count || "No"} ${count === 1 ? "result" : "results"}${nearer}${among}, `
     + `in ${milliseconds.toFixed(0)} ms.${count ? " Choose one to search from it." : ""}`;
-  $("note").textContent = answer.note;
-  $("note").hidden = !answer.note;
+  $("note").textContent = sentence(answer.warning || "");
+  $("note").hidden = !answer.warning;
   $("columns").className = several ? "columns several" : "columns";
-  $("columns").replaceChildren(...answer.columns.map((column) => drawColumn(column, bits, several)));
+  $("columns").replaceChildren(...columns.map((column) => drawColumn(column, bits, several)));
   $("anatomy").hidden = false;
   $("code-size").textContent = `${bits.toLocaleString("en")} bits, ${bits / 8} bytes`;
   drawRaster(null);
-  drawTimes(answer.times, milliseconds);
+  drawTimes(times, milliseconds);
   if (state.place) takeFocus(state.place);
   state.place = null;
 }
@@ -434,18 +503,19 @@ function drawColumn(column, bits, several) {
     section.append(element("p", "missing", column.missing));
     return section;
   }
+  const all = column.answer.data;
   const cards = (hits) => {
     const grid = element("div", "grid");
-    grid.append(...hits.flatMap((hit) => drawCell(hit, 1 + column.hits.indexOf(hit), bits, column.order)));
+    grid.append(...hits.flatMap((hit) => drawCell(hit, 1 + all.indexOf(hit), bits, column.order)));
     return grid;
   };
-  const far = several ? [] : column.hits.filter((hit) => !nearerThanChance(hit));
-  section.append(cards(column.hits.filter((hit) => !far.includes(hit))));
+  const far = several ? [] : all.filter((hit) => !nearerThanChance(hit));
+  section.append(cards(all.filter((hit) => !far.includes(hit))));
   if (far.length) {
     const rest = element("details", "far");
     const [bound, whole] = [state.chance, bits].map((count) => count.toLocaleString("en"));
     rest.append(element("summary", "", `${far.length} no nearer than chance: ${bound} of ${whole} bits or more differ`), cards(far));
-    rest.open = far.length === column.hits.length;
+    rest.open = far.length === all.length;
     section.append(rest);
   }
   return section;
@@ -459,7 +529,7 @@ function drawCell(hit, rank, bits, order) {
   const more = element("button", "plain", `${hit.same_count} more with this code`);
   more.type = "button";
   more.addEventListener("click", () => {
-    const same = hit.same.map((one) => drawCard(one, rank, bits, order));
+    const same = hit.same.map((one) => drawCard({ ...one, code: hit.code }, rank, bits, order));
     more.remove();
     cell.after(...same);
     same[0].focus();
@@ -481,7 +551,7 @@ function drawCard(hit, place, bits, order) {
   picture.decoding = "async";
   picture.addEventListener("error", blank);
   tile.append(picture, rank);
-  if (hit.picture) picture.src = `/api/picture?id=${encodeURIComponent(hit.id)}`;
+  if (hit.picture) picture.src = hit.picture;
   else blank();
   const byCode = order === "code";
   const measure = element("span", "measure");
@@ -500,7 +570,7 @@ function drawCard(hit, place, bits, order) {
   }
   measure.append(element("span", "", text), meter);
   card.append(tile, element("span", "name", hit.title), measure);
-  const said = Object.values(hit.facts || {}).join(" · ");
+  const said = FACTS.map((name) => hit.metadata[name]).filter(Boolean).join(" · ");
   card.title = said ? `${hit.title} · ${said}` : hit.title;
   card.setAttribute("aria-label", `${place}. ${hit.title}, ${byCode ? text : "cosine " + text}${nearerThanChance(hit) ? "" : ", no nearer than chance"}`);
   card.addEventListener("click", (event) => searchFrom(hit.id, event));
@@ -522,21 +592,21 @@ $("columns").addEventListener("keydown", (event) => {
 /* The code as a raster, and the time as a bar */
 
 function drawRaster(hit) {
-  const bytes = state.code.match(/../g).map((pair) => parseInt(pair, 16));
-  const others = hit ? hit.code.match(/../g).map((pair) => parseInt(pair, 16)) : bytes;
-  const bits = 8 * bytes.length;
+  const code = state.code;
+  const others = hit ? bytes(hit.code) : code;
+  const bits = 8 * code.length;
   const across = 64;
   const down = Math.ceil(bits / across);
   const canvas = $("raster");
   canvas.width = across * 5;
   canvas.height = down * 5;
   const style = getComputedStyle(document.documentElement);
-  const [ink, empty, accent] = ["--ink", "--line", "--decode"].map((name) => style.getPropertyValue(name));
+  const [ink, empty, accent] = ["--ink", "--line", "--mark"].map((name) => style.getPropertyValue(name));
   const pen = canvas.getContext("2d");
   let differ = 0;
   for (let bit = 0; bit < bits; bit += 1) {
     const mask = 128 >> (bit % 8);
-    const set = bytes[bit >> 3] & mask;
+    const set = code[bit >> 3] & mask;
     const differs = set !== (others[bit >> 3] & mask);
     differ += differs;
     pen.fillStyle = differs ? accent : set ? ink : empty;
@@ -573,16 +643,18 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
 
 async function offerExamples() {
   try {
-    const { examples } = await call("/api/examples");
-    const cards = examples.map((one) => {
+    const { answer } = await call("/examples");
+    const cards = answer.data.map((one) => {
       const card = element("button", "card");
       card.type = "button";
       const tile = element("span", "tile");
       const picture = element("img");
       picture.alt = "";
-      picture.addEventListener("error", () => tile.replaceChildren(element("span", "blank", one.title)));
-      picture.src = `/api/picture?id=${encodeURIComponent(one.id)}`;
+      const blank = () => tile.replaceChildren(element("span", "blank", one.title));
+      picture.addEventListener("error", blank);
       tile.append(picture);
+      if (one.picture) picture.src = one.picture;
+      else blank();
       card.append(tile, element("span", "name", one.title));
       card.addEventListener("click", (event) => searchFrom(one.id, event));
       return card;

@@ -1,0 +1,1 @@
+"""The gateway before the servers: Envoy, its configuration and the files that it follows."""
