@@ -87,8 +87,8 @@ page: engine .venv/.stamp-search ## the search page over the demo catalogue, at 
 api: engine .venv/.stamp-search ## the HTTP API with a server behind it, at http://127.0.0.1:8088/v1
 	@$(PY) -m unified_embedding.cli api --demo
 
-gateway: engine .venv/.stamp-gateway ## Envoy before server and HTTP API, by TLS and with keys, at https://localhost:8443: PORT=
-	@$(PY) -m unified_embedding.cli gateway run --demo $(if $(PORT),--port "$(PORT)")
+gateway: engine .venv/.stamp-gateway ## Envoy before server and HTTP API, by TLS and with keys, at https://localhost:8443
+	@$(PY) -m unified_embedding.cli gateway run --demo
 
 load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= USERS= SLO_P99_MS= DURATION= FULL=1
 	@$(PY) bench/load.py

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -171,6 +172,20 @@ def test_every_package_comes_with_its_hash(root: Path, file: str) -> None:
             # Our own wheel, and what the image's own library decides.
             assert "--no-deps" in install
             assert "dist/*.whl" in install or "tensorrt-cu13==${version}" in install, install
+
+
+@both
+def test_what_the_wheel_takes_in_is_there_when_it_is_built(root: Path, file: str) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    wanted = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    copied: list[str] = []
+    for item in read(root, file):
+        if item.name == "COPY" and not item.argument.startswith("--from"):
+            copied += item.argument.split()[:-1]
+        if item.name == "RUN" and "pip wheel" in item.argument:
+            break
+    for source in wanted:
+        assert any(Path(source).is_relative_to(folder) for folder in copied), source
 
 
 @pytest.mark.parametrize("name", ["cpu", "cpu-build", "gpu", "gpu-build", "tools"])

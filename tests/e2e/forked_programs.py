@@ -46,20 +46,16 @@ class Programs:
 @contextmanager
 def running(folder: Path, log: Path, **environment: str) -> Iterator[Programs]:
     """Programs that run in `folder`."""
-    process = subprocess.Popen(
+    # Leaving the block closes its input, at whose end it ends.
+    with subprocess.Popen(
         [sys.executable, __file__],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
         cwd=folder,
         env={**os.environ, "COLUMNS": "200", **environment},
-    )
-    try:
+    ) as process:
         yield Programs(process, log)
-    finally:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait(60)
 
 
 def kill_before(event: str, name: str, number: int) -> None:

@@ -312,7 +312,7 @@ def page(root: Path) -> str:
 
 def commands(root: Path) -> list[str]:
     """The commands of the page in their order, and its Python."""
-    found = re.findall(r"^    (\S.*)$|^```python\n(.*?)^```", page(root), re.M | re.S)
+    found = re.findall(r"^    (\S[^\n]*)$|^```python\n(.*?)^```", page(root), re.M | re.S)
     return [line or block for line, block in found if not line.startswith("out/")]
 
 
