@@ -12,12 +12,14 @@ EMBEDDERS ?= lite0,se
 MINUTES   ?= 1
 OPENAI_NODE ?= 7.57.0
 SEED      ?= 0
+CRD_MODELS ?= keda@2.0.0 prometheus-operator@6.0.0 gateway-api@2.0.0
+KSERVE_SDK ?= 0.21.0
 
 PY  := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # The trainer's wheels are 8 GB installed; building and serving never need them.
 SERVING_EXTRAS := serve,build,client,load
-ALL_EXTRAS     := $(SERVING_EXTRAS),api,int8,tensorrt-rtx,train,search,ray,peers,deploy,dev
+ALL_EXTRAS     := $(SERVING_EXTRAS),api,trace,int8,tensorrt-rtx,train,search,ray,peers,deploy,dev
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -85,8 +87,8 @@ page: engine .venv/.stamp-search ## the search page over the demo catalogue, at 
 api: engine .venv/.stamp-search ## the HTTP API with a server behind it, at http://127.0.0.1:8088/v1
 	@$(PY) -m unified_embedding.cli api --demo
 
-gateway: engine .venv/.stamp-gateway ## Envoy before server and HTTP API, by TLS and with keys, at https://localhost:8443: PORT=
-	@$(PY) -m unified_embedding.cli gateway run --demo $(if $(PORT),--port "$(PORT)")
+gateway: engine .venv/.stamp-gateway ## Envoy before server and HTTP API, by TLS and with keys, at https://localhost:8443
+	@$(PY) -m unified_embedding.cli gateway run --demo
 
 load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= USERS= SLO_P99_MS= DURATION= FULL=1
 	@$(PY) bench/load.py
@@ -135,6 +137,16 @@ api-clients: ## the SDKs that the API is tested with, into out/api-clients: open
 	@out/api-clients/bin/pip --disable-pip-version-check install --quiet --requirement tests/api_clients/requirements.txt
 	@npm install --silent --no-audit --no-fund --prefix out/api-clients openai@$(OPENAI_NODE)
 
+chart-schemas: ## what the chart's custom resources are tested against, into out/chart-schemas (npm)
+	@npm install --silent --no-audit --no-fund --prefix out/chart-schemas $(addprefix @kubernetes-models/,$(CRD_MODELS))
+	@python3 -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target out/chart-schemas/python kserve==$(KSERVE_SDK)
+
+image-check: .venv/.stamp-all ## build the CPU image with buildah, serve it hardened, compare its answers (10 min; as root)
+	@RUN_SLOW=1 $(PY) -m pytest tests/deploy/test_images_built.py -s
+
+lock-images: .venv/.stamp-all ## the images' Python packages by hash, and their bases by digest where a registry answers
+	@PATH="$$PWD/.venv/bin:$$PATH" sh deploy/lock_images.sh
+
 fuzz: engine .venv/.stamp-search ## malformed input of every kind for MINUTES=1, with good requests in between: SEED= ONLY= REPLAY=file
 	@$(PY) fuzz/fuzz.py $(if $(REPLAY),replay "$(REPLAY)",run --minutes "$(MINUTES)" --seed "$(SEED)" --only "$(ONLY)")
 
@@ -157,4 +169,4 @@ clean: ## remove the installed engines and build outputs, keep .venv
 	rm -rf build/out out results model_repository/*embedder \
 	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
-.PHONY: help env search-env train-env wheel engine demo api gateway api-clients data train evaluate compare page load capacity loadgen soak bench bench-api tune bench-index bench-backfill test test-serving drills fuzz lint gpu-check clean
+.PHONY: help env search-env train-env wheel engine demo api gateway api-clients chart-schemas image-check lock-images data train evaluate compare page load capacity loadgen soak bench bench-api tune bench-index bench-backfill test test-serving drills fuzz lint gpu-check clean

@@ -1,12 +1,12 @@
 #!/bin/sh
-# The one-shot service `engine`: lays out the repository and builds the plan on this GPU.
-# MODEL=models/NAME chooses another embedder than the installed one, or at first than the released
-# one, PREPROCESS_INSTANCES how many processes decode pictures.
+# Builds the engine on this machine into REPOSITORY/embedder: deploy/compose.yaml's service `engine`,
+# the chart's job, and Dockerfile.cpu. An engine that is up to date stays.
+# TARGET and PRECISION as in `make engine`; MODEL=models/NAME chooses another embedder than the one
+# installed there, or at first than the released one.
 set -eu
 cd "$(dirname "$0")/.."
-repository=${REPOSITORY:-/srv/unified-embedding/model_repository}
-python=.venv/bin/python
+repository=${REPOSITORY:-/srv/unified-embedding}
 
-"$python" build/production_repository.py --into "$repository"
-exec "$python" build/engine.py --target tensorrt --repository "$repository" \
-    ${MODEL:+--model "$MODEL"}
+mkdir -p "$repository"
+exec .venv/bin/python build/engine.py --repository "$repository" \
+    ${TARGET:+--target "$TARGET"} ${PRECISION:+--precision "$PRECISION"} ${MODEL:+--model "$MODEL"}

@@ -27,6 +27,35 @@ class Logger:
         cls.errors.append(message)
 
 
+class Metric:
+    def __init__(self, labels: dict[str, str], buckets: list[float] | None = None) -> None:
+        self.labels, self.buckets = labels, buckets
+        self.value, self.observed = 0.0, []
+
+    def increment(self, by: float) -> None:
+        self.value += by
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+    def observe(self, value: float) -> None:
+        self.observed.append(value)
+
+
+class MetricFamily:
+    COUNTER, GAUGE, HISTOGRAM = range(3)
+    all: ClassVar[list["MetricFamily"]] = []
+
+    def __init__(self, name: str, description: str, kind: int) -> None:
+        self.name, self.kind, self.metrics = name, kind, []
+        self.all.append(self)
+
+    def Metric(self, labels: dict[str, str], buckets: list[float] | None = None) -> Metric:  # noqa: N802
+        assert (buckets is not None) == (self.kind == self.HISTOGRAM)
+        self.metrics.append(Metric(labels, buckets))
+        return self.metrics[-1]
+
+
 class Tensor:
     def __init__(self, name: str, rows: Any) -> None:
         self.name, self.rows = name, rows

@@ -93,6 +93,26 @@ def test_an_overloaded_server_is_down_at_once(peer: Peer) -> None:
     assert len(peer.requests) == 1
 
 
+def test_a_probe_asks_every_process_at_once_and_says_nothing(
+    peer: Peer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert not fails(peer, as_probe=True, pictures=12)
+    assert len(peer.requests) == 12
+    assert capsys.readouterr().out == ""
+
+
+def test_a_probe_takes_an_overloaded_server_for_up_and_a_broken_one_for_down(peer: Peer) -> None:
+    """Else the orchestrator would take away or kill the servers that everybody waits for."""
+    peer.respond = fail_first(99, grpc.StatusCode.CANCELLED)
+    assert not fails(peer, as_probe=True)
+    assert fails(peer)
+    # One dead process among those that are busy is seen all the same.
+    busy, dead = (grpc.StatusCode.CANCELLED, "busy"), (grpc.StatusCode.INTERNAL, "dead")
+    before = len(peer.requests)
+    peer.respond = lambda number, request: dead if number == before + 4 else busy
+    assert fails(peer, as_probe=True)
+
+
 def test_a_code_that_is_not_the_sign_of_the_embedding_is_down(
     peer: Peer, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,22 +1,29 @@
-"""The images cannot be built here: everything about them that can be checked without docker."""
+"""The images' sources: everything that can be checked without building them.
+
+tests/deploy/test_images_built.py builds the CPU image for real.
+"""
 
 import fnmatch
 import os
 import re
-import shlex
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from unified_embedding.cli.main import loaded
 from unified_embedding.image import SETTINGS
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 
 WORKDIR = "/opt/unified-embedding"
-WIDE = {**os.environ, "COLUMNS": "200"}
+GPU, CPU = "deploy/Dockerfile", "deploy/Dockerfile.cpu"
+# Stages whose containers serve or build for others.
+RUN_BY_USERS = {GPU: ("serve", "build-tools"), CPU: ("build-tools", "serve", "baked")}
+both = pytest.mark.parametrize("file", [GPU, CPU])
 
 
 @dataclass(frozen=True)
@@ -28,10 +35,8 @@ class Instruction:
     argument: str
 
 
-@pytest.fixture(scope="module")
-def dockerfile(root: Path) -> list[Instruction]:
-    text = (root / "deploy/Dockerfile").read_text()
-    lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
+def read(root: Path, file: str) -> list[Instruction]:
+    lines = [line for line in (root / file).read_text().splitlines() if line[:1] != "#"]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
     found, stage = [], ""
     for line in filter(None, joined.splitlines()):
@@ -65,32 +70,44 @@ def ignored(root: Path, path: str) -> bool:
     )
 
 
-def test_both_stages_stand_on_one_tag_that_is_new_enough(
-    dockerfile: list[Instruction], compose: dict
-) -> None:
+def test_plan_and_server_stand_on_one_tag_that_is_new_enough(root: Path, compose: dict) -> None:
+    dockerfile = read(root, GPU)
     (tag,) = [item.argument for item in dockerfile if item.name == "ARG"]
     name, _, version = tag.partition("=")
-    year, month = version.removesuffix("-py3").split(".")
-    assert (int(year), int(month)) >= (26, 8)
-    stages = [item.argument for item in dockerfile if item.name == "FROM"]
-    assert stages == [
-        f"nvcr.io/nvidia/tritonserver:${{{name}}} AS serve",
-        "serve AS build-tools",
-    ]
+    year, month = version.partition("-py3")[0].split(".")
+    # 26.11 mends a use-after-free in the batcher.
+    assert (int(year), int(month)) >= (26, 11)
+    stages = [item.argument.split(" AS ")[0] for item in dockerfile if item.name == "FROM"]
+    assert set(stages) == {f"nvcr.io/nvidia/tritonserver:${{{name}}}", "serve"}
+    # Its default stands in the Dockerfile alone.
     for service in compose["services"].values():
-        assert service["build"]["args"] == {name: f"${{{name}:-{version}}}"}
+        assert service["build"]["args"] == [name]
 
 
-def test_every_copied_source_exists_and_is_not_ignored(
-    root: Path, dockerfile: list[Instruction]
-) -> None:
-    copied = [item.argument.split()[:-1] for item in dockerfile if item.name == "COPY"]
+def test_no_base_moves(root: Path) -> None:
+    (base,) = [
+        item.argument for item in read(root, CPU) if item.name == "ARG" and "BASE" in item.argument
+    ]
+    assert re.fullmatch(r"BASE=\S+:\S*[0-9]{8}\S*(@sha256:[0-9a-f]{64})?", base)
+    for file in (GPU, CPU):
+        told = [item.argument.split(" AS ") for item in read(root, file) if item.name == "FROM"]
+        stages = {stage for _, stage in told}
+        assert all("${" in source or source in stages for source, _ in told)
+
+
+@both
+def test_every_copied_source_exists_and_is_not_ignored(root: Path, file: str) -> None:
+    copied = [
+        item.argument.split()[:-1]
+        for item in read(root, file)
+        if item.name == "COPY" and not item.argument.startswith("--from")
+    ]
     sources = [source for group in copied for source in group]
-    assert len(sources) > 10
+    assert len(sources) > 8
     for source in sources:
         assert (root / source).exists(), source
         assert not ignored(root, source), source
-    assert not [item for item in dockerfile if item.name == "ADD"]
+    assert not [item for item in read(root, file) if item.name == "ADD"]
 
 
 def test_the_context_leaves_out_what_is_large_or_private(root: Path) -> None:
@@ -100,34 +117,95 @@ def test_the_context_leaves_out_what_is_large_or_private(root: Path) -> None:
         assert not ignored(root, path), path
 
 
-def test_nothing_runs_as_root(dockerfile: list[Instruction]) -> None:
-    for stage in ("serve", "build-tools"):
-        assert of(dockerfile, stage, "USER")[-1] == "triton-server", stage
+@both
+def test_nothing_runs_as_root(root: Path, file: str) -> None:
+    dockerfile = read(root, file)
+    bases = {
+        item.stage: item.argument.split(" AS ")[0] for item in dockerfile if item.name == "FROM"
+    }
+
+    def user(stage: str) -> str:
+        told = of(dockerfile, stage, "USER")
+        return told[-1] if told else user(bases[stage])
+
+    for stage in RUN_BY_USERS[file]:
+        assert user(stage) == "10001:10001", stage
 
 
-def test_shell_commands_parse_and_stop_at_the_first_failure(
-    root: Path, dockerfile: list[Instruction]
-) -> None:
-    commands = [item.argument for item in dockerfile if item.name == "RUN"]
+@both
+def test_shell_commands_parse_and_stop_at_the_first_failure(root: Path, file: str) -> None:
+    commands = [item.argument for item in read(root, file) if item.name == "RUN"]
     assert commands
     for command in commands:
         subprocess.run(["sh", "-n", "-c", command], check=True)
         assert ";" not in command, command
-    subprocess.run(["sh", "-n", root / "deploy/build_engine.sh"], check=True)
+    for script in ("deploy/build_engine.sh", "deploy/lock_images.sh"):
+        subprocess.run(["sh", "-n", root / script], check=True)
 
 
-def test_pip_is_pinned_except_for_the_images_own_numpy(dockerfile: list[Instruction]) -> None:
+@both
+def test_hadolint_finds_nothing(root: Path, file: str) -> None:
+    program = Path(sys.executable).with_name("hadolint")
+    if not program.is_file():
+        pytest.skip("the extra `deploy` is not installed")
+    run = subprocess.run(
+        [program, "--failure-threshold", "info", "--ignore", "DL3042", root / file],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (run.returncode, run.stdout) == (0, "")
+
+
+@both
+def test_every_package_comes_with_its_hash(root: Path, file: str) -> None:
     installs = [
-        part
-        for item in dockerfile
+        part.split("&&")[0]
+        for item in read(root, file)
         if item.name == "RUN"
-        for part in re.split(r"&&", item.argument)
-        if "pip install" in part
+        for part in re.split(r"pip install ", item.argument)[1:]
     ]
-    assert len(installs) == 5
+    assert len(installs) >= 4
     for install in installs:
-        assert "--constraint /tmp/constraints.txt" in install or "--no-deps" in install, install
-    assert sum("grep -v '^numpy=='" in item.argument for item in dockerfile) == 2
+        if "--require-hashes" in install:
+            (lock,) = re.findall(r"--requirement (\S+)", install)
+            assert (root / lock).is_file()
+        else:
+            # Our own wheel, and what the image's own library decides.
+            assert "--no-deps" in install
+            assert "dist/*.whl" in install or "tensorrt-cu13==${version}" in install, install
+
+
+@both
+def test_what_the_wheel_takes_in_is_there_when_it_is_built(root: Path, file: str) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    wanted = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    copied: list[str] = []
+    for item in read(root, file):
+        if item.name == "COPY" and not item.argument.startswith("--from"):
+            copied += item.argument.split()[:-1]
+        if item.name == "RUN" and "pip wheel" in item.argument:
+            break
+    for source in wanted:
+        assert any(Path(source).is_relative_to(folder) for folder in copied), source
+
+
+@pytest.mark.parametrize("name", ["cpu", "cpu-build", "gpu", "gpu-build", "tools"])
+def test_locks_are_those_of_the_pins(root: Path, name: str) -> None:
+    """A lock that is older than constraints.txt is written anew by `make lock-images`."""
+    text = (root / f"deploy/requirements/{name}.txt").read_text()
+    locked = dict(re.findall(r"^([a-z0-9-]+)(?:\[\w,]+)?==([^\s;]+)", text, re.MULTILINE))
+    assert len(locked) > 5
+    assert len(re.findall(r"--hash=sha256:[0-9a-f]{64}", text)) >= len(locked)
+    pins = {
+        re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower(): line.partition("==")[2]
+        for line in (root / "constraints.txt").read_text().splitlines()
+    }
+    assert {
+        package: (version, pins[package])
+        for package, version in locked.items()
+        if package in pins and pins[package] != version
+    } == {}
+    # Triton's image brings its own, which its stub was built with.
+    assert ("numpy" in locked) == name.startswith("cpu")
 
 
 def inside(root: Path, word: str) -> Path | None:
@@ -137,37 +215,49 @@ def inside(root: Path, word: str) -> Path | None:
     return root / word if re.match(r"(build|clients|deploy)/\S+\.(py|sh)$", word) else None
 
 
-def test_every_command_names_a_file_that_exists(
-    root: Path, dockerfile: list[Instruction], compose: dict
-) -> None:
-    assert of(dockerfile, "serve", "WORKDIR") == [WORKDIR]
-    commands = [item.argument for item in dockerfile if item.name in ("CMD", "HEALTHCHECK", "RUN")]
+@both
+def test_every_command_names_a_file_that_exists(root: Path, file: str, compose: dict) -> None:
+    commands = [
+        item.argument for item in read(root, file) if item.name in ("CMD", "HEALTHCHECK", "RUN")
+    ]
     commands += [" ".join(service["command"]) for service in compose["services"].values()]
     commands.append((root / "deploy/build_engine.sh").read_text())
     named = [
         path
         for command in commands
         for word in re.findall(r"[\w./-]+", command)
-        if (path := inside(root, word)) is not None
+        if (path := inside(root, word)) is not None and path.suffix
     ]
-    assert {path.name for path in named} == {
-        "build_engine.sh", "engine.py", "gpu_check.py", "production_repository.py",
-        "status.py",
-    }  # fmt: skip
+    assert {"build_engine.sh", "engine.py"} <= {path.name for path in named}
     for path in named:
         assert path.is_file(), path
 
 
-def test_the_healthcheck_asks_for_a_real_picture(root: Path, dockerfile: list[Instruction]) -> None:
-    (check,) = of(dockerfile, "serve", "HEALTHCHECK")
-    command = yaml.safe_load(check.split("CMD ")[1])
-    assert command[:2] == ["python3", f"{WORKDIR}/clients/status.py"]
-    help_text = subprocess.run(
-        [sys.executable, "clients/status.py", "--help"],
-        cwd=root, capture_output=True, text=True, check=True, env=WIDE,
-    ).stdout  # fmt: skip
-    for flag in [word for word in command if word.startswith("--")]:
-        assert flag in help_text
+@both
+def test_the_healthcheck_asks_every_process_for_a_real_picture(root: Path, file: str) -> None:
+    (check,) = of(read(root, file), "serve", "HEALTHCHECK")
+    program, command, *words = yaml.safe_load(check.split("CMD ")[1])
+    assert (program, command) == ("unified-embedding", "status")
+    asked = loaded(command).make_context(command, words).params
+    assert asked["as_probe"]
+    within = re.search(r"--timeout=(\d+)s", check)
+    assert within is not None
+    assert asked["timeout"] < int(within[1])
+
+
+@both
+def test_the_image_serves_a_gated_engine_with_options_that_there_are(root: Path, file: str) -> None:
+    for stage in RUN_BY_USERS[file]:
+        for told in of(read(root, file), stage, "CMD"):
+            program, command, *words = yaml.safe_load(told)
+            if program == "sh":
+                assert command == "deploy/build_engine.sh"
+                continue
+            assert (program, command) == ("unified-embedding", "serve")
+            asked = loaded(command).make_context(command, words).params
+            assert asked["engine"].is_absolute()
+            # The one folder that may be written where the root may not.
+            assert asked["repository"] == Path("/run/unified-embedding/model_repository")
 
 
 def test_the_engine_is_built_with_a_gpu_before_the_server_starts(compose: dict) -> None:
@@ -193,36 +283,45 @@ def test_the_server_is_reachable_from_this_machine_only(compose: dict) -> None:
         assert service["security_opt"] == ["no-new-privileges:true"]
 
 
+def test_the_server_of_compose_may_write_nowhere_but_in_memory(compose: dict) -> None:
+    server = compose["services"]["server"]
+    assert server["read_only"] is True
+    written = {mount.partition(":")[0] for mount in server["tmpfs"]}
+    assert written == {"/tmp", "/run/unified-embedding"}
+    assert all(volume.endswith(":ro") for volume in server["volumes"])
+
+
 def test_tritonserver_knows_every_flag(compose: dict) -> None:
     pytest.importorskip("pytriton", reason="the extra `serve` is not installed")
-    command = compose["services"]["server"]["command"]
-    assert command[0] == "tritonserver"
+    program, command, *words = compose["services"]["server"]["command"]
+    assert (program, command) == ("unified-embedding", "serve")
+    asked = loaded(command).make_context(command, list(words)).params
+    assert str(asked["engine"]) == "/srv/unified-embedding/embedder"
     run = subprocess.run(
         [sys.executable, "-m", "unified_embedding.serving.tritonserver", "--help"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     known = set(re.findall(r"--[a-z0-9-]+", run.stdout + run.stderr))
-    used = {word.partition("=")[0] for word in command[1:]}
+    used = {word.partition("=")[0] for word in asked["flags"]}
     assert len(known) > 50
     assert used <= known
 
 
-def test_the_one_shot_service_passes_settings_that_the_build_step_has(
-    root: Path, compose: dict
-) -> None:
-    assert set(compose["services"]["engine"]["environment"]) == {"MODEL", "PREPROCESS_INSTANCES"}
-    script = (root / "deploy/build_engine.sh").read_text()
-    commands = [line for line in re.sub(r"\\\n\s*", "", script).splitlines() if '"$python"' in line]
-    assert len(commands) == 2
-    for command in commands:
-        words = shlex.split(command.removeprefix("exec "))
-        help_text = subprocess.run(
-            [sys.executable, words[1], "--help"],
-            cwd=root, capture_output=True, text=True, check=True, env=WIDE,
-        ).stdout  # fmt: skip
-        for flag in [word for word in words if word.startswith("--")]:
-            assert flag in help_text, flag
+def test_the_script_passes_settings_that_the_build_step_has(root: Path, compose: dict) -> None:
+    assert set(compose["services"]["engine"]["environment"]) == {"MODEL"}
+    script = re.sub(r"\\\n\s*", "", (root / "deploy/build_engine.sh").read_text())
+    (command,) = [line for line in script.splitlines() if "engine.py" in line and line[0] != "#"]
+    help_text = subprocess.run(
+        [sys.executable, "build/engine.py", "--help"],
+        cwd=root, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"},
+    ).stdout  # fmt: skip
+    flags = re.findall(r"--[a-z]+", command)
+    assert set(flags) == {"--repository", "--target", "--precision", "--model"}
+    for flag in flags:
+        assert flag in help_text, flag
 
 
 def test_every_limit_is_taken_over_from_the_environment(compose: dict) -> None:
-    assert set(compose["services"]["server"]["environment"]) == set(SETTINGS)
+    told = compose["services"]["server"]["environment"]
+    assert set(told) == {"PREPROCESS_INSTANCES", *SETTINGS}
+    assert set(told.values()) == {None}

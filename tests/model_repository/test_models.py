@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from triton_python_backend_utils import Request, TritonError
+from triton_python_backend_utils import MetricFamily, Request, TritonError
 
 from unified_embedding import load_pixels
 from unified_embedding.gallery import Gallery
@@ -57,6 +57,7 @@ def preprocess(root: Path, tmp_path: Path) -> Iterator[Any]:
         }
     )
     yield model
+    model.finalize()
     model.engine_pace.remove()
 
 
@@ -77,6 +78,16 @@ def test_preprocess(root: Path, preprocess: Any, images: list[bytes]) -> None:
     assert bad.error.message.startswith("image 1: not an image")
     assert not np.array_equal(cropped.outputs["pixels"], expected)
     assert "not four numbers" in no_box.error.message
+    model.finalize()
+    metrics = model.metrics
+    assert counted(metrics, "embedder_refused_total")["preprocess", "bad_input"] == 2
+    # Each picture by itself; the request with a bad one had a good one before it.
+    took = counted(metrics, "embedder_decode_duration_seconds")["preprocess",]
+    assert len(took) == 3 + 3
+    assert counted(metrics, "embedder_info") == {("embedder", "v", "e"): 1}
+    (size,) = counted(metrics, "embedder_shm_size_bytes").values()
+    (used,) = counted(metrics, "embedder_shm_used_bytes").values()
+    assert 0 <= used <= size
 
 
 def by(seconds: float) -> str:
@@ -172,6 +183,7 @@ def test_a_huge_parameter_is_not_echoed(preprocess: Any, images: list[bytes]) ->
 
 def test_binarizer(root: Path) -> None:
     model = model_of(root / "model_repository/binarizer/1/model.py")
+    model.initialize({"model_name": "v2-binarizer"})
     features = np.random.default_rng(0).normal(size=(3, 64)).astype(np.float32)
     broken = features.copy()
     broken[2, 1] = np.nan
@@ -179,6 +191,21 @@ def test_binarizer(root: Path) -> None:
     assert np.array_equal(good.outputs["code"], np.packbits(features > 0, axis=1))
     assert "row 2 holds NaN" in bad.error.message
     assert bad.outputs == {}
+    model.finalize()
+    assert counted(model.metrics, "embedder_refused_total") == {
+        ("v2-binarizer", "bad_input"): 1, ("v2-binarizer", "late"): 0,
+        ("v2-binarizer", "busy"): 0, ("v2-binarizer", "internal"): 0,
+    }  # fmt: skip
+
+
+def counted(metrics: Any, name: str) -> dict[tuple[str, ...], Any]:
+    """The values of one of a model's metrics, by its labels' values; of a histogram all of them."""
+    family: MetricFamily = metrics._families[name]
+    found = {}
+    for metric in family.metrics:
+        value = metric.observed if family.kind == MetricFamily.HISTOGRAM else metric.value
+        found[tuple(metric.labels.values())] = value
+    return found
 
 
 def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
@@ -243,3 +270,9 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     assert model.shared_pace.read() > 0
     model.finalize()
     assert model.shared_pace.read() == 0
+    took = counted(model.metrics, "embedder_engine_duration_seconds")["embedder",]
+    assert len(took) == 7
+    assert min(took) > 0
+    refused = counted(model.metrics, "embedder_refused_total")
+    assert refused["embedder", "late"] == 2
+    assert refused["embedder", "bad_input"] == 1

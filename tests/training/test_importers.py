@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from unified_embedding.datasets.importers import import_in_shop, import_stanford
+from unified_embedding.datasets.importers import import_manifest
 from unified_embedding.datasets.manifest import read_manifest
 from unified_embedding.errors import DataError
 
@@ -46,7 +46,7 @@ def in_shop(root: Path, nested: bool) -> Path:
 
 
 def test_stanford(tmp_path: Path) -> None:
-    rows = read_manifest(import_stanford(stanford(tmp_path), validation_share=0.3))
+    rows = read_manifest(import_manifest("sop", stanford(tmp_path), validation_share=0.3))
     assert len(rows) == 80
     assert rows[0]["shop_class"] == "bicycle"
     assert rows[0]["image"] == "bicycle_final/0_0.JPG"
@@ -58,7 +58,7 @@ def test_stanford(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("nested", [False, True])
 def test_in_shop(tmp_path: Path, nested: bool) -> None:
-    rows = read_manifest(import_in_shop(in_shop(tmp_path, nested)))
+    rows = read_manifest(import_manifest("in-shop", in_shop(tmp_path, nested)))
     assert len(rows) == 36
     assert {row["shop_class"] for row in rows} == {"WOMEN/Blouses_Shirts"}
     test = Counter(row["domain"] for row in rows if row["split"] == "test")
@@ -68,7 +68,7 @@ def test_in_shop(tmp_path: Path, nested: bool) -> None:
 
 
 def test_no_validation_when_none_is_asked_for(tmp_path: Path) -> None:
-    rows = read_manifest(import_stanford(stanford(tmp_path), validation_share=0))
+    rows = read_manifest(import_manifest("sop", stanford(tmp_path), validation_share=0))
     assert {row["split"] for row in rows} == {"train", "test"}
 
 
@@ -89,7 +89,7 @@ def test_bad_stanford_is_named(tmp_path: Path, file: str, text: str | None, says
     if text is not None:
         (root / file).write_text(text)
     with pytest.raises(DataError, match=says):
-        import_stanford(root)
+        import_manifest("sop", root)
     assert not (root / "manifest.csv").exists()
 
 
@@ -105,9 +105,9 @@ def test_bad_in_shop_is_named(tmp_path: Path, old: str, new: str, says: str) -> 
     file = in_shop(tmp_path, False) / "list_eval_partition.txt"
     file.write_text(file.read_text().replace(old, new, 1))
     with pytest.raises(DataError, match=says):
-        import_in_shop(tmp_path)
+        import_manifest("in-shop", tmp_path)
 
 
 def test_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="unpack the data set there"):
-        import_in_shop(tmp_path)
+        import_manifest("in-shop", tmp_path)

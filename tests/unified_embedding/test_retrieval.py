@@ -11,9 +11,12 @@ from unified_embedding import pack, retrieval
 from unified_embedding.errors import CodeError
 from unified_embedding.retrieval import (
     Interval,
+    average_precision_at,
     average_precision_at_r,
     bootstrap,
     bootstrap_trainings,
+    figures,
+    parse_metric,
     precision_at,
     recall_at,
     reciprocal_rank,
@@ -38,7 +41,14 @@ def average_precision(ranked: list[bool], k: int) -> float:
     return sum(sum(ranked[: i + 1]) / (i + 1) for i in range(count) if ranked[i]) / count
 
 
+def landmarks(ranked: list[bool], k: int) -> float:
+    """mAP@k as the Google Landmarks Dataset v2 defines it."""
+    hits = [sum(ranked[: i + 1]) / (i + 1) for i in range(min(k, len(ranked))) if ranked[i]]
+    return sum(hits) / min(k, sum(ranked))
+
+
 METRICS = {
+    landmarks: average_precision_at,
     recall: recall_at,
     reciprocal: lambda similarity, relevant, k: reciprocal_rank(similarity, relevant),
     precision: precision_at,
@@ -84,6 +94,34 @@ def test_metrics_refuse_a_query_without_an_answer(measure: Callable[..., object]
         measure(np.zeros((2, 3)), np.array([[True, False, False], [False] * 3]), 1)
     with pytest.raises(CodeError, match="do not fit"):
         measure(np.zeros((2, 3)), np.ones((2, 4), dtype=np.bool_), 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "k", "definition"),
+    [
+        ("R@1000", 1000, recall),
+        ("R@2", 2, recall),
+        ("P@3", 3, precision),
+        ("mAP@100", 100, landmarks),
+        ("mAP@R", 0, average_precision),
+        ("MRR", 0, reciprocal),
+    ],
+)
+def test_a_metric_is_found_by_its_name(
+    name: str, k: int, definition: Callable[[list[bool], int], float]
+) -> None:
+    rng = np.random.default_rng(3)
+    similarity, relevant = rng.random((4, 30)), rng.random((4, 30)) < 0.3
+    order = np.argsort(-similarity, axis=1)
+    ranked = np.take_along_axis(relevant, order, axis=1).tolist()
+    found = figures(similarity, relevant, ["R@5", name])
+    assert found[name] == pytest.approx([definition(row, k) for row in ranked])
+
+
+@pytest.mark.parametrize("name", ["R@0", "R@", "NDCG@5", "mAP", "P@R"])
+def test_an_unknown_metric_is_named(name: str) -> None:
+    with pytest.raises(CodeError, match=f"metric '{name}' is unknown"):
+        parse_metric(name)
 
 
 def test_scores_against_their_definitions() -> None:

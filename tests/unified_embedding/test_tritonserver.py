@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from unified_embedding.errors import SetupError
-from unified_embedding.serving import tritonserver
+from unified_embedding.serving import backends, tritonserver
 from unified_embedding.serving.local_server import free_ports
 from unified_embedding.serving.tritonserver import check_ports, check_repositories, find_installed
 
@@ -69,7 +69,7 @@ def test_a_repository_without_an_engine_says_make_engine(tmp_path: Path, form: l
 
 
 def test_without_any_server_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tritonserver, "_wheel_root", lambda: None)
+    monkeypatch.setattr(backends, "wheel_root", lambda: None)
     if tritonserver.IMAGE_BINARY.is_file():
         pytest.skip("this is NVIDIA's image, which has a server")
     with pytest.raises(SetupError, match=r"pip install 'unified-embedding\[serve\]'"):

@@ -66,6 +66,8 @@ def servers(
         there = [_asked(text) for text in addresses or ()]
         folder.write_servers(place, there)
         console.print(f"{len(there)} servers: {place / folder.ENDPOINTS}")
+        if len({server.version for server in there}) > 1:
+            console.print(f"calls that name no version go to version {there[0].version}")
 
 
 @app.command()

@@ -7,6 +7,7 @@ Needs no checkout: the static models come with the package. Without either optio
 stands in the repository, as `tritonserver --model-repository=REPOSITORY` does.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -24,7 +25,9 @@ from unified_embedding.serving.repository import (
     fit,
     gated,
     static_models,
+    use_cores,
 )
+from unified_embedding.serving.repository import expect as check_expected
 from unified_embedding.serving.tritonserver import launch
 from unified_embedding.spec import EmbedderSpec
 
@@ -54,6 +57,28 @@ def main(
             show_default=f"one for each engine, below {SERVED}",
         ),
     ] = None,
+    expect: Annotated[
+        str | None,
+        typer.Option(
+            help='--engine: serve no other than this "VERSION ENGINE", or one that begins so: '
+            '"4a135b631b33 openvino-fp32"'
+        ),
+    ] = None,
+    cores: Annotated[
+        int | None,
+        typer.Option(
+            help="--engine: threads of a CPU engine",
+            show_default="as many as the machine that built it had",
+        ),
+    ] = None,
+    preprocess_instances: Annotated[
+        int | None,
+        typer.Option(
+            envvar="PREPROCESS_INSTANCES",
+            help="--engine: processes that decode pictures",
+            show_default="3; where a GPU computes, one for each core",
+        ),
+    ] = None,
     flags: Annotated[
         list[str] | None, typer.Argument(help="after --: flags for tritonserver")
     ] = None,
@@ -62,8 +87,14 @@ def main(
     try:
         if engine and model:
             raise SetupError("--engine serves one that is built, --model builds one: give either")
+        if not engine and (expect or cores):
+            raise SetupError("--expect and --cores go with --engine")
         if engine:
-            served = _with_engine(engine, repository)
+            if expect:
+                check_expected(engine, expect)
+            served = _with_engine(engine, repository, preprocess_instances)
+            if cores is not None:
+                use_cores(served, cores)
         elif model:
             served = _with_model(model, gallery, repository)
         else:
@@ -80,10 +111,13 @@ def main(
     launch([f"--model-repository={served}", *(flags or ())])
 
 
-def _with_engine(engine: Path, repository: Path | None) -> Path:
+def _with_engine(engine: Path, repository: Path | None, instances: int | None) -> Path:
     record = gated(engine)
     into = repository or SERVED / f"{record['version']}-{record['engine']}"
-    assemble(static_models(), into)
+    if instances is None and record["target"] != "openvino":
+        # A GPU embeds faster than as many processes decode as are right for a laptop.
+        instances = len(os.sched_getaffinity(0))
+    assemble(static_models(), into, instances)
     add_engine(engine, into)
     fit(into, EmbedderSpec.load(into / ENGINE / "1").dim)
     return into

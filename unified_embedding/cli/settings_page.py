@@ -75,6 +75,16 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
             "key, 16 to 128 letters, digits, `-` and `_`, that opens model control, shared "
             "memory, trace and log settings; by default a random one that nobody knows"
         ),
+        "PREPROCESS_INSTANCES": (
+            "processes that decode pictures, of `serve --engine`; by default 3, and where a GPU "
+            "computes one for each core"
+        ),
+        "OTEL_EXPORTER_OTLP_ENDPOINT": (
+            "address of a collector (OTLP over HTTP), without `v1/traces`: calls that bring a "
+            "trace are traced ([monitoring.md](monitoring.md#traces))"
+        ),
+        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "the same, as the whole address",
+        "OTEL_SERVICE_NAME": "what the models' own spans call the server",
         "PATH": "searched for another `tritonserver`, which then runs in place of the embedded one",
         "LD_LIBRARY_PATH": "handed on to the embedded Triton, behind its own libraries",
     },
@@ -105,9 +115,6 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
         "CUDA_GRAPHS": "tensorrt: 1 lets Triton replay recorded launches",
         "COMPUTE_CAPABILITIES": (
             "tensorrt-rtx: for instance `8.6 8.9`; by default TensorRT-RTX chooses"
-        ),
-        "PREPROCESS_INSTANCES": (
-            "`preprocess` processes of a production server; by default one for each core"
         ),
         "CHECK_USER": (
             "`UID:GID` that `make gpu-check` runs as in its container; set by the program"
@@ -157,12 +164,8 @@ ENVIRONMENT: Final[Mapping[str, Mapping[str, str]]] = {
 """Meaning and unit of each environment variable that the code reads, but for the limits."""
 
 SHELL: Final = {
-    "TRITON_TAG": (
-        "tag of NVIDIA's Triton image; 26.08 is the oldest with the fix of the batcher's starvation"
-    ),
     "MODEL": "folder of the embedder that the service `engine` builds",
-    "PREPROCESS_INSTANCES": "`preprocess` processes; empty: one for each core",
-    "REPOSITORY": "model repository inside the container",
+    "REPOSITORY": "folder inside the container that gets the engine",
     "CHECK_USER": "`UID:GID` of the service `gpu-check`",
     "PYTHON": "Python that `.venv` is made with, or that mypy runs in",
 }
@@ -174,7 +177,7 @@ MAKE: Final = {
     "TARGET": "`auto`, `openvino`, `tensorrt` or `tensorrt-rtx`",
     "PRECISION": "`auto`, `fp32`, `bf16`, `int8` or `fp16`",
     "CONFIG": "`make train`: the run",
-    "ARGS": "`make train`: `key=value` overrides; `make test`: arguments for pytest",
+    "ARGS": "`make train`: `key=value` overrides; `make test`, `make drills`: arguments for pytest",
     "EMBEDDERS": "`make bench`: embedders to measure, joined by commas",
     "MINUTES": "`make fuzz`: minutes",
     "SEED": "`make fuzz`: which cases are drawn",
@@ -206,6 +209,7 @@ SERVER_FLAGS: Final = (
         "what asks for a key ([serving.md](serving.md#flags)); yours replace ours",
     ),
     ("`unified-embedding api` --host, --port", "127.0.0.1, 8088", "where the HTTP API listens"),
+    ("`unified-embedding gateway run` --address, --port", "127.0.0.1, 8443", "where it listens"),
     ("`clients/page.py` --host, --port", "127.0.0.1, 8080", "where the search page listens"),
     ("`locust` --web-host, --web-port", "see `--help`, 8089", "where Locust's page listens"),
 )

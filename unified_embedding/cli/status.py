@@ -36,7 +36,7 @@ from unified_embedding.client import (
     ServerInfo,
     StageStatistics,
 )
-from unified_embedding.errors import ClientError, ServerError
+from unified_embedding.errors import ClientError, Overloaded, ServerError
 
 # Calls at once, more than a model has processes as delivered: one of them meets a dead one. One
 # after another, every fourth call did.
@@ -74,6 +74,14 @@ def main(
     pictures: Annotated[
         int, typer.Option(min=1, help="how many calls to time, after a first one")
     ] = 10,
+    as_probe: Annotated[
+        bool,
+        typer.Option(
+            "--probe",
+            help="for an orchestrator: all calls at once, print nothing, and take a server for up "
+            "that refuses because it has too much to do",
+        ),
+    ] = False,
     timeout: Annotated[float, typer.Option(min=0.001, help="seconds per call")] = 10.0,
     model_name: ModelName = "",
     *,
@@ -87,6 +95,9 @@ def main(
         with EmbedderClient(
             url, timeout=timeout, retry=once, model=model_name, **options
         ) as client:
+            if as_probe:
+                ask_at_once(client, data, pictures)
+                return
             status = probe(client, data, pictures)
     except (ClientError, ValueError, OSError) as error:
         if as_json:
@@ -107,8 +118,8 @@ def probe(client: EmbedderClient, picture: bytes, pictures: int) -> Status:
     """
     server = client.info()
     first_ms = timed(client, picture)
-    with ThreadPoolExecutor(AT_ONCE) as callers:
-        list(callers.map(lambda _: timed(client, picture), range(AT_ONCE)))
+    if refused := ask_at_once(client, picture, AT_ONCE):
+        raise refused[0]
     # After the first picture, whose time is spent on things that happen once.
     before = client.statistics()
     milliseconds = [timed(client, picture) for _ in range(pictures)]
@@ -124,6 +135,25 @@ def probe(client: EmbedderClient, picture: bytes, pictures: int) -> Status:
         pictures=pictures,
         stages={name: stage for name, stage in stages.items() if stage.requests},
     )
+
+
+def ask_at_once(client: EmbedderClient, picture: bytes, calls: int) -> list[Overloaded]:
+    """Send the picture in so many calls at once; the refusals for want of time.
+
+    More calls than a model has processes meet each of them.
+
+    Raises:
+        ClientError: another call failed, or its code is not the sign of its embedding.
+    """
+    with ThreadPoolExecutor(calls) as callers:
+        begun = [callers.submit(timed, client, picture) for _ in range(calls)]
+    refused = []
+    for call in begun:
+        try:
+            call.result()
+        except Overloaded as error:
+            refused.append(error)
+    return refused
 
 
 def timed(client: EmbedderClient, picture: bytes) -> float:

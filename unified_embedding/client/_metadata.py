@@ -1,5 +1,6 @@
 """What travels beside every call, for instance a token."""
 
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 
 from unified_embedding.errors import shown
@@ -20,6 +21,9 @@ def bearer(token: str) -> dict[str, str]:
 def pairs(values: Values) -> list[tuple[str, str | bytes]]:
     """Metadata as gRPC takes it, whose keys are in lower case.
 
+    Beside it goes the caller's trace (`traceparent`, W3C Trace Context), where there is one and
+    `values` have none.
+
     Raises:
         TypeError: not a mapping to text, or to bytes for keys that end with -bin.
     """
@@ -32,4 +36,16 @@ def pairs(values: Values) -> list[tuple[str, str | bytes]]:
                 f"metadata {shown(key)} is {type(value).__name__}; give text, or bytes for a key "
                 "that ends with -bin"
             )
-    return [(key.lower(), value) for key, value in values.items()]
+    sent = [(key.lower(), value) for key, value in values.items()]
+    return sent if any(key == "traceparent" for key, _ in sent) else [*sent, *_trace().items()]
+
+
+def _trace() -> dict[str, str]:
+    """The OpenTelemetry span that the caller is in; none unless its program has loaded that."""
+    if "opentelemetry.trace" not in sys.modules:
+        return {}
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    found: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(found)
+    return found

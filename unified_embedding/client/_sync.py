@@ -6,6 +6,8 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
+from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, cast
 
@@ -212,7 +214,9 @@ class EmbedderClient(BaseClient):
         try:
             for job in stream.jobs(images):
                 rows = range(len(job.images))
-                waiting.append(self._pool.submit(self._salvage, job, rows, self._deadline(timeout)))
+                work = partial(self._salvage, job, rows, self._deadline(timeout))
+                # In the caller's context, which holds its trace.
+                waiting.append(self._pool.submit(copy_context().run, work))
                 while waiting and (len(waiting) == self._max_inflight or waiting[0].done()):
                     yield from stream.answers(waiting.popleft().result())
             while waiting:
@@ -224,7 +228,7 @@ class EmbedderClient(BaseClient):
     def _map(self, work: Callable[[range], _T], requests: Sequence[range]) -> list[_T]:
         if len(requests) < 2:
             return [work(rows) for rows in requests]
-        futures = [self._pool.submit(work, rows) for rows in requests]
+        futures = [self._pool.submit(copy_context().run, work, rows) for rows in requests]
         try:
             return [future.result() for future in futures]
         finally:

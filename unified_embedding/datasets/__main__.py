@@ -49,13 +49,29 @@ def check(manifest: Path) -> None:
 @app.command()
 def import_stanford(root: Path) -> None:
     """Write ROOT/manifest.csv for an unpacked Stanford Online Products."""
-    _or_exit(lambda: typer.echo(importers.import_stanford(root)))
+    _import("sop", root)
 
 
 @app.command()
 def import_in_shop(root: Path) -> None:
     """Write ROOT/manifest.csv for an unpacked In-Shop Clothes Retrieval."""
-    _or_exit(lambda: typer.echo(importers.import_in_shop(root)))
+    _import("in-shop", root)
+
+
+@app.command()
+def import_cub(root: Path) -> None:
+    """Write ROOT/manifest.csv for an unpacked CUB-200-2011."""
+    _import("cub", root)
+
+
+@app.command()
+def import_cars(root: Path) -> None:
+    """Write ROOT/manifest.csv for an unpacked Cars196."""
+    _import("cars", root)
+
+
+def _import(name: str, root: Path) -> None:
+    _or_exit(lambda: typer.echo(importers.import_manifest(name, root)))
 
 
 def _tell(report: prepare.Report) -> None:

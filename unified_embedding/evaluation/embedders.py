@@ -12,7 +12,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -160,6 +160,20 @@ def open_embedder(source: str, threads: int = 0, layer_norm: bool = True) -> Emb
     raise DataError(
         f"{source} is not an embedder: give trunk:NAME@SIZE, a checkpoint (.pt), a folder with "
         f"{ONNX_FILE}, a folder with an installed engine, or server:HOST:PORT"
+    )
+
+
+def resized(embedder: Embedder, resize: Preprocessing) -> Embedder:
+    """The same network on pictures that are resized in another way, at its own size.
+
+    Raises:
+        DataError: a server resizes by itself.
+    """
+    if not isinstance(embedder, LocalEmbedder):
+        raise DataError("a server resizes pictures by itself; measure it with --resize own")
+    changed = replace(resize, size=embedder.preprocessing.size)
+    return LocalEmbedder(
+        digest([embedder.id, asdict(changed)]), changed, embedder.load, dict(embedder.facts)
     )
 
 

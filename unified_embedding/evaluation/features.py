@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress
 
+from unified_embedding.errors import DataError, ImageError
 from unified_embedding.evaluation.embedders import Embedder
 from unified_embedding.whole_files import whole_file
 
@@ -45,6 +46,7 @@ class FeatureCache:
         sha256: Sequence[str],
         read: Callable[[int], bytes],
         label: str,
+        names: Sequence[str] | None = None,
     ) -> NDArray[np.float32]:
         """Embeddings float32 [N, D]; what is not cached is computed, `SHARD` by `SHARD`.
 
@@ -53,9 +55,11 @@ class FeatureCache:
             sha256: of each picture's file, hex; equal files are embedded once.
             read: row -> encoded bytes.
             label: for the progress bar.
+            names: of each picture, for errors.
 
         Raises:
-            ImageError, ClientError: a picture cannot be embedded.
+            DataError: a picture cannot be embedded (ImageError where it has no name).
+            ClientError: see `EmbedderClient.embed`.
         """
         known = self._known(embedder)
         missing: dict[bytes, int] = {}
@@ -68,7 +72,11 @@ class FeatureCache:
             bar = progress.add_task(label, total=len(keys), visible=bool(keys))
             for start in range(0, len(keys), SHARD):
                 part = keys[start : start + SHARD]
-                rows = embedder.embed([read(missing[key]) for key in part])
+                try:
+                    rows = embedder.embed([read(missing[key]) for key in part])
+                except ImageError:
+                    _name_bad(embedder, [missing[key] for key in part], read, names)
+                    raise
                 known.update(zip(part, rows, strict=True))
                 self._write(embedder, part, rows)
                 progress.advance(bar, len(part))
@@ -96,3 +104,14 @@ class FeatureCache:
         name = hashlib.sha256(b"".join(keys)).hexdigest()[:16]
         with whole_file(folder / f"{name}.npz") as beside, beside.open("wb") as file:
             np.savez(file, keys=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 32), rows=rows)
+
+
+def _name_bad(
+    embedder: Embedder, rows: list[int], read: Callable[[int], bytes], names: Sequence[str] | None
+) -> None:
+    """Raise DataError for the picture that cannot be embedded, where pictures have names."""
+    for row, name in () if names is None else ((row, names[row]) for row in rows):
+        try:
+            embedder.embed([read(row)])
+        except ImageError as error:
+            raise DataError(f"{name} cannot be embedded ({error}); replace that file") from error

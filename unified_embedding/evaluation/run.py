@@ -26,6 +26,7 @@ from unified_embedding.evaluation.embedders import (
 from unified_embedding.evaluation.features import FeatureCache
 from unified_embedding.evaluation.results import Results, RowResult, Searched
 from unified_embedding.evaluation.through_index import BACKFILL, measure_through_index
+from unified_embedding.measure.processor import cpu_name
 from unified_embedding.protocols.held_out import HeldOut, held_out
 from unified_embedding.protocols.measure import measure
 from unified_embedding.protocols.tasks import Task, build_tasks
@@ -116,8 +117,9 @@ def measure_row(bench: Bench, row: EmbedderRow) -> RowResult:
         bench.console.print(f"{row.name}: not run, {row.source} is not there", soft_wrap=True)
         return RowResult(row)
     embedder = bench.open(row.source)
+    pictures = bench.pictures
     vectors = bench.features.vectors(
-        embedder, bench.pictures.sha256, bench.pictures.read, f"{row.name}: embedding"
+        embedder, pictures.sha256, pictures.read, f"{row.name}: embedding", pictures.images
     )
     with bench.console.status(f"{row.name}: searching"):
         measurement = measure(bench.pictures, vectors, bench.tasks)
@@ -296,17 +298,8 @@ def _environment(bench: Bench) -> dict[str, str]:
 
     threads = bench.threads or len(os.sched_getaffinity(0))
     return {
-        "processor": f"{_processor()}, {threads} threads",
+        "processor": f"{cpu_name()}, {threads} threads",
         "python": platform.python_version(),
         "numpy": np.__version__,
         "onnxruntime": onnxruntime.__version__,
     }
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

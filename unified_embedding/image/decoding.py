@@ -52,12 +52,14 @@ def load_pixels(
     preprocessing: Preprocessing,
     crop: Box | None = None,
     limits: Limits = DEFAULT_LIMITS,
+    on_decoded: Callable[[], object] | None = None,
 ) -> NDArray[np.uint8]:
     """Decode one encoded picture and bring it to the embedder's input.
 
     Takes the first frame, turns it upright by the number in its orientation tag, lays
     transparency over white, reads CMYK, grey, palette and 16-bit pictures as RGB and
-    converts colours with a matrix profile (Display P3, Adobe RGB) to sRGB.
+    converts colours with a matrix profile (Display P3, Adobe RGB) to sRGB. Calls `on_decoded`
+    when only the resize is left to do.
 
     Returns:
         uint8 [size, size, 3], RGB, C-contiguous.
@@ -68,6 +70,8 @@ def load_pixels(
     """
     container = _inspect(data, limits)
     image = _decoded(container, crop, limits, _wanted_side(preprocessing))
+    if on_decoded is not None:
+        on_decoded()
     known = 0 < len(container.profile) <= MAX_PROFILE_BYTES
     convert = to_srgb(container.profile) if known else None
     return np.ascontiguousarray(np.asarray(resized(image, preprocessing, convert), np.uint8))

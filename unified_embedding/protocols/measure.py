@@ -15,27 +15,13 @@ from unified_embedding.retrieval import (
     COMPARISONS,
     Comparison,
     Interval,
-    average_precision_at_r,
     bootstrap,
-    precision_at,
-    recall_at,
-    reciprocal_rank,
+    figures,
     scores,
 )
 
-Metric = Callable[[NDArray[np.floating[Any]], NDArray[np.bool_]], NDArray[np.float64]]
-
 Similarity = Callable[[NDArray[np.int64], NDArray[np.int64], Comparison], NDArray[np.float32]]
 """Query rows [Q], gallery rows [M] -> similarity float32 [Q, M], higher is nearer."""
-
-METRICS: Final[Mapping[str, Metric]] = {
-    "R@1": lambda similarity, relevant: recall_at(similarity, relevant, 1),
-    "R@5": lambda similarity, relevant: recall_at(similarity, relevant, 5),
-    "R@10": lambda similarity, relevant: recall_at(similarity, relevant, 10),
-    "MRR": reciprocal_rank,
-    "P@20": lambda similarity, relevant: precision_at(similarity, relevant, 20),
-    "mAP@R": average_precision_at_r,
-}
 
 _BLOCK: Final = 512
 
@@ -144,7 +130,7 @@ def measure_by(
         _, labels = np.unique(pictures.labels[task.label], return_inverse=True)
         for comparison in wanted:
             blocks = [
-                _score(similarity, labels, task.metrics, search.gallery, rows, comparison)
+                _search(similarity, labels, task.metrics, search.gallery, rows, comparison)
                 for search in task.searches
                 for rows in _blocks(search.queries)
             ]
@@ -159,7 +145,7 @@ def _blocks(queries: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     return [queries[start : start + _BLOCK] for start in range(0, len(queries), _BLOCK)]
 
 
-def _score(
+def _search(
     similarity: Similarity,
     labels: NDArray[np.int64],
     metrics: Iterable[str],
@@ -170,6 +156,23 @@ def _score(
     same = queries[:, None] == gallery[None, :]
     relevant = (labels[queries][:, None] == labels[gallery][None, :]) & ~same
     found = similarity(queries, gallery, comparison)
-    found[same] = -np.inf
-    best = gallery[found.argmax(axis=1)]
-    return best, {name: METRICS[name](found, relevant) for name in metrics}
+    best, values = score(found, relevant, same, metrics)
+    return gallery[best], values
+
+
+def score(
+    similarity: NDArray[np.float32],
+    relevant: NDArray[np.bool_],
+    same: NDArray[np.bool_],
+    metrics: Iterable[str],
+) -> tuple[NDArray[np.int64], dict[str, NDArray[np.float64]]]:
+    """Place of the best answer, int64 [Q], and the figures of one block of queries.
+
+    Args:
+        similarity: [Q, M]; overwritten where `same`.
+        relevant: the right answers.
+        same: the query's own picture, which is left out.
+        metrics: names that `retrieval.figures` knows.
+    """
+    similarity[same] = -np.inf
+    return similarity.argmax(axis=1), figures(similarity, relevant, metrics)

@@ -4,11 +4,12 @@ Every model answers through here, so that whatever happens to one request stays 
 exception that leaves a model's `execute` would fail all requests of its batch, with the traceback
 as the callers' message.
 
-| raised | the caller gets |
-|---|---|
-| ImageError, CodeError, Malformed | INVALID_ARGUMENT and the error's sentence |
-| Late, Busy | CANCELLED and the error's sentence |
-| anything else | INTERNAL and a mark, under which the traceback stands in the server's log |
+| raised | the caller gets | counted as |
+|---|---|---|
+| ImageError, CodeError, Malformed | INVALID_ARGUMENT and the error's sentence | bad_input |
+| Late | CANCELLED and the error's sentence | late |
+| Busy | CANCELLED and the error's sentence | busy |
+| anything else | INTERNAL and a mark, by which the server's log has the traceback | internal |
 
 Importable inside Triton's Python backend only.
 """
@@ -24,9 +25,11 @@ from typing import Any, Final, TypeVar
 import triton_python_backend_utils as pb_utils
 
 from unified_embedding.errors import Busy, CodeError, ImageError, Late, Malformed
+from unified_embedding.serving.metrics import Reason
 
 Parameters = Mapping[str, object]
 Tensors = Sequence[Any]
+Refused = Callable[[Reason], None]
 Prepared = TypeVar("Prepared")
 
 # gRPC drops an answer whose message exceeds what it sends as metadata.
@@ -46,18 +49,24 @@ class Later:
     work: Callable[[], Tensors]
 
 
-def each(requests: Sequence[Any], work: Callable[[Any, Parameters], Tensors | Later]) -> list[Any]:
+def each(
+    requests: Sequence[Any],
+    work: Callable[[Any, Parameters], Tensors | Later],
+    refused: Refused,
+) -> list[Any]:
     """Answer every request with the tensors that `work(request, parameters)` returns.
 
-    One whose work is done later is answered then, and has None here.
+    One whose work is done later is answered then, and has None here. `refused` is told why a
+    request got none.
     """
-    return [_each(request, work) for request in requests]
+    return [_each(request, work, refused) for request in requests]
 
 
 def together(
     requests: Sequence[Any],
     prepare: Callable[[Any, Parameters], Prepared],
     run: Callable[[list[Prepared]], Sequence[Tensors]],
+    refused: Refused,
 ) -> list[Any]:
     """Answer requests that are computed as one batch.
 
@@ -66,6 +75,7 @@ def together(
         prepare: what of a request and its parameters goes into the batch.
         run: the tensors of each prepared request, in order. When it fails, each is tried once
             more, alone: the one that made it fail is the only one to.
+        refused: is told why a request got no tensors.
     """
     answers: list[Any] = [None] * len(requests)
     prepared: dict[int, Prepared] = {}
@@ -73,34 +83,38 @@ def together(
         try:
             prepared[place] = prepare(request, _parameters(request))
         except Exception as error:
-            answers[place] = _refusal(error)
-    for place, answer in _run(prepared, run).items():
+            answers[place] = _refusal(error, refused)
+    for place, answer in _run(prepared, run, refused).items():
         answers[place] = answer
     return answers
 
 
-def _each(request: Any, work: Callable[[Any, Parameters], Tensors | Later]) -> Any:
+def _each(
+    request: Any, work: Callable[[Any, Parameters], Tensors | Later], refused: Refused
+) -> Any:
     try:
         found = work(request, _parameters(request))
         if not isinstance(found, Later):
             return pb_utils.InferenceResponse(list(found))
-        found.hand_over(partial(_send, request, found.work))
+        found.hand_over(partial(_send, request, found.work, refused))
     except Exception as error:
-        return _refusal(error)
+        return _refusal(error, refused)
     return None
 
 
-def _send(request: Any, work: Callable[[], Tensors]) -> None:
+def _send(request: Any, work: Callable[[], Tensors], refused: Refused) -> None:
     try:
         answer = pb_utils.InferenceResponse(list(work()))
     except Exception as error:
-        answer = _refusal(error)
+        answer = _refusal(error, refused)
     final = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
     request.get_response_sender().send(answer, flags=final)
 
 
 def _run(
-    prepared: dict[int, Prepared], run: Callable[[list[Prepared]], Sequence[Tensors]]
+    prepared: dict[int, Prepared],
+    run: Callable[[list[Prepared]], Sequence[Tensors]],
+    refused: Refused,
 ) -> dict[int, Any]:
     if not prepared:
         return {}
@@ -112,8 +126,8 @@ def _run(
         }
     except Exception as error:
         if len(prepared) == 1:
-            return {place: _refusal(error) for place in prepared}
-    return {place: _run({place: one}, run)[place] for place, one in prepared.items()}
+            return {place: _refusal(error, refused) for place in prepared}
+    return {place: _run({place: one}, run, refused)[place] for place, one in prepared.items()}
 
 
 def _parameters(request: Any) -> Parameters:
@@ -125,17 +139,20 @@ def _parameters(request: Any) -> Parameters:
     return found if isinstance(found, dict) else {}
 
 
-def _refusal(error: Exception) -> Any:
+def _refusal(error: Exception, refused: Refused) -> Any:
     message = str(error)
+    reason: Reason = "internal"
     if isinstance(error, ImageError | CodeError | Malformed):
-        code = pb_utils.TritonError.INVALID_ARG
+        code, reason = pb_utils.TritonError.INVALID_ARG, "bad_input"
     elif isinstance(error, Late | Busy):
         code = pb_utils.TritonError.CANCELLED
+        reason = "late" if isinstance(error, Late) else "busy"
     else:
         code, mark = pb_utils.TritonError.INTERNAL, secrets.token_hex(4)
         message = f"the server failed on this request; the reason is in its log, under {mark}"
         report = "".join(traceback.format_exception(error))
         pb_utils.Logger.log_error(f"{mark}: {report}")
+    refused(reason)
     # Triton takes text that is valid UTF-8 only.
     message = message[:_LONGEST].encode("utf-8", "backslashreplace").decode()
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(message, code))

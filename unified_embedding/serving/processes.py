@@ -32,6 +32,12 @@ def parent(pid: int) -> int:
     return int(fields[1]) if fields else 0
 
 
+def start(pid: int) -> float:
+    """When it was started, in seconds since boot; 0 when there is none."""
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    return int(fields[19]) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
 def user(pid: int) -> int | None:
     """The user that it runs as; None when there is no such process."""
     # The owner of /proc/PID is root as soon as a process begins to end.

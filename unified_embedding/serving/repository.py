@@ -6,13 +6,14 @@ those decode, so a production server runs as many as it has cores for.
 
 import hashlib
 import json
+import re
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any, Final
 
 from unified_embedding.checkout import ROOT
-from unified_embedding.errors import SetupError
+from unified_embedding.errors import SetupError, shown
 from unified_embedding.names import DEFAULT, Names
 from unified_embedding.serving import model_config
 from unified_embedding.spec import FEATURES
@@ -121,6 +122,43 @@ def add_engine(engine: Path, into: Path) -> None:
         gated(staged)
         shutil.rmtree(into / ENGINE, ignore_errors=True)
         staged.rename(into / ENGINE)
+
+
+def expect(engine: Path, expected: str) -> None:
+    """Refuse an engine that is not the expected one.
+
+    Args:
+        engine: a folder with a gated engine.
+        expected: "VERSION ENGINE" as in the output `version`, or a beginning of it that ends with
+            the version, the target or the precision: "4a135b631b33 openvino-fp32".
+
+    Raises:
+        SetupError: it is another one, or was not gated.
+    """
+    record = gated(engine)
+    served = f"{record['version']} {record['engine']}"
+    if not re.match(rf"{re.escape(expected)}(?![^ -])", served):
+        raise SetupError(
+            f"{engine} is {served}, and {shown(expected)} is expected; build the engine with that "
+            "embedder, target and precision, or expect this one"
+        )
+
+
+def use_cores(repository: Path, cores: int, names: Names = DEFAULT) -> None:
+    """Let a CPU engine compute with `cores` threads, wherever it was built; the bits stay.
+
+    Raises:
+        ValueError: fewer than one, or the engine has no threads to set.
+    """
+    if cores < 1:
+        raise ValueError(f"the engine needs at least one core, not {cores}")
+    folder = repository / names.embedder
+    config = model_config.read(folder)
+    if "threads" not in config.parameters:
+        raise ValueError(f"{folder} computes on no CPU: it has no threads to set")
+    for name in ("threads", "streams"):
+        config.parameters[name].string_value = str(cores)
+    model_config.write(folder, config)
 
 
 def gated(engine: Path) -> dict[str, Any]:

@@ -13,19 +13,17 @@ import errno
 import os
 import re
 import secrets
-import shutil
 import socket
 import sys
 import sysconfig
-import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple, NoReturn
 
 from unified_embedding.errors import SetupError
 from unified_embedding.names import Names
-from unified_embedding.serving import supervisor
+from unified_embedding.serving import backends, supervisor
+from unified_embedding.serving.spans import collector
 
 IMAGE_BINARY: Final = Path("/opt/tritonserver/bin/tritonserver")
 _OWN_MARK: Final = b"unified_embedding.serving.tritonserver"
@@ -46,6 +44,7 @@ _RESTRICTING_FLAGS: Final = ("--http-restricted-api", "--grpc-restricted-protoco
 OPERATOR_KEY: Final = "UNIFIED_EMBEDDING_OPERATOR_KEY"
 """Environment variable with the value that opens what only an operator may do."""
 _OPERATOR_HEADER: Final = "operator-key"
+_TRACE_FLAG: Final = "--trace-config"
 # Our configurations are complete. Triton would start each Python model once more to ask it what
 # is missing, which is half the time of a start.
 _COMPLETE: Final = "--disable-auto-complete-config"
@@ -87,7 +86,7 @@ def resolve(arguments: Sequence[str], environment: Mapping[str, str]) -> Start:
     installed = find_installed(environment.get("PATH", ""))
     if installed is not None:
         return Start([str(installed), *arguments], dict(environment), supervised=False)
-    root = _wheel_root()
+    root = backends.wheel_root()
     if root is None:
         raise SetupError(
             "no Triton Inference Server here. Either run inside NVIDIA's image "
@@ -99,7 +98,7 @@ def resolve(arguments: Sequence[str], environment: Mapping[str, str]) -> Start:
     ours = [_is_our_repository(folder) for folder in _values(arguments, *_REPOSITORY_FLAGS)]
     flags = list(arguments)
     if any(ours):
-        flags = [*_restrictions(arguments, environment), *flags]
+        flags = [*_restrictions(arguments, environment), *_tracing(arguments, environment), *flags]
     if ours and all(ours) and _COMPLETE not in flags:
         flags = [_COMPLETE, *flags]
     return Start(_wheel_command(root, flags), _wheel_environment(root, environment), any(ours))
@@ -198,17 +197,19 @@ def _restrictions(arguments: Sequence[str], environment: Mapping[str, str]) -> l
     return [f"{flag}={_OPERATOR_APIS}:{_OPERATOR_HEADER}={key}" for flag in _RESTRICTING_FLAGS]
 
 
-def _wheel_root() -> Path | None:
-    spec = find_spec("pytriton")
-    if spec is None or spec.origin is None:
-        return None
-    root = Path(spec.origin).parent / "tritonserver"
-    return root if (root / "bin" / "tritonserver").is_file() else None
+def _tracing(arguments: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    """Flags by which calls that bring a trace are traced, where there is a collector."""
+    where = collector(environment)
+    if not where or _values(arguments, _TRACE_FLAG):
+        return []
+    # A call with a trace is traced at any rate; the levels above this one hold the pictures.
+    settings = ("mode=opentelemetry", f"opentelemetry,url={where}", "rate=0", "level=TIMESTAMPS")
+    return [f"{_TRACE_FLAG}={setting}" for setting in settings]
 
 
 def _wheel_command(root: Path, arguments: Sequence[str]) -> list[str]:
     defaults = {
-        "--backend-directory": str(_backends(root)),
+        "--backend-directory": str(backends.folder(root)),
         "--cache-directory": str(root / "caches"),
         **dict.fromkeys(_LOOPBACK_FLAGS, _LOOPBACK),
     }
@@ -233,43 +234,6 @@ def _wheel_environment(root: Path, environment: Mapping[str, str]) -> dict[str, 
 
 def _joined(first: Sequence[Path], rest: str) -> str:
     return os.pathsep.join([*map(str, first), *([rest] if rest else [])])
-
-
-def _backends(root: Path) -> Path:
-    """A backend folder with the stub of this Python beside libtriton_python.so.
-
-    The wheel keeps the stubs apart, and Triton looks for one beside the backend only.
-    """
-    minor = f"{sys.version_info.major}.{sys.version_info.minor}"
-    stub = root / "python_backend_stubs" / minor / "triton_python_backend_stub"
-    if not stub.is_file():
-        have = sorted(folder.name for folder in (root / "python_backend_stubs").iterdir())
-        raise SetupError(
-            f"the embedded Triton has no stub for Python {minor}; use one of {', '.join(have)}"
-        )
-    folder = Path(sys.prefix) / "share" / "unified-embedding" / f"triton-backends-py{minor}"
-    if _complete(folder, stub):
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=folder.parent))
-    python = staging / "python"
-    python.mkdir()
-    for file in [*(root / "backends" / "python").iterdir(), stub]:
-        target = python / file.name
-        if target.is_symlink():
-            target.unlink()
-        target.symlink_to(file.resolve())
-    shutil.rmtree(folder, ignore_errors=True)
-    try:
-        staging.rename(folder)
-    except OSError:  # Another start made the same folder in the meantime.
-        shutil.rmtree(staging)
-    return folder
-
-
-def _complete(folder: Path, stub: Path) -> bool:
-    link = folder / "python" / stub.name
-    return link.exists() and link.resolve() == stub.resolve()
 
 
 def _libpython() -> Path:

@@ -17,8 +17,10 @@ from unified_embedding.errors import ImageError
 from unified_embedding.image import Box, Limits, load_pixels, measure, parse_crops
 from unified_embedding.names import Names
 from unified_embedding.serving import answers
+from unified_embedding.serving.metrics import DECODE, INFO, Metrics, show_server
 from unified_embedding.serving.pace import Admission, Pace, SharedPace
 from unified_embedding.serving.parent import end_with_parent
+from unified_embedding.serving.spans import Spans
 from unified_embedding.serving.workload import LargeRequests
 from unified_embedding.spec import MAX_BATCH_SIZE, EmbedderSpec
 
@@ -45,10 +47,20 @@ class TritonPythonModel:
         example = io.BytesIO()
         Image.new("RGB", (64, 48)).save(example, "JPEG")
         load_pixels(example.getvalue(), self.preprocessing)
+        self.spans = Spans(args["model_name"])
+        self.metrics = Metrics(args["model_name"], DECODE)
+        labels = {"model": embedder, "version": engine["version"], "engine": engine["engine"]}
+        self.metrics.show(INFO, lambda: 1.0, labels)
+        show_server(self.metrics)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Answer each request by itself: a bad picture fails its own request only."""
-        return answers.each(requests, self._tensors)
+        return answers.each(requests, self._tensors, self.metrics.refused)
+
+    def finalize(self) -> None:
+        """The server stops."""
+        self.metrics.close()
+        self.spans.close()
 
     def _tensors(self, request: Any, parameters: Mapping[str, object]) -> list[Any] | answers.Later:
         images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
@@ -61,7 +73,8 @@ class TritonPythonModel:
         cost = sum(self._each(measure, images, boxes))
         self.limits.check_request(sum(map(len, images)), cost)
         work = cost + OVERHEAD * len(images)
-        decoded = partial(self._decoded, images, boxes, parameters, work)
+        context = self.spans.context(request)
+        decoded = partial(self._decoded, images, boxes, parameters, work, context)
         if not self.large.takes(cost):
             return decoded()
         self._check(parameters, work + self.large.held)
@@ -73,15 +86,34 @@ class TritonPythonModel:
         boxes: list[Box | None],
         parameters: Mapping[str, object],
         work: int,
+        context: Any,
     ) -> list[Any]:
         self._check(parameters, work)
         began = time.monotonic()
-        rows = self._each(load_pixels, images, boxes)
+        rows = self._each(partial(self._pixels, context), images, boxes)
         self.pace.add((time.monotonic() - began) / work)
         # One picture is the common case, and needs no copy of its pixels.
         pixels = rows[0][None] if len(rows) == 1 else np.stack(rows)
         stamps = np.full((len(images), 1), self.stamp, dtype=np.object_)
         return [pb_utils.Tensor("pixels", pixels), pb_utils.Tensor("version", stamps)]
+
+    def _pixels(
+        self, context: Any, image: bytes, preprocessing: Any, box: Box | None, limits: Any
+    ) -> Any:
+        offset, moments = time.time_ns() - time.monotonic_ns(), [time.monotonic_ns()]
+
+        def decoded_now() -> None:
+            moments.append(time.monotonic_ns())
+
+        pixels = load_pixels(image, preprocessing, box, limits, decoded_now)
+        began, decoded, ended = *moments, time.monotonic_ns()
+        self.metrics.took(DECODE, (decoded - began) / 1e9)
+        self.spans.add(
+            context,
+            ("decode", offset + began, offset + decoded),
+            ("resize", offset + decoded, offset + ended),
+        )
+        return pixels
 
     def _check(self, parameters: Mapping[str, object], work: int) -> None:
         # After it the engine finishes the batch it has, computes this one, and the answers travel.

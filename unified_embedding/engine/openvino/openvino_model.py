@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from unified_embedding.serving import answers
+from unified_embedding.serving.metrics import ENGINE, Metrics
 from unified_embedding.serving.openvino_engine import OpenVinoEngine
 from unified_embedding.serving.pace import Admission, Pace, SharedPace
 from unified_embedding.serving.parent import end_with_parent
@@ -30,14 +31,16 @@ class TritonPythonModel:
         )
         self.admission, self.pace = Admission(), Pace()
         self.shared_pace = SharedPace(args["model_name"])
+        self.metrics = Metrics(args["model_name"], ENGINE)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all waiting requests as one batch and hand each its rows; drop those too late."""
-        return answers.together(requests, self._pixels, self._embeddings)
+        return answers.together(requests, self._pixels, self._embeddings, self.metrics.refused)
 
     def finalize(self) -> None:
         """The server stops."""
         self.shared_pace.remove()
+        self.metrics.close()
 
     def _pixels(self, request: Any, parameters: Mapping[str, object]) -> NDArray[np.uint8]:
         # The batch itself, and as much again for the answers' way home.
@@ -48,7 +51,9 @@ class TritonPythonModel:
     def _embeddings(self, batch: list[NDArray[np.uint8]]) -> list[list[Any]]:
         began = time.monotonic()
         embedding = self.engine.embed([picture for pixels in batch for picture in pixels])
-        self.pace.add(time.monotonic() - began)
+        took = time.monotonic() - began
+        self.pace.add(took)
+        self.metrics.took(ENGINE, took)
         self.shared_pace.write(self.pace.now)
         ends = np.cumsum([len(pixels) for pixels in batch])
         return [
