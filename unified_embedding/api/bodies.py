@@ -55,13 +55,11 @@ class Bodies:
         held = 0
         try:
             try:
-                async with asyncio.timeout(self._limits.whole):
-                    stream = request.stream()
-                    while True:
-                        async with asyncio.timeout(self._limits.stall):
-                            part = await anext(stream, None)
-                        if part is None:
-                            break
+                now = asyncio.get_running_loop().time
+                end = now() + self._limits.whole
+                async with asyncio.timeout(self._limits.stall) as clock:
+                    async for part in request.stream():
+                        clock.reschedule(min(end, now() + self._limits.stall))
                         held += len(part)
                         self.held += len(part)
                         if held > limit:

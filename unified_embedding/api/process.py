@@ -17,6 +17,9 @@ def serve(api: Api, host: str, port: int, drain: float = 0.0) -> None:
     """
     config = uvicorn.Config(
         api, host=host, port=port, log_level="warning", access_log=False,
+        # Longer than the pools of proxies and SDKs keep a connection: they close it, not we at the
+        # moment when a request is on its way.
+        timeout_keep_alive=75,
         timeout_graceful_shutdown=int(api.settings.timeout) + 1, server_header=False,
     )  # fmt: skip
     _Server(config, api, drain).run()

@@ -135,15 +135,17 @@ class _Task:
             raise next(iter(self._errors.values()))
         if not self._parts:
             return EmbeddedEach(self._nothing, (), dict(sorted(self._errors.items())))
+        if len(self._parts) == 1:
+            ((done, answer),) = self._parts
+            return EmbeddedEach(answer, done, dict(sorted(self._errors.items())))
         answer = join([part for _, part in self._parts])
         rows = [row for part, _ in self._parts for row in part]
         order = np.argsort(rows)
-        if len(self._parts) > 1:
-            answer = replace(
-                answer,
-                embedding=None if answer.embedding is None else answer.embedding[order],
-                code=None if answer.code is None else answer.code[order],
-            )
+        answer = replace(
+            answer,
+            embedding=None if answer.embedding is None else answer.embedding[order],
+            code=None if answer.code is None else answer.code[order],
+        )
         return EmbeddedEach(answer, tuple(sorted(rows)), dict(sorted(self._errors.items())))
 
 

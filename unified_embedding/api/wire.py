@@ -1,11 +1,11 @@
 """The bodies of `POST /v1/embeddings` and `POST /v1/search`, and the answers' rows."""
 
-import base64
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 import numpy as np
+import pybase64
 from msgspec import Meta
 from numpy.typing import NDArray
 
@@ -103,12 +103,12 @@ def rows(
         if answer.embedding is not None:
             item["embedding"] = _vector(answer.embedding[row], encoding)
         if answer.code is not None:
-            item["code"] = base64.b64encode(answer.code[row].tobytes()).decode()
+            item["code"] = pybase64.b64encode_as_string(answer.code[row].tobytes())
         data.append(item)
     return data
 
 
 def _vector(vector: NDArray[np.float32], encoding: Literal["float", "base64"]) -> list[float] | str:
     if encoding == "base64":
-        return base64.b64encode(vector.astype("<f4", copy=False).tobytes()).decode()
+        return pybase64.b64encode_as_string(vector.astype("<f4", copy=False).tobytes())
     return list(vector.tolist())
