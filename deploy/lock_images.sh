@@ -15,11 +15,11 @@ lock() {
 }
 
 mkdir -p deploy/requirements
-lock cpu 3.11 pyproject.toml --extra serve --extra client
+lock cpu 3.11 pyproject.toml --extra serve --extra client --extra trace
 lock cpu-build 3.11 pyproject.toml --extra serve --extra client --extra build
 lock tools 3.11 deploy/requirements/tools.in
 # Triton's image brings its own numpy.
-lock gpu 3.12 pyproject.toml --extra client --no-emit-package numpy
+lock gpu 3.12 pyproject.toml --extra client --extra trace --no-emit-package numpy
 lock gpu-build 3.12 deploy/requirements/gpu-build.in --no-emit-package numpy
 
 digest() {

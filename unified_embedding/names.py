@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Self
 
-from unified_embedding.errors import shown
+from unified_embedding.errors import SettingsError, shown
 
 _PREFIX: Final = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})?")
 _ENSEMBLE: Final = "unified_embedding"
@@ -20,7 +20,7 @@ class Names:
     """The model names of one embedder, which are those of the models' folders too.
 
     Raises:
-        ValueError: the prefix is not up to 64 letters, digits, dots, hyphens and underscores,
+        SettingsError: the prefix is not up to 64 letters, digits, dots, hyphens and underscores,
             or begins with one of the last three.
     """
 
@@ -28,7 +28,7 @@ class Names:
 
     def __post_init__(self) -> None:
         if not _PREFIX.fullmatch(self.prefix):
-            raise ValueError(
+            raise SettingsError(
                 f"prefix {shown(self.prefix)}: give up to 64 letters, digits, dots, hyphens and "
                 "underscores, a letter or digit first"
             )
@@ -38,10 +38,10 @@ class Names:
         """The names of the embedder whose ensemble, the model that is asked, has this name.
 
         Raises:
-            ValueError: no ensemble of this project has such a name.
+            SettingsError: no ensemble of this project has such a name.
         """
         if not ensemble.endswith(_ENSEMBLE):
-            raise ValueError(
+            raise SettingsError(
                 f"model {shown(ensemble)}: give the name of an ensemble, {_ENSEMBLE!r} with the "
                 "embedder's prefix before it"
             )

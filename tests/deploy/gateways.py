@@ -82,11 +82,14 @@ def gateway(
         yield Rig(place, port, running, place / "log")
 
 
-def point(place: Path, servers: Sequence[LocalServer]) -> None:
-    """Tell a gateway where the servers are."""
+def point(
+    place: Path, servers: Sequence[LocalServer], versions: Sequence[str] = ("a-version",)
+) -> None:
+    """Tell a gateway where the servers are; the last of `versions` is that of the others too."""
+    told = [*versions, *versions[-1:] * len(servers)]
     there = [
-        folder.Server.parse(f"{server.grpc_url}:{server.http_url.rpartition(':')[2]}", "a-version")
-        for server in servers
+        folder.Server.parse(f"{server.grpc_url}:{server.http_url.rpartition(':')[2]}", version)
+        for server, version in zip(servers, told, strict=False)
     ]
     folder.write_servers(place, there)
 

@@ -26,6 +26,7 @@ from unified_embedding.serving import tritonserver
 from unified_embedding.spec import EmbedderSpec
 
 CHART = "deploy/chart"
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 SCALED = (
     "autoscaling.enabled=true,autoscaling.picturesPerSecond=300,serviceMonitor.enabled=true,"
     "serviceMonitor.labels.release=prometheus"
@@ -39,6 +40,7 @@ LIMITS = (
     "limits.UNIFIED_EMBEDDING_MAX_IMAGE_BYTES=20000000,"
     "limits.UNIFIED_EMBEDDING_IMAGE_FORMATS=JPEG\\,PNG"
 )
+TRACED = "tracing.endpoint=http://collector.monitoring:4318"
 PINNED = "embedder.engine=openvino-fp32-0123456789ab,image.digest=sha256:" + 64 * "a"
 JOB = "engine.source=job,engine.job.repository=unified-embedding,engine.job.tag=1-build-tools"
 PLUGS = "nodeSelector.kind=a,tolerations[0].key=x,tolerations[0].operator=Exists"
@@ -54,6 +56,8 @@ MATRIX = {
     "pinned": (None, f"{PINNED},image.pullSecrets={{registry}}"),
     "limits": (None, LIMITS),
     "without network policy": (None, "networkPolicy.enabled=false"),
+    "traced": (None, TRACED),
+    "traced on a gpu": ("gpu", TRACED),
     "autoscaled": (None, SCALED),
     "gateway": (None, "gateway.enabled=true"),
     "routed": (None, ROUTED),
@@ -131,13 +135,12 @@ def of(root: Path, variant: str) -> list[dict[str, Any]]:
 
 
 def kind(resources: list[dict[str, Any]], name: str) -> dict[str, Any]:
-    """The one resource of a kind, the gateway's aside."""
-    (found,) = [
-        item
-        for item in resources
-        if item["kind"] == name and not item["metadata"]["name"].endswith("-gateway")
-    ]
-    return found
+    """The one resource of a kind, those of gateway and engine beside the servers aside."""
+    found = [item for item in resources if item["kind"] == name]
+    if len(found) > 1:
+        found = [item for item in found if item["metadata"]["name"] == "blue"]
+    (one,) = found
+    return one
 
 
 def serving_pod(resources: list[dict[str, Any]]) -> dict[str, Any]:
@@ -361,7 +364,7 @@ def test_the_server_knows_its_options_and_triton_its_flags(root: Path, variant: 
     for protocol in ("http", "grpc", "metrics"):
         assert option(asked["flags"], f"--{protocol}-address") == "0.0.0.0"
     for variable in container["env"]:
-        assert variable["name"] in {tritonserver.OPERATOR_KEY, *SETTINGS}
+        assert variable["name"] in {tritonserver.OPERATOR_KEY, ENDPOINT, *SETTINGS}
         assert "valueFrom" in variable or isinstance(variable["value"], str)
 
 
@@ -391,6 +394,22 @@ def test_only_gateway_and_prometheus_reach_the_server_and_it_reaches_nobody(root
     assert {port["port"] for port in callers["ports"]} == {8001, 8000}
     assert [port["port"] for port in prometheus["ports"]] == [8002]
     assert all(peer for rule in policy["ingress"] for peer in rule["from"])
+
+
+def test_traces_reach_the_collector_and_nothing_else_is_reached(root: Path) -> None:
+    for variant in ("traced", "traced on a gpu"):
+        container = server(of(root, variant))
+        env = {item["name"]: item.get("value") for item in container["env"]}
+        assert env[ENDPOINT] == "http://collector.monitoring:4318"
+        policy = kind(of(root, variant), "NetworkPolicy")["spec"]
+        ports = [port["port"] for rule in policy["egress"] for port in rule["ports"]]
+        assert sorted(ports) == [53, 53, 4318]
+        assert all(rule["to"] for rule in policy["egress"])
+        # NVIDIA's own server is told by flags; ours tells itself.
+        told = any(
+            flag.startswith("--trace-config=opentelemetry,url=") for flag in container["args"]
+        )
+        assert told == variant.endswith("gpu")
 
 
 def test_the_service_shows_every_pod_to_a_gateway(root: Path) -> None:

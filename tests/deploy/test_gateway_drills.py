@@ -2,9 +2,13 @@
 
 import collections
 import contextlib
+import json
 import os
 import re
+import shlex
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -17,14 +21,18 @@ from drills import PATIENCE, SERVED_S, end, stub_of, until
 
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
 
+pytest.importorskip("onnx", reason="the extra `build` is not installed")
+pytest.importorskip("msgspec", reason="the extra `api` is not installed")
+
 import grpc
+import tiny_embedder as tiny
 from gateways import KEYS, MODEL, Rig, bearer, gateway, pictures, point, stub
 from triton_calls import settled
 
 from unified_embedding.client import TLS, EmbedderClient
 from unified_embedding.client import bearer as token
-from unified_embedding.gateway import folder
-from unified_embedding.serving.local_server import LocalServer, start
+from unified_embedding.gateway import envoy, folder
+from unified_embedding.serving.local_server import LocalServer, child, free_ports, start
 
 pytestmark = [
     pytest.mark.e2e,
@@ -151,6 +159,34 @@ def test_the_calls_of_one_channel_are_shared_out(site: Site, image: bytes) -> No
     assert all(160 <= share <= 240 for share in shares)
 
 
+def test_a_call_reaches_one_version_alone(site: Site, image: bytes) -> None:
+    """Blue and green behind one gateway: by the header, else the default; never by chance."""
+    point(site.rig.folder, site.servers, ["blue", "green"])
+    with site.rig.channel() as channel:
+
+        def ask(version: str | None) -> str:
+            named = [] if version is None else [("embedding-version", version)]
+            metadata = [*bearer(KEY), *named]
+            try:
+                stub(channel).ModelInfer(pictures([image]), metadata=metadata, timeout=60)
+            except grpc.RpcError as error:
+                return f"{error.code().name}: {error.details()}"
+            return "OK"
+
+        until(lambda: ask("green") == "OK", SERVED_S, "the versions are not known")
+        before = [settled(lambda one=server: answered_by(one)) for server in site.servers]
+        assert {ask(None) for _ in range(30)} == {"OK"}
+        assert {ask("blue") for _ in range(10)} == {"OK"}
+        assert {ask("green") for _ in range(20)} == {"OK"}
+        (nobody,) = {ask("red") for _ in range(5)}
+        assert nobody.startswith("UNAVAILABLE: no server is well here that serves the version")
+        after = [settled(lambda one=server: answered_by(one)) for server in site.servers]
+        assert np.subtract(after, before).tolist() == [40, 20]
+        # A server that is ill has no stand-in of another version.
+        point(site.rig.folder, site.servers[1:], ["green"])
+        until(lambda: ask("blue").startswith("UNAVAILABLE"), SERVED_S, "blue is still there")
+
+
 def test_servers_are_replaced_one_by_one_without_a_failed_call(site: Site, image: bytes) -> None:
     """The rolling replacement: a new server in, an old one off the list, and then stopped."""
     with Callers(site, image) as callers:
@@ -180,6 +216,56 @@ def test_one_of_two_servers_stops_under_load(site: Site, image: bytes) -> None:
     assert callers.failed == 0
 
 
+def test_a_gateway_that_ends_answers_what_it_has_begun(
+    root: Path, site: Site, image: bytes, tmp_path: Path
+) -> None:
+    port, admin_port = free_ports(2)
+    folder.certify(tmp_path)
+    folder.write_keys(tmp_path, KEYS)
+    point(tmp_path, site.servers)
+    command = [sys.executable, "-m", "unified_embedding.cli", "gateway", "run", "--drain", "120"]
+    command += ["--folder", str(tmp_path), "--port", str(port), "--admin-port", str(admin_port)]
+    log = (tmp_path / "log").open("wb")
+    with log, child(command, cwd=root, stdout=log, stderr=log) as process:
+        rig = Rig(tmp_path, port, envoy.Gateway(process, admin_port), tmp_path / "log")
+        until(lambda: healthy(rig), SERVED_S, "no healthy server")
+        with rig.channel() as channel:
+            request, key = pictures([image] * 8), bearer(KEY)
+            begun = [
+                stub(channel).ModelInfer.future(request, metadata=key, timeout=120)
+                for _ in range(100)
+            ]
+            assert begun[0].result().outputs
+            assert rig.gateway.counter("http.gateway.downstream_rq_active") > 10
+            process.terminate()
+            assert all(call.result().outputs for call in begun)
+        assert process.wait(PATIENCE * SERVED_S) == 128 + signal.SIGTERM
+
+
+def test_the_demo_is_one_command(root: Path, repository: Path, tmp_path: Path) -> None:
+    """What `make gateway` runs: its curl line gives a vector, its link the search page."""
+    port, admin_port = free_ports(2)
+    command = [sys.executable, "-m", "unified_embedding.cli", "gateway", "run", "--demo"]
+    command += ["--folder", str(tmp_path), "--repository", str(repository)]
+    command += ["--port", str(port), "--admin-port", str(admin_port)]
+    told = tmp_path / "told"
+    with told.open("wb") as out, child(command, cwd=root, stdout=out, stderr=out) as process:
+        until(lambda: "\ncurl " in told.read_text() or process.poll(), SERVED_S, "nothing is told")
+        text = told.read_text()
+        (line,) = re.findall(r"^curl .*$", text, re.MULTILINE)
+        answer = subprocess.run(
+            [*shlex.split(line), "--silent"], cwd=root, capture_output=True, text=True, check=True
+        )
+        assert len(json.loads(answer.stdout)["data"][0]["embedding"]) == tiny.DIM
+        (link,) = re.findall(r"^page +(https:\S+)$", text, re.MULTILINE)
+        jar, trust = str(tmp_path / "jar"), str(tmp_path / folder.CERTIFICATE)
+        visit = ["curl", "--silent", "--fail", "--location", "--cookie-jar", jar, "--cacert", trust]
+        page = subprocess.run([*visit, link], capture_output=True, text=True, check=True)
+        assert "/app.js" in page.stdout
+        process.terminate()
+        assert process.wait(PATIENCE * SERVED_S) == 128 + signal.SIGTERM
+
+
 @pytest.mark.parametrize("model", ["preprocess", "embedder", "binarizer"])
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 def test_a_server_with_a_broken_model_gets_no_calls_until_it_embeds_again(
@@ -207,6 +293,12 @@ def test_a_server_with_a_broken_model_gets_no_calls_until_it_embeds_again(
         assert callers.failed == failed
     # What was in flight, and what it takes to see that a server is ill.
     assert callers.failed <= CALLERS + IN_A_ROW
+
+
+def healthy(rig: Rig) -> bool:
+    with contextlib.suppress(OSError):
+        return rig.http("GET", "/healthz")[0] == 200
+    return False
 
 
 def idle(server: LocalServer) -> bool:

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,6 +174,20 @@ def test_every_package_comes_with_its_hash(root: Path, file: str) -> None:
             assert "dist/*.whl" in install or "tensorrt-cu13==${version}" in install, install
 
 
+@both
+def test_what_the_wheel_takes_in_is_there_when_it_is_built(root: Path, file: str) -> None:
+    project = tomllib.loads((root / "pyproject.toml").read_text())
+    wanted = project["tool"]["hatch"]["build"]["targets"]["wheel"]["force-include"]
+    copied: list[str] = []
+    for item in read(root, file):
+        if item.name == "COPY" and not item.argument.startswith("--from"):
+            copied += item.argument.split()[:-1]
+        if item.name == "RUN" and "pip wheel" in item.argument:
+            break
+    for source in wanted:
+        assert any(Path(source).is_relative_to(folder) for folder in copied), source
+
+
 @pytest.mark.parametrize("name", ["cpu", "cpu-build", "gpu", "gpu-build", "tools"])
 def test_locks_are_those_of_the_pins(root: Path, name: str) -> None:
     """A lock that is older than constraints.txt is written anew by `make lock-images`."""
@@ -281,7 +296,7 @@ def test_tritonserver_knows_every_flag(compose: dict) -> None:
     program, command, *words = compose["services"]["server"]["command"]
     assert (program, command) == ("unified-embedding", "serve")
     asked = loaded(command).make_context(command, list(words)).params
-    assert str(asked["engine"]) == "/srv/unified-embedding/embedder"
+    assert str(asked["engine"]) == "/srv/unified-embedding/model_repository/embedder"
     run = subprocess.run(
         [sys.executable, "-m", "unified_embedding.serving.tritonserver", "--help"],
         capture_output=True, text=True, check=False,

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.e2e
 faiss = pytest.importorskip("faiss", reason="the extra `search` is not installed")
 pytest.importorskip("starlette", reason="the extra `search` is not installed")
 from unified_embedding.index import Batch, CodeIndex, Origin  # noqa: E402
+from unified_embedding.index.following import activate  # noqa: E402
 from unified_embedding.search.pictures import Pictures  # noqa: E402
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -515,6 +516,29 @@ def test_the_status_tells_within_seconds_that_the_server_went_down(
             up.close()
             opened.wait_for_selector("#status.down")
             assert "Embedding server is down" in opened.inner_text("#status")
+
+
+def test_an_open_tab_goes_on_with_the_index_that_became_active(
+    browser: Any, root: Path, gallery: Gallery, tmp_path: Path
+) -> None:
+    other = "abcabcabcabc"
+    stamped = Peer(config_version=other, stamp=lambda number: f"{other} {ENGINE}")
+    with serving(Peer()) as blue, serving(stamped) as green:
+        for name, version in (("blue", VERSION), ("green", other)):
+            rows = [f"{name} {row}" for row in range(20)]
+            batch = Batch(rows, codes([row.encode() for row in rows]))
+            CodeIndex.build(tmp_path / name, [batch], Origin(version, ENGINE), DIM)
+        activate(tmp_path / "blue")
+        urls = (blue.url, "--url", green.url)
+        with page(root, tmp_path, *urls) as address, tab(browser, address) as opened:
+            drop(opened, gallery.role(SHOT)[0].path)
+            opened.wait_for_selector("#columns .card", state="attached")
+            assert {name.split()[0] for name in names(opened)} == {"blue"}
+            activate(tmp_path / "green")
+            # The vector of the photo that the tab keeps is of blue's version.
+            opened.locator("label.switch:has(#compare)").click()
+            opened.wait_for_selector("#columns .card[data-id^=green]", state="attached")
+            assert {name.split()[0] for name in names(opened)} == {"green"}
 
 
 def test_a_pasted_photo_is_searched(browser: Any, address: str, gallery: Gallery) -> None:

@@ -27,15 +27,14 @@ from unified_embedding.engine.gates.consistency import Runner
 from unified_embedding.engine.openvino.target import OpenVinoTarget, has_native_bf16
 from unified_embedding.engine.tensorrt import fp16_emulation
 from unified_embedding.engine.tensorrt import plan as tensorrt_plan
-from unified_embedding.gallery import CATALOGUE, SHOT, Gallery, relevance
+from unified_embedding.gallery import SHOT, Gallery
 from unified_embedding.measure.files import between_marks, write_text
+from unified_embedding.measure.processor import cpu_name
 from unified_embedding.retrieval import (
     COMPARISONS,
     Comparison,
     Interval,
     bootstrap,
-    recall_at,
-    scores,
 )
 from unified_embedding.spec import INPUT, OUTPUT, EmbedderSpec
 
@@ -124,26 +123,14 @@ def _emulated(model: Path) -> Runner:
     return lambda pixels: np.asarray(session.run([OUTPUT], {INPUT: pixels})[0], dtype=np.float32)
 
 
-def _similarity(
-    rows: NDArray[np.float32], gallery: Gallery, comparison: Comparison
-) -> NDArray[np.float32]:
-    roles = np.array([picture.role for picture in gallery.pictures])
-    return scores(rows[roles == SHOT], rows[roles == CATALOGUE], comparison)
-
-
 def _recall_change(
     truth: NDArray[np.float32],
     rows: NDArray[np.float32],
     gallery: Gallery,
     comparison: Comparison,
 ) -> Interval:
-    shots = gallery.role(SHOT)
-    relevant = relevance(shots, gallery.role(CATALOGUE))
-    before, after = (
-        recall_at(_similarity(embedding, gallery, comparison), relevant, 1)
-        for embedding in (truth, rows)
-    )
-    return bootstrap(after - before, [picture.product for picture in shots])
+    before, after = (gates.first_hits(each, gallery, comparison) for each in (truth, rows))
+    return bootstrap(after - before, [picture.product for picture in gallery.role(SHOT)])
 
 
 def _same_first(
@@ -152,7 +139,7 @@ def _same_first(
     gallery: Gallery,
     comparison: Comparison,
 ) -> float:
-    firsts = [_similarity(e, gallery, comparison).argmax(axis=1) for e in (truth, rows)]
+    firsts = [gates.similarity(e, gallery, comparison).argmax(axis=1) for e in (truth, rows)]
     return float((firsts[0] == firsts[1]).mean())
 
 
@@ -202,15 +189,10 @@ def _speeds(speeds: dict[int, dict[str, speed.Speed]]) -> Iterator[str]:
 
 
 def _environment(spec: EmbedderSpec, gallery: Gallery) -> str:
-    cpu = next(
-        line.split(":", 1)[1].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
     packages = ", ".join(f"{name} {version(name)}" for name in ("openvino", "nncf", "onnxruntime"))
     return (
         f"{spec.name} {spec.version}, {len(gallery.pictures)} pictures (gallery "
-        f"{gallery.digest()}); {cpu}, {len(os.sched_getaffinity(0))} cores, "
+        f"{gallery.digest()}); {cpu_name()}, {len(os.sched_getaffinity(0))} cores, "
         f"Python {platform.python_version()}, {packages}; {datetime.date.today().isoformat()}."
     )
 

@@ -23,17 +23,24 @@ from rich.console import Console
 from unified_embedding.checkout import ROOT
 from unified_embedding.client import EmbedderClient, ServerInfo
 from unified_embedding.engine import building, targets
-from unified_embedding.engine.gates import gates, reference, server_checks, server_gate, speed
+from unified_embedding.engine.gates import (
+    gate_table,
+    gates,
+    reference,
+    server_checks,
+    server_gate,
+    speed,
+)
 from unified_embedding.engine.tensorrt import gpu
 from unified_embedding.engine.tensorrt import library as tensorrt_library
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.errors import BuildError, EmbeddingError
 from unified_embedding.gallery import Gallery
+from unified_embedding.measure.files import write_text
 from unified_embedding.names import DEFAULT
 from unified_embedding.serving import local_server
 from unified_embedding.serving.repository import assemble, static_models
 from unified_embedding.spec import EmbedderSpec
-from unified_embedding.whole_files import whole_file
 
 RESULTS: Final = ROOT / "docs" / "gpu-results"
 COMPOSE: Final = ROOT / "deploy" / "compose.yaml"
@@ -92,7 +99,7 @@ def main(
 
     tests_passed = local_server.run(tests, cwd=ROOT) == 0
     document = RESULTS / f"{slug(gpus[0].name)}.md"
-    write(document, "\n".join(report(gpus[0], found, tests_passed)))
+    write_text(document, "\n".join(report(gpus[0], found, tests_passed)) + "\n")
     console.print(f"wrote {os.path.relpath(document)}")
     problems = [sentence for findings in found for sentence in findings.problems]
     for sentence in problems:
@@ -204,19 +211,8 @@ def _section(findings: Findings) -> Iterator[str]:
         yield "\nRandom weights: the accuracy figures mean nothing."
     yield "\n| gate | measured | limit |\n|---|---|---|"
     limits = gates.TOLERANCES[record["precision"]]
-    for name in (
-        "cosine_worst",
-        "cosine_mean",
-        "flips_mean",
-        "flips_worst",
-        "flip_at",
-        "neighbours",
-    ):
-        limit = getattr(limits, name)
-        yield f"| {name} | {figures[name]:.6f} | {'reported' if limit is None else limit} |"
-    for name, value in figures["recall"].items():
-        known = figures["recall_reference"][name]
-        yield f"| R@1 {name} (fp32 {known:.3f}) | {value:.3f} | loss {limits.recall_loss} |"
+    for cells in gate_table.rows(gates.Figures(**figures), limits):
+        yield f"| {' | '.join(cells)} |".replace("|x|", "abs(x)")
     consistent = "; ".join(findings.problems) or "consistent in every batch, no stale answer"
     yield f"\nServed: {consistent}. CUDA graphs: {findings.graphs or 'not tried'}."
     yield "\n| engine alone, batch | images/s | ms a batch |\n|---|---|---|"
@@ -236,13 +232,6 @@ def _section(findings: Findings) -> Iterator[str]:
 def slug(name: str) -> str:
     """A file name for a GPU: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def write(document: Path, text: str) -> None:
-    """Write `text` whole or not at all."""
-    document.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(document) as partial:
-        partial.write_text(text + "\n")
 
 
 def program() -> None:

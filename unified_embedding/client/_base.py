@@ -31,6 +31,7 @@ from unified_embedding.errors import (
     EngineWarning,
     RequestRejected,
     ServerUnavailable,
+    SettingsError,
     VersionMismatch,
     shown,
 )
@@ -88,7 +89,9 @@ class BaseClient(ABC):
             raise ValueError(f"max_inflight {max_inflight} is not a positive number of requests")
         self.url, named = split_url(url)
         if model and named and model != named:
-            raise ValueError(f"the address {shown(url)} names a model, and model is {shown(model)}")
+            raise SettingsError(
+                f"the address {shown(url)} names a model, and model is {shown(model)}"
+            )
         self.names = Names.of(model or named or DEFAULT.ensemble)
         self._expect_version = expect_version
         self._engine = expect_engine

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unified_embedding.errors import DeadlineExceeded, shown
+from unified_embedding.errors import DeadlineExceeded, SettingsError, shown
 from unified_embedding.paths import StrPath
 
 DEFAULT_URL: Final = "127.0.0.1:8001"
@@ -96,10 +96,10 @@ def split_url(url: str) -> tuple[str, str]:
     """The address as gRPC takes it, and the model that stands behind it (host:port/model) or "".
 
     Raises:
-        ValueError: an HTTP address.
+        SettingsError: an HTTP address.
     """
     if url.startswith(("http://", "https://")):
-        raise ValueError(
+        raise SettingsError(
             f"{shown(url)} is an HTTP address; give the gRPC address as host:port, "
             f"for instance {DEFAULT_URL} (and TLS through tls=)"
         )

@@ -10,12 +10,13 @@
 In-Shop is of Liu et al., CVPR 2016; the splits of the others are those of Song et al., CVPR 2016.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 from unified_embedding.datasets.manifest import COLUMNS, check_rows, write_manifest
+from unified_embedding.datasets.splits import share_of
+from unified_embedding.datasets.task_table import SHOP, SHOP_KIND
 from unified_embedding.errors import DataError, shown
 
 _SOP_HEADER: Final = ["image_id", "class_id", "super_class_id", "path"]
@@ -163,16 +164,16 @@ def _number(text: object, what: str) -> int:
 
 
 def _part(split: str, product: str, validation_share: float) -> str:
-    place = int.from_bytes(hashlib.sha256(product.encode()).digest()[:6], "big") / 2**48
-    return "validation" if split == "train" and place < validation_share else split
+    held_out = split == "train" and share_of(product) < validation_share
+    return "validation" if held_out else split
 
 
 def _row(image: str, kind: str, product: str, domain: str, split: str) -> dict[str, str]:
     filled = {
         "image": image,
-        "task": "shop",
-        "shop_class": kind,
-        "shop_instance": product,
+        "task": SHOP.name,
+        SHOP_KIND: kind,
+        SHOP.instance: product,
         "domain": domain,
         "split": split,
         "identity": product,

@@ -89,7 +89,7 @@ def draw_emoji_splits(families: Iterable[str]) -> dict[str, Split]:
     """Split families by their hash: 30 % test, 10 % validation."""
     splits: dict[str, Split] = {}
     for family in families:
-        place = _share(family)
+        place = share_of(family)
         if place < EMOJI_TEST_SHARE:
             splits[family] = "test"
         elif place < EMOJI_TEST_SHARE + EMOJI_VALIDATION_SHARE:
@@ -108,11 +108,11 @@ def _validation(products: Sequence[Product]) -> frozenset[str]:
             by_category[categories[product.id]].append(product.id)
     chosen: set[str] = set()
     for names in by_category.values():
-        chosen.update(sorted(names, key=_share)[: round(VALIDATION_SHARE * len(names))])
+        chosen.update(sorted(names, key=share_of)[: round(VALIDATION_SHARE * len(names))])
     return frozenset(chosen)
 
 
-def _share(name: str) -> float:
+def share_of(name: str) -> float:
     """A place in [0, 1) that depends on the name alone."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:6], "big") / 2**48
 

@@ -144,14 +144,24 @@ def write_configuration(folder: Path, settings: Settings) -> None:
 
 
 def write_servers(folder: Path, servers: Sequence[Server]) -> None:
-    """Say where the servers are. A running gateway sends no new call to one that is left out."""
+    """Say where the servers are. A running gateway sends no new call to one that is left out.
+
+    Calls that name no version go to servers of the first one's.
+    """
     endpoints = [
         {
             "endpoint": {
                 "address": _address(server.address, server.grpc_port),
                 "health_check_config": {"port_value": server.http_port},
             },
-            "metadata": {"filter_metadata": {"embedder": {"version": server.version}}},
+            "metadata": {
+                "filter_metadata": {
+                    "envoy.lb": {
+                        "version": server.version,
+                        "default": "yes" if server.version == servers[0].version else "no",
+                    }
+                }
+            },
         }
         for server in servers
     ]

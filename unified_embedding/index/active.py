@@ -22,7 +22,7 @@ from unified_embedding.checkout import program
 from unified_embedding.errors import CodeIndexError, shown
 from unified_embedding.index.header import HEADER_FILE, Header
 from unified_embedding.origin import Origin
-from unified_embedding.whole_files import write_durably
+from unified_embedding.whole_files import sync, write_durably
 
 ACTIVE_FILE: Final = "active.json"
 _LOCK_FILE: Final = ".active.lock"
@@ -70,6 +70,7 @@ class Active:
         said = {name: value for name, value in asdict(self).items() if value or name != "next"}
         try:
             write_durably(place / ACTIVE_FILE, json.dumps(said, indent=2) + "\n")
+            sync(place)
         except OSError as error:
             raise CodeIndexError(f"{place / ACTIVE_FILE} cannot be written ({error})") from error
 
@@ -144,6 +145,7 @@ def put_header(folder: Path, header: Header) -> None:
         kept = now if found.admits(now) else found.sha256
         replace(found, sha256=kept, next=coming).write(place)
         write_durably(folder / HEADER_FILE, text)
+        sync(folder)  # Each is on the disk before the next one: a power cut finds them in step.
         replace(found, sha256=coming, next="").write(place)
 
 

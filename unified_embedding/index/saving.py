@@ -13,7 +13,7 @@ from unified_embedding.errors import CodeIndexError
 from unified_embedding.index.header import HEADER_FILE, Header
 from unified_embedding.index.matches import Snapshot
 from unified_embedding.index.segments import Base, Tail
-from unified_embedding.index.writer import LOCK_FILE, Writer
+from unified_embedding.index.writer import LOCK_FILE, Writer, is_ours
 
 _BLOCK: Final = 65_536
 
@@ -49,8 +49,7 @@ def next_generation(folder: Path) -> int:
     """Number of the next save in `folder`. Raises CodeIndexError if it holds other things."""
     if (folder / HEADER_FILE).exists():
         return Header.read(folder).generation + 1
-    strangers = [path.name for path in folder.iterdir() if path.name != LOCK_FILE]
-    strangers = [name for name in strangers if not name.startswith("000001-")]
+    strangers = [path.name for path in folder.iterdir() if not is_ours(path.name)]
     if strangers:
         raise CodeIndexError(f"{folder} holds other things ({strangers[0]}); name a new folder")
     return 1

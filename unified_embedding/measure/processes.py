@@ -11,7 +11,7 @@ import psutil
 # The Python backend's stub names the model.py it runs on its command line.
 _STUB: Final = re.compile(r"/([^/]+)/\d+/model\.py$")
 # tritonserver, and the Python program that started it and looks after it.
-_SERVER: Final = re.compile(r"unified_embedding\.tritonserver$|/bin/tritonserver$")
+_SERVER: Final = re.compile(r"unified_embedding\.serving\.tritonserver$|/bin/tritonserver$")
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,12 @@ args:
   - --backend-config=python,shm-default-byte-size=16777216
   - --pinned-memory-pool-byte-size=268435456
   - --cuda-memory-pool-byte-size=0:67108864
+  {{- with .Values.tracing.endpoint }}
+  - --trace-config=mode=opentelemetry
+  - --trace-config=opentelemetry,url={{ . }}/v1/traces
+  - --trace-config=rate=0
+  - --trace-config=level=TIMESTAMPS
+  {{- end }}
   - --http-restricted-api=shared-memory,model-repository,trace,logging:operator-key=$(UNIFIED_EMBEDDING_OPERATOR_KEY)
   - --grpc-restricted-protocol=shared-memory,model-repository,trace,logging:operator-key=$(UNIFIED_EMBEDDING_OPERATOR_KEY)
   {{- end }}
@@ -142,6 +148,10 @@ env:
     valueFrom:
       fieldRef:
         fieldPath: metadata.uid
+  {{- with .Values.tracing.endpoint }}
+  - name: OTEL_EXPORTER_OTLP_ENDPOINT
+    value: {{ . }}
+  {{- end }}
   {{- range $name, $value := .Values.limits }}
   - name: {{ $name }}
     value: {{ kindIs "string" $value | ternary $value ($value | int64 | toString) | quote }}

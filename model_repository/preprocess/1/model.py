@@ -97,9 +97,15 @@ class TritonPythonModel:
         stamps = np.full((len(images), 1), self.stamp, dtype=np.object_)
         return [pb_utils.Tensor("pixels", pixels), pb_utils.Tensor("version", stamps)]
 
-    def _pixels(self, context: Any, *arguments: Any) -> Any:
+    def _pixels(
+        self, context: Any, image: bytes, preprocessing: Any, box: Box | None, limits: Any
+    ) -> Any:
         offset, moments = time.time_ns() - time.monotonic_ns(), [time.monotonic_ns()]
-        pixels = load_pixels(*arguments, on_decoded=lambda: moments.append(time.monotonic_ns()))
+
+        def decoded_now() -> None:
+            moments.append(time.monotonic_ns())
+
+        pixels = load_pixels(image, preprocessing, box, limits, decoded_now)
         began, decoded, ended = *moments, time.monotonic_ns()
         self.metrics.took(DECODE, (decoded - began) / 1e9)
         self.spans.add(

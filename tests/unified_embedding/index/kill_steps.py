@@ -54,11 +54,12 @@ def removed(folder: Path) -> None:
 
 STEPS: dict[str, Callable[[Path], Any]] = {
     "activate": lambda live: activate(live / "green"),
-    "back": lambda live: (activate(live / "green"), activate(live / "blue")),
     "add to the active one": lambda live: add(live / "blue"),
-    "add to the other one": lambda live: add(live / "green"),
     "build the active one anew": lambda live: CodeIndex.build(
         live / "blue", [batch(BLUE, 0, 40)], BLUE, DIM
+    ),
+    "build another one": lambda live: CodeIndex.build(
+        live / "third", [batch(GREEN, 0, 40)], GREEN, DIM
     ),
     "remove": lambda live: removed(live / "green"),
 }

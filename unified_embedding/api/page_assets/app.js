@@ -375,14 +375,10 @@ async function search() {
   $("results").setAttribute("aria-busy", "true");
   try {
     if (state.blob) history.replaceState({ ...history.state, crop: state.crop }, "");
-    const embedded = state.like ? null : await embed(running.signal);
-    const began = performance.now();
-    const query = embedded ? embedded.query : { id: state.like };
-    const orders = $("compare").checked ? Object.keys(COLUMNS) : ["code"];
-    const columns = await Promise.all(orders.map((order) => column(query, order, running.signal)));
+    const { embedded, columns, milliseconds } = await searched(running.signal);
     settle();
     const { times } = columns.find((one) => one.order === "code");
-    const whole = performance.now() - began + (embedded ? embedded.milliseconds : 0);
+    const whole = milliseconds + (embedded ? embedded.milliseconds : 0);
     show(columns, { ...embedded?.times, search: times.search }, whole);
   } catch (error) {
     if (error.name === "AbortError") return;
@@ -399,6 +395,25 @@ async function search() {
       $("results").removeAttribute("aria-busy");
     }
   }
+}
+
+/* The columns, all of one index: asked again where another one became active meanwhile. */
+async function searched(signal, again = true) {
+  const embedded = state.like ? null : await embed(signal);
+  const query = embedded ? embedded.query : { id: state.like };
+  const orders = $("compare").checked ? Object.keys(COLUMNS) : ["code"];
+  const began = performance.now();
+  try {
+    const columns = await Promise.all(orders.map((order) => column(query, order, signal)));
+    const versions = new Set(columns.flatMap((one) => one.answer?.version ?? []));
+    if (versions.size === 1 || !again) {
+      return { embedded, columns, milliseconds: performance.now() - began };
+    }
+  } catch (error) {
+    if (error.code !== "version_mismatch" || !again) throw error;
+  }
+  state.embedded = null;
+  return searched(signal, false);
 }
 
 /* The embedding of the photo's part; the last one is kept, for another condition or order. */

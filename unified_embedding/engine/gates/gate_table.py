@@ -15,7 +15,7 @@ def report(console: Console, figures: gates.Figures, spec: EmbedderSpec, precisi
     table = Table(title=f"gates over {figures.images} pictures, against onnxruntime fp32")
     for column in ("figure", "measured", "limit"):
         table.add_column(column, justify="left" if column == "figure" else "right")
-    for row in _rows(figures, limits):
+    for row in rows(figures, limits):
         table.add_row(*row)
     console.print(table)
     found = gates.failures(figures, limits)
@@ -27,7 +27,9 @@ def report(console: Console, figures: gates.Figures, spec: EmbedderSpec, precisi
     return not found
 
 
-def _rows(figures: gates.Figures, limits: gates.Tolerances) -> Iterator[tuple[str, str, str]]:
+def rows(figures: gates.Figures, limits: gates.Tolerances) -> Iterator[tuple[str, str, str]]:
+    """Each figure, what was measured, and its limit."""
+
     def shown(limit: float | None, sign: str, percent: bool = False) -> str:
         if limit is None:
             return "reported"

@@ -91,8 +91,10 @@ def measure(
     shares = flipped.mean(axis=1)
     queries = len(gallery.role(SHOT))
     compared = COMPARISONS if queries else ()
-    recall: dict[str, float] = {name: _recall(candidate, gallery, name) for name in compared}
-    known: dict[str, float] = {name: _recall(reference, gallery, name) for name in compared}
+    recall, known = (
+        {str(name): float(first_hits(rows, gallery, name).mean()) for name in compared}
+        for rows in (candidate, reference)
+    )
     return Figures(
         images=len(reference),
         queries=queries,
@@ -137,6 +139,22 @@ def failures(figures: Figures, limits: Tolerances) -> list[str]:
     return found
 
 
+def similarity(
+    rows: NDArray[np.float32], gallery: Gallery, comparison: Comparison
+) -> NDArray[np.float32]:
+    """Scores [shots, catalogue pictures] of the gallery's embeddings [N, D]."""
+    roles = np.array([picture.role for picture in gallery.pictures])
+    return scores(rows[roles == SHOT], rows[roles == CATALOGUE], comparison)
+
+
+def first_hits(
+    rows: NDArray[np.float32], gallery: Gallery, comparison: Comparison
+) -> NDArray[np.float64]:
+    """R@1 of each shot among the catalogue pictures."""
+    relevant = relevance(gallery.role(SHOT), gallery.role(CATALOGUE))
+    return recall_at(similarity(rows, gallery, comparison), relevant, 1)
+
+
 def _cosine(left: NDArray[np.float32], right: NDArray[np.float32]) -> NDArray[np.float64]:
     a, b = left.astype(np.float64), right.astype(np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
@@ -152,10 +170,3 @@ def _neighbour_overlap(left: NDArray[np.float32], right: NDArray[np.float32]) ->
         tops.append(np.argsort(-similarity, axis=1, kind="stable")[:, :NEIGHBOURS])
     shared = [len(set(a) & set(b)) for a, b in zip(*tops, strict=True)]
     return float(np.mean(shared)) / min(NEIGHBOURS, len(left) - 1)
-
-
-def _recall(embedding: NDArray[np.float32], gallery: Gallery, comparison: Comparison) -> float:
-    roles = np.array([picture.role for picture in gallery.pictures])
-    similarity = scores(embedding[roles == SHOT], embedding[roles == CATALOGUE], comparison)
-    relevant = relevance(gallery.role(SHOT), gallery.role(CATALOGUE))
-    return float(recall_at(similarity, relevant, 1).mean())

@@ -1,4 +1,8 @@
-"""The NVIDIA GPUs of this machine, asked of the driver itself: needs no CUDA package."""
+"""The NVIDIA GPUs that CUDA sees, asked of the driver itself: needs no package.
+
+NVML (nvidia-ml-py) would also list those that CUDA_VISIBLE_DEVICES hides, in an order of its own:
+TensorRT would be chosen where it cannot run, and a plan's record would name another GPU.
+"""
 
 import ctypes
 from dataclasses import dataclass
