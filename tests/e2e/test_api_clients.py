@@ -20,7 +20,10 @@ from postgresql import postgresql
 
 pytest.importorskip("msgspec", reason="the extra `api` is not installed")
 
+pytest.importorskip("faiss", reason="the extra `search` is not installed")
+
 from unified_embedding.client import Embedded, EmbedderClient
+from unified_embedding.index import Batch, CodeIndex
 from unified_embedding.serving.local_server import free_ports
 
 pytestmark = pytest.mark.e2e
@@ -37,22 +40,6 @@ def python(root: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def base(server: Any) -> Iterator[str]:
-    """The base URL of the program, which ends in order."""
-    (port,) = free_ports(1)
-    command = [sys.executable, "-m", "unified_embedding.cli", "api", "--port", str(port)]
-    command += ["--server", server.grpc_url]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        address = f"http://127.0.0.1:{port}"
-        try:
-            until(lambda: curl(f"{address}/v1/health/ready").returncode == 0, 60, "not ready")
-            yield f"{address}/v1"
-        finally:
-            process.terminate()
-            assert process.wait(60) == 0
-
-
-@pytest.fixture(scope="module")
 def pictures(gallery: Any) -> list[str]:
     return [str(picture.path) for picture in gallery.pictures[:COUNT]]
 
@@ -61,6 +48,29 @@ def pictures(gallery: Any) -> list[str]:
 def truth(server: Any, pictures: list[str]) -> Embedded:
     with EmbedderClient(server.grpc_url) as client:
         return client.embed([Path(picture).read_bytes() for picture in pictures])
+
+
+@pytest.fixture(scope="module")
+def base(
+    server: Any, pictures: list[str], truth: Embedded, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """The base URL of the program over an index of the pictures; it ends in order."""
+    assert truth.embedding is not None
+    assert truth.code is not None
+    index = tmp_path_factory.mktemp("api") / "index"
+    batch = Batch(pictures, truth.code, {"price": list(range(COUNT))}, truth.embedding)
+    CodeIndex.build(index, [batch], truth.origin, server.spec.dim, embeddings=True)
+    (port,) = free_ports(1)
+    command = [sys.executable, "-m", "unified_embedding.cli", "api", "--port", str(port)]
+    command += ["--server", server.grpc_url, "--index", str(index), "--page"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        address = f"http://127.0.0.1:{port}"
+        try:
+            until(lambda: curl(f"{address}/v1/health/ready").returncode == 0, 60, "not ready")
+            yield f"{address}/v1"
+        finally:
+            process.terminate()
+            assert process.wait(60) == 0
 
 
 def curl(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -200,6 +210,16 @@ def test_curl_as_in_the_readme(base: str, pictures: list[str], truth: Embedded) 
     assert done.returncode == 0
     (row,) = json.loads(done.stdout)["data"]
     assert np.array_equal(np.float32(row["embedding"]), truth.embedding[0])
+
+
+def test_curl_searches_as_in_the_documents(base: str, pictures: list[str], truth: Embedded) -> None:
+    assert truth.code is not None
+    query = {"id": pictures[0], "k": 3, "where": "price is not None"}
+    body = ["-H", "Content-Type: application/json", "-d", json.dumps(query)]
+    done = curl(*body, f"{base}/search")
+    bits = np.unpackbits(truth.code, axis=1).astype(int)
+    right = sorted(((bits != bits[0]).sum(axis=1)[1:]).tolist())[:3]
+    assert [hit["distance"] for hit in json.loads(done.stdout)["data"]] == right
 
 
 def test_schemathesis_finds_no_500(root: Path, python: str, base: str) -> None:

@@ -33,6 +33,7 @@ FOREIGN = {
     "status": ("faiss", "ray", "locust", "uvicorn", "openvino", "onnx", "pyarrow"),
     "serve": ("faiss", "ray", "locust", "uvicorn", "onnx", "pyarrow"),
     "api": ("faiss", "ray", "locust", "openvino", "onnx"),
+    "gateway": ("faiss", "ray", "locust", "uvicorn", "openvino", "onnx", "pyarrow"),
     "load": ("faiss", "ray", "uvicorn", "openvino", "onnx"),
 }
 BLOCKED = """

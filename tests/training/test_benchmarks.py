@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny_embedder
 import torch
+import yaml
 from numpy.typing import NDArray
 from public_sets import LAYOUTS, cars, cars_devkit, cub, gldv2, stanford
 from scipy.io import savemat
@@ -18,6 +19,7 @@ from unified_embedding.datasets.importers import import_manifest
 from unified_embedding.datasets.manifest import read_manifest
 from unified_embedding.errors import CodeError, DataError
 from unified_embedding.evaluation import benchmark as command
+from unified_embedding.evaluation import evaluate
 from unified_embedding.evaluation.embedders import LocalEmbedder, open_embedder, resized
 from unified_embedding.image import Preprocessing, load_pixels
 from unified_embedding.protocols import benchmarks
@@ -282,6 +284,52 @@ def test_landmarks_report_both_halves(tmp_path: Path, released: Path) -> None:
     assert code == 0, output
     assert "| private mAP@100 | public mAP@100 |" in output
     assert "whole, in a square of 16" in output
+
+
+def test_the_evaluation_measures_an_imported_set_too(tmp_path: Path, released: Path) -> None:
+    """`evaluate --manifest PATH --out DIR`: one task, few classes, no other test set."""
+    import typer
+
+    (tmp_path / "sop").mkdir()
+    manifest = import_manifest("sop", stanford(tmp_path / "sop"), validation_share=0)
+    rows = [
+        {"name": "start", "source": str(released), "kind": "zero-shot"},
+        {"name": "ours", "source": str(released), "kind": "unified", "baseline": "start"},
+        {"name": "absent", "source": "no/last.pt", "kind": "specialist", "task": "shop"},
+    ]
+    config = {
+        "frozen": "0123456789ab",  # of another test set, as the shipped configuration has it
+        "rows": rows,
+        "last_layers": {"source": str(released)},
+        "elsewhere": [
+            {"name": "x", "manifest": "x/manifest.csv", "task": "camera category", "metric": "P@20"}
+        ],
+    }
+    (tmp_path / "e.yaml").write_text(yaml.safe_dump(config))
+    app = typer.Typer()
+    app.command()(evaluate.main)
+    fixed = [str(tmp_path / "e.yaml"), "--manifest", str(manifest), "--cache", str(tmp_path / "c")]
+    result = CliRunner().invoke(app, [*fixed, "--threads", "1"])
+    assert result.exit_code == 1
+    assert "give --out DIR" in result.output
+    result = CliRunner().invoke(app, [*fixed, "--threads", "1", "--out", str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    said = " ".join(result.output.split())
+    assert "last layers: not run, 5 % of the 3 classes of shop_instance are fewer" in said
+    assert "x: not run" in said
+    figures = json.loads((tmp_path / "out" / "results.json").read_text())["rows"][0]["figures"]
+    ours = {f["metric"]: f["mean"] for f in figures if f["comparison"] == "float"}
+    assert {f["task"] for f in figures} == {"shop exact", "one index, shop exact"}
+    # The same test half as the benchmark's, by the same network on whole pictures.
+    out = ["--out", str(tmp_path / "b"), "--resize", "own", "--cache", str(tmp_path / "c")]
+    code, output = invoke("sop", str(tmp_path / "sop"), "--embedder", str(released), *out)
+    assert code == 0, output
+    theirs = json.loads((tmp_path / "b" / "sop.json").read_text())["rows"][0]["figures"]
+    for metric in ("R@1", "R@10"):
+        (wanted,) = (
+            f["mean"] for f in theirs if (f["metric"], f["comparison"]) == (metric, "float")
+        )
+        assert ours[metric] == pytest.approx(wanted)
 
 
 def test_bad_requests_are_refused(tmp_path: Path, released: Path) -> None:

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from unified_embedding.datasets import made_up
-from unified_embedding.datasets.manifest import COLUMNS, LABEL_COLUMNS, check_rows, write_manifest
+from unified_embedding.datasets.manifest import COLUMNS, check_rows, write_manifest
 from unified_embedding.datasets.store import HOME_VARIABLE
+from unified_embedding.datasets.task_table import TASKS, label_columns
 from unified_embedding.errors import DataError, TrainingError
 from unified_embedding.training.config import Config, DataConfig, MadeUp
 from unified_embedding.training.distributed import ALONE
@@ -89,7 +90,7 @@ def test_made_up_rows_form_a_valid_manifest_with_classes_apart() -> None:
     rows = made_up_rows(MadeUp())
     check_rows([{column: row.get(column, "") for column in COLUMNS} for row in rows], "made up")
     train = from_rows([row for row in rows if row["split"] == "train"], read_made_up)
-    counts = [len(train.classes(column)) for column in LABEL_COLUMNS]
+    counts = [len(train.classes(column)) for column in label_columns(TASKS)]
     assert counts == [12, 8, 5, 15]
     shop = train.labels["shop_class"][train.rows_of("shop")]
     assert 0 < np.mean(shop == "") < 0.5

@@ -443,6 +443,7 @@ def _model(name: str, info: ServerInfo, settings: Settings) -> dict[str, Any]:
         "owned_by": "unified-embedding",
         "version": info.version,
         "engine": info.engine,
+        "compatible_with": list(info.compatible_with),
         "dimensions": info.dim,
         "code_bytes": info.code_bytes,
         "limits": {

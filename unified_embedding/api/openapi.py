@@ -375,6 +375,11 @@ def _schemas() -> dict[str, Any]:
                 "object": {"const": "model"},
                 "version": text,
                 "engine": text,
+                "compatible_with": {
+                    "type": "array",
+                    "items": text,
+                    "description": "Further versions whose codes its vectors may search.",
+                },
                 "dimensions": integer,
                 "code_bytes": integer,
                 "limits": {"type": "object"},

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from unified_embedding.api.problems import ApiError
-from unified_embedding.api.search import PICTURE_PATH, Current
+from unified_embedding.api.search import PICTURE_PATH, Current, Search
 from unified_embedding.errors import ImageError
 from unified_embedding.image import decode
 from unified_embedding.search.pictures import Pictures
@@ -47,6 +47,7 @@ class Page:
 
     def __init__(self, current: Current) -> None:
         self._current = current
+        self._search: Search | None = None
         self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
         self.routes = [Route(path, _file(name, kind)) for path, (name, kind) in _FILES.items()]
         self.routes += [Route(PICTURE_PATH, self.picture), Route("/examples", self.examples)]
@@ -54,9 +55,11 @@ class Page:
     async def picture(self, request: Request) -> Response:
         """A row's picture as a small WebP; 404 where there is none to show."""
         name = request.query_params.get("id", "")
+        search = await self._current.now()
+        if search is not self._search:  # Another index became active.
+            self._search, self._thumbnails = search, OrderedDict()
         data = self._thumbnails.get(name)
         if data is None:
-            search = await self._current.now()
             metadata = search.row(name).metadata
             data = await anyio.to_thread.run_sync(_thumbnail, search.pictures, metadata)
             if data is None:

@@ -22,16 +22,17 @@ import typer
 from rich.console import Console
 
 from unified_embedding.checkout import ROOT, WORK
+from unified_embedding.cli.main import lacking
 from unified_embedding.client import EmbedderClient
 from unified_embedding.errors import EmbeddingError, SetupError
 from unified_embedding.gateway import envoy, folder
 from unified_embedding.serving.local_server import child, end_in_order, free_ports
-from unified_embedding.serving.local_server import running as tritonserver
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
-_HEALTHY_S: Final = 60.0
+_HEALTHY_S: Final = 120.0
+_API_LOG: Final = "api.log"
 _PICTURE: Final = "demo/shots/blendswap-cc-by-arbolito-1.jpg"
 
 FOLDER: Final = WORK / "out" / "gateway"
@@ -87,12 +88,15 @@ def run(
     demo: Annotated[
         bool, typer.Option("--demo", help="start a server and the HTTP API, make certificate, key")
     ] = False,
+    repository: Annotated[Path, typer.Option(help="--demo: Triton's model repository")] = (
+        ROOT / "model_repository"
+    ),
 ) -> None:
     """Run the gateway until it is told to end."""
     end_in_order()
     with _told(), contextlib.ExitStack() as stack:
         if demo:
-            api, key = stack.enter_context(_demo(place))
+            api, key = stack.enter_context(_demo(place, repository))
         settings = folder.Settings(address, port, admin_port, api, rate=rate, prefix=prefix)
         folder.write_configuration(place, settings)
         for needed in (folder.CERTIFICATE, folder.CERTIFICATE_KEY, folder.ENVOY_KEYS):
@@ -111,22 +115,31 @@ def run(
 
 
 @contextlib.contextmanager
-def _demo(place: Path) -> Iterator[tuple[str, str]]:
-    """A server and an API, whatever else the gateway needs; the API's address, and a key."""
+def _demo(place: Path, repository: Path) -> Iterator[tuple[str, str]]:
+    """A server, and API and page over the demo catalogue; the API's address, and a key."""
+    # Index and page are needed for this alone.
+    try:
+        from unified_embedding.cli.page import demo_site
+    except ImportError as error:
+        lacking("gateway", "search", error)
     key = _key(place)
     if not (place / folder.CERTIFICATE).is_file():
         folder.certify(place)
-    console.print("starting tritonserver ...")
-    with tritonserver(ROOT / "model_repository") as server:
-        http_port = server.http_url.rpartition(":")[2]
-        folder.write_servers(place, [_asked(f"{server.grpc_url}:{http_port}")])
+    with demo_site(repository, place / "demo") as (server, index):
+        folder.write_servers(place, [_asked(f"{server.grpc_url}:{_port(server.http_url)}")])
         (port,) = free_ports(1)
+        # On loopback, where only the gateway and this machine's users reach it.
         command = [
             sys.executable, "-m", "unified_embedding.cli", "api", "--server", server.grpc_url,
-            "--port", str(port), "--keys", str(place / folder.API_KEYS),
+            "--port", str(port), "--page", "--index", str(index),
         ]  # fmt: skip
-        with child(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
+        log = (place / _API_LOG).open("wb")
+        with log, child(command, stdout=log, stderr=subprocess.STDOUT):
             yield f"127.0.0.1:{port}", key
+
+
+def _port(url: str) -> str:
+    return url.rpartition(":")[2]
 
 
 def _key(place: Path) -> str:
@@ -149,17 +162,21 @@ def _asked(text: str) -> folder.Server:
 
 
 def _wait_until_healthy(place: Path, port: int) -> None:
+    """Wait for a server that embeds, and for the API. Raises SetupError."""
     trusting = ssl.create_default_context(cafile=place / folder.CERTIFICATE)
     end = time.monotonic() + _HEALTHY_S
-    while True:
-        try:
-            address = f"https://localhost:{port}/healthz"
-            with urllib.request.urlopen(address, timeout=5, context=trusting):
-                return
-        except OSError as error:
-            if time.monotonic() > end:
-                raise SetupError(f"the gateway has no healthy server: {error}") from error
-        time.sleep(0.1)
+    for path in ("/healthz", "/v1/health/ready"):
+        while True:
+            try:
+                address = f"https://localhost:{port}{path}"
+                with urllib.request.urlopen(address, timeout=5, context=trusting):
+                    break
+            except OSError as error:
+                if time.monotonic() > end:
+                    raise SetupError(
+                        f"{path} is not well ({error}); the API's log is {place / _API_LOG}"
+                    ) from error
+            time.sleep(0.1)
 
 
 def _greet(place: Path, port: int, key: str) -> None:
@@ -167,6 +184,7 @@ def _greet(place: Path, port: int, key: str) -> None:
     console.print(f"""
 gateway   https://localhost:{port}: gRPC, and the HTTP API under /v1 (Ctrl-C ends it)
 key       {key}
+page      https://localhost:{port}/?key={key}
 
 curl --cacert {certificate} -H 'Authorization: Bearer {key}' -H 'Content-Type: image/jpeg' \
 --data-binary @{_PICTURE} https://localhost:{port}/v1/embeddings

@@ -28,7 +28,7 @@ from unified_embedding.client import DEFAULT_URL, Connection
 from unified_embedding.client._connection import VARIABLES
 from unified_embedding.errors import EmbeddingError, EngineWarning
 from unified_embedding.search.searching import DEFAULT_INDEX
-from unified_embedding.serving.local_server import end_in_order, run, running
+from unified_embedding.serving.local_server import LocalServer, end_in_order, run, running
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
@@ -62,8 +62,8 @@ def main(
         with contextlib.ExitStack() as stack:
             if demo:
                 end_in_order()
-                server, index = stack.enter_context(_demo(repository, work))
-                urls, connection = [server], Connection()
+                server, index = stack.enter_context(demo_site(repository, work))
+                urls, connection = [server.grpc_url], Connection()
             settings = Settings(
                 urls, connection, hosts=Hosts(host, host_name or ()), page=True, roots=root or ()
             )
@@ -80,7 +80,7 @@ def main(
 
 
 @contextlib.contextmanager
-def _demo(repository: Path, work: Path) -> Iterator[tuple[str, Path]]:
+def demo_site(repository: Path, work: Path) -> Iterator[tuple[LocalServer, Path]]:
     """A local server, and an index of the demo catalogue for the embedder it serves."""
     console.print("starting tritonserver ...")
     with running(repository) as server:
@@ -93,7 +93,7 @@ def _demo(repository: Path, work: Path) -> Iterator[tuple[str, Path]]:
         program = [sys.executable, str(ROOT / "clients" / "index.py"), "build"]
         options = ["--version", version, "--out", str(work / "index")]
         _run([*program, str(work / "corpus"), *options])
-        yield server.grpc_url, work / "index"
+        yield server, work / "index"
 
 
 def _version(url: str) -> str:

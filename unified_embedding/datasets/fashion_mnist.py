@@ -24,6 +24,7 @@ from rich.console import Console
 from unified_embedding.datasets.manifest import COLUMNS, check_rows, write_manifest
 from unified_embedding.datasets.sources import Source, fetch
 from unified_embedding.datasets.store import data_home, write_whole
+from unified_embedding.datasets.task_table import CAMERA
 from unified_embedding.errors import DataError
 
 QUERIES: Final = 1000
@@ -92,8 +93,8 @@ def write(folder: Path, images: NDArray[np.uint8], labels: NDArray[np.uint8]) ->
         write_whole(folder / name, out.getvalue())
         filled = {
             "image": name,
-            "task": "camera",
-            "camera_category": CATEGORIES[labels[number]],
+            "task": CAMERA.name,
+            CAMERA.category: CATEGORIES[labels[number]],
             "domain": "query" if number < QUERIES else "gallery",
             "split": "test" if number < QUERIES else "gallery",
         }

@@ -16,6 +16,7 @@ from typing import Final
 
 from unified_embedding.datasets.manifest import COLUMNS, check_rows, write_manifest
 from unified_embedding.datasets.splits import share_of
+from unified_embedding.datasets.task_table import SHOP, SHOP_KIND
 from unified_embedding.errors import DataError, shown
 
 _SOP_HEADER: Final = ["image_id", "class_id", "super_class_id", "path"]
@@ -170,9 +171,9 @@ def _part(split: str, product: str, validation_share: float) -> str:
 def _row(image: str, kind: str, product: str, domain: str, split: str) -> dict[str, str]:
     filled = {
         "image": image,
-        "task": "shop",
-        "shop_class": kind,
-        "shop_instance": product,
+        "task": SHOP.name,
+        SHOP_KIND: kind,
+        SHOP.instance: product,
         "domain": domain,
         "split": split,
         "identity": product,

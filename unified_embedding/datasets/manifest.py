@@ -5,13 +5,10 @@ CSV (UTF-8, with a header) or Parquet, one row per picture and task. Columns:
 | column | required | meaning |
 |---|---|---|
 | image | yes | path of the picture, relative to the manifest |
-| task | yes | browse, camera or shop |
+| task | yes | a name of tasks.yaml |
 | split | yes | train, validation or test; or gallery: never trained on, never a query |
 | domain | yes | where the picture comes from, for instance "catalogue" or "photo" |
-| browse_class | | what a browse picture shows |
-| camera_category | | the category of a camera picture |
-| shop_class | | the class of product in a shop picture |
-| shop_instance | | the exact product in a shop picture |
+| labels | | the label columns of the tasks in tasks.yaml; each for its own task |
 | identity | | what an exact search must find; for evaluation, never a label |
 | cluster | | pictures that succeed or fail together, for intervals; default: the identity |
 
@@ -24,35 +21,37 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from unified_embedding.errors import DataError
+from unified_embedding.datasets.task_table import (
+    TASKS,
+    TASKS_FILE,
+    TaskTable,
+    label_columns,
+    tasks_beside,
+)
+from unified_embedding.errors import DataError, shown
 from unified_embedding.whole_files import whole_file
 
-TASKS: Final = ("browse", "camera", "shop")
 SPLITS: Final = ("train", "validation", "test", "gallery")
-LABELS: Final = {
-    "browse": ("browse_class",),
-    "camera": ("camera_category",),
-    "shop": ("shop_class", "shop_instance"),
-}
-"""Label columns of each task; the others stay empty in its rows."""
-LABEL_COLUMNS: Final = tuple(column for columns in LABELS.values() for column in columns)
-"""Every label column, in the order of the heads."""
-
 REQUIRED: Final = ("image", "task", "split", "domain")
-COLUMNS: Final = (
-    *("image", "task", "browse_class", "camera_category", "shop_class", "shop_instance"),
-    *("domain", "split", "identity", "cluster"),
-)
 
-# Columns whose values may not occur in two of train, validation and test.
-_IDENTITIES: Final = ("identity", "cluster", "browse_class", "shop_instance")
+
+def columns_of(tasks: TaskTable) -> tuple[str, ...]:
+    """Every column of a manifest of these tasks."""
+    return ("image", "task", *label_columns(tasks), "domain", "split", "identity", "cluster")
+
+
+COLUMNS: Final = columns_of(TASKS)
+"""Of the shipped tasks."""
+
 _DISJOINT: Final = ("train", "validation", "test")
 
 Row = Mapping[str, str]
 
 
 def read_manifest(path: Path, check_files: bool = True) -> list[dict[str, str]]:
-    """Read and check a manifest; every row holds all of `COLUMNS`, "" where a cell is empty.
+    """Read and check a manifest; every row holds all of its columns, "" where a cell is empty.
+
+    The columns are those of the tasks that are shipped and of the file tasks.yaml beside it.
 
     Args:
         path: a .csv or .parquet file.
@@ -70,30 +69,37 @@ def read_manifest(path: Path, check_files: bool = True) -> list[dict[str, str]]:
         raise DataError(f"manifest {path} does not exist; `make data` prepares one") from None
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"manifest {path} cannot be read: {error}") from error
-    _check_header(path, header)
-    complete = [{column: row.get(column, "") for column in COLUMNS} for row in rows]
-    check_rows(complete, str(path), path.parent if check_files else None)
+    tasks = tasks_beside(path)
+    columns = columns_of(tasks)
+    _check_header(path, header, columns)
+    complete = [{column: row.get(column, "") for column in columns} for row in rows]
+    check_rows(complete, str(path), path.parent if check_files else None, tasks)
     return complete
 
 
 def write_manifest(path: Path, rows: Iterable[Row]) -> None:
-    """Write a CSV manifest with all of `COLUMNS`; it appears whole or not at all."""
+    """Write a CSV manifest with all of its columns; it appears whole or not at all."""
     with (
         whole_file(path) as unfinished,
         unfinished.open("w", newline="", encoding="utf-8") as file,
     ):
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
+        writer = csv.DictWriter(
+            file, columns_of(tasks_beside(path)), restval="", lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(rows)
 
 
-def check_rows(rows: list[dict[str, str]], source: str, folder: Path | None = None) -> None:
+def check_rows(
+    rows: list[dict[str, str]], source: str, folder: Path | None = None, tasks: TaskTable = TASKS
+) -> None:
     """Check rows one by one, then against one another.
 
     Args:
-        rows: with all of `COLUMNS`.
+        rows: with all columns of `tasks`.
         source: named in errors.
         folder: where `image` is looked up; None skips that.
+        tasks: that rows may name.
 
     Raises:
         DataError: names the bad row.
@@ -101,11 +107,12 @@ def check_rows(rows: list[dict[str, str]], source: str, folder: Path | None = No
     if not rows:
         raise DataError(f"{source} has no rows")
     for number, row in enumerate(rows, 1):
-        problem = _problem(row, folder)
+        problem = _problem(row, folder, tasks)
         if problem:
             raise DataError(f"{source}, row {number} ({row['image']!r}): {problem}")
     _check_repeats(rows, source)
-    _check_splits(rows, source)
+    instances = [task.instance for task in tasks.values() if task.instance]
+    _check_splits(rows, source, ["identity", "cluster", *instances])
 
 
 def summary(rows: Iterable[Row]) -> str:
@@ -117,15 +124,15 @@ def summary(rows: Iterable[Row]) -> str:
     )
 
 
-def _problem(row: Row, folder: Path | None) -> str | None:
+def _problem(row: Row, folder: Path | None, tasks: TaskTable) -> str | None:
     for column in REQUIRED:
         if not row[column].strip():
             return f"{column} is empty"
-    for column, allowed in (("task", TASKS), ("split", SPLITS)):
+    for column, allowed in (("task", tuple(tasks)), ("split", SPLITS)):
         if row[column] not in allowed:
-            return f"{column} {row[column]!r} is not one of {', '.join(allowed)}"
-    for task, columns in LABELS.items():
-        for column in columns:
+            return f"{column} {shown(row[column])} is not one of {', '.join(allowed)}"
+    for task, spec in tasks.items():
+        for column in spec.labels:
             if row[column] and task != row["task"]:
                 return f"{column} is filled, but it is a label of {task}, not of {row['task']}"
     for column, value in row.items():
@@ -155,13 +162,13 @@ def _check_repeats(rows: list[dict[str, str]], source: str) -> None:
         seen[key] = number
 
 
-def _check_splits(rows: list[dict[str, str]], source: str) -> None:
+def _check_splits(rows: list[dict[str, str]], source: str, identities: list[str]) -> None:
     """Identities must not cross splits: a test that shares them measures memory."""
     first: dict[tuple[str, str], tuple[str, int]] = {}
     for number, row in enumerate(rows, 1):
         if row["split"] not in _DISJOINT:
             continue
-        for column in _IDENTITIES:
+        for column in identities:
             if not row[column]:
                 continue
             split, earlier = first.setdefault((column, row[column]), (row["split"], number))
@@ -173,13 +180,13 @@ def _check_splits(rows: list[dict[str, str]], source: str) -> None:
                 )
 
 
-def _check_header(path: Path, header: list[str]) -> None:
+def _check_header(path: Path, header: list[str], columns: tuple[str, ...]) -> None:
     missing = [column for column in REQUIRED if column not in header]
-    unknown = [column for column in header if column not in COLUMNS]
+    unknown = [column for column in header if column not in columns]
     if missing or unknown or len(set(header)) != len(header):
         raise DataError(
             f"manifest {path} has the columns {header}; missing {missing}, unknown {unknown}; "
-            f"allowed, each once: {', '.join(COLUMNS)}"
+            f"allowed, each once: {', '.join(columns)} (labels of further tasks: {TASKS_FILE})"
         )
 
 

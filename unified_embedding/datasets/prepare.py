@@ -18,6 +18,7 @@ from unified_embedding.datasets.manifest import COLUMNS, Row, check_rows, write_
 from unified_embedding.datasets.sources import EMOJI, FURNITURE, Source
 from unified_embedding.datasets.splits import Split
 from unified_embedding.datasets.store import Store, write_whole
+from unified_embedding.datasets.task_table import BROWSE, CAMERA, SHOP, SHOP_KIND
 from unified_embedding.errors import DataError
 from unified_embedding.rendering import furniture
 from unified_embedding.rendering.furniture import CATALOG, LICENSES, Product, credits_table
@@ -162,8 +163,8 @@ def _emoji_rows(
             rows.append(
                 {
                     "image": f"{_PICTURES}/{path}",
-                    "task": "browse",
-                    "browse_class": concept.label,
+                    "task": BROWSE.name,
+                    BROWSE.instance: concept.label,
                     "domain": design,
                     "split": concept.split,
                     "identity": concept.label,
@@ -307,12 +308,12 @@ def _product_rows(
     category, shop_class = camera_categories(products), shop_classes(products)
 
     def camera(path: str, product: str, domain: str, part: Split) -> Row:
-        labels = {"camera_category": category[product]}
-        return _product_row("camera", path, product, domain, part, labels)
+        labels = {CAMERA.category: category[product]}
+        return _product_row(CAMERA.name, path, product, domain, part, labels)
 
     def shop(path: str, product: str, domain: str, part: Split) -> Row:
-        labels = {"shop_class": shop_class[product], "shop_instance": product}
-        return _product_row("shop", path, product, domain, part, labels)
+        labels = {SHOP_KIND: shop_class[product], SHOP.instance: product}
+        return _product_row(SHOP.name, path, product, domain, part, labels)
 
     rows = []
     for product in products:

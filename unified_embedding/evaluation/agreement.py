@@ -8,13 +8,19 @@ from typing import Any, Final
 
 import numpy as np
 
+from unified_embedding.datasets.task_table import BROWSE, CAMERA, SHOP
 from unified_embedding.errors import CodeError
 from unified_embedding.measure.files import write_text
 from unified_embedding.protocols.measure import Cell, Measurement, paired
 from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN
 from unified_embedding.retrieval import COMPARISONS, Comparison, Interval
 
-FIGURES: Final = (MAIN["camera"], (CAMERA_EXACT, "R@1"), MAIN["shop"], MAIN["browse"])
+FIGURES: Final = (
+    MAIN[CAMERA.name],
+    (CAMERA_EXACT, "R@1"),
+    MAIN[SHOP.name],
+    MAIN[BROWSE.name],
+)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from unified_embedding.datasets.task_table import BROWSE, SHOP
 from unified_embedding.evaluation.experiments import over_seeds
 from unified_embedding.evaluation.results import Results
 from unified_embedding.evaluation.rules import Rule, not_inferior
@@ -57,7 +58,7 @@ def _subsampling(results: Results) -> Claim:
     findings = results.findings
     shares = [10, 25]
     if findings is not None and {*shares, 100} <= set(findings.sampled):
-        for task in ("browse", "shop"):
+        for task in (BROWSE.name, SHOP.name):
             name, metric = MAIN[task]
             cell = Cell(name, metric, "float")
             if cell not in findings.sampled[100][0].samples:

@@ -6,9 +6,13 @@ from typing import Annotated, Literal
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unified_embedding.datasets.task_table import TASKS
 from unified_embedding.errors import DataError
 from unified_embedding.evaluation.rotations import ROTATIONS
 from unified_embedding.protocols.tasks import MAIN
+
+Product = Annotated[str, Field(pattern=f"^({'|'.join(TASKS)})$")]
+"""A task that is shipped."""
 
 Kind = Literal["zero-shot", "specialist", "unified"]
 
@@ -32,7 +36,7 @@ class EmbedderRow(_Section):
     name: str
     source: str
     kind: Kind
-    task: Literal["browse", "camera", "shop"] | None = None
+    task: Product | None = None
     baseline: str | None = None
     compared: bool = False
 

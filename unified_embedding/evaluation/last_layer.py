@@ -6,7 +6,7 @@ would have learnt under each setting.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from unified_embedding.datasets.manifest import LABEL_COLUMNS, TASKS
+from unified_embedding.datasets.task_table import TASKS
 from unified_embedding.spec import digest
 from unified_embedding.training.examples import Examples
 from unified_embedding.training.heads import FullHead, ProxyHead
@@ -26,7 +26,7 @@ from unified_embedding.training.plan import Plan
 from unified_embedding.training.sampled_head import SampledHead
 from unified_embedding.whole_files import whole_file
 
-SAMPLED: Final = ("browse_class", "shop_instance")
+SAMPLED: Final = tuple(task.instance for task in TASKS.values() if task.instance)
 """The heads that the paper subsamples."""
 
 _MOMENTUM: Final = 0.9
@@ -88,9 +88,9 @@ def fit(
     """
     scale = float(np.sqrt((features.astype(np.float64) ** 2).mean()))
     inputs = torch.from_numpy(features / np.float32(scale))
-    rows = {task: examples.rows_of(task) for task in TASKS if len(examples.rows_of(task))}
+    rows = {task: examples.rows_of(task) for task in examples.tasks if len(examples.rows_of(task))}
     plan = Plan(rows, setting.batch - setting.batch % len(rows), setting.seed)
-    classes = {column: examples.classes(column) for column in LABEL_COLUMNS}
+    classes = {column: examples.classes(column) for column in examples.labels}
     labels = {column: examples.encoded(column, found) for column, found in classes.items() if found}
     heads = [
         _head(column, int(numbers.max()) + 1, setting, index)
@@ -154,9 +154,28 @@ def _step(
     torch.stack(losses).sum().backward()  # type: ignore[no-untyped-call]
 
 
+def too_few(examples: Examples, shares: Iterable[int], batch: int) -> str:
+    """Why a sampled softmax cannot hold the classes of a batch; "" where it can."""
+    present = [task for task in examples.tasks if len(examples.rows_of(task))]
+    pictures = batch // max(1, len(present))
+    for column in (column for column in examples.labels if column in SAMPLED):
+        classes = len(examples.classes(column))
+        for share in shares:
+            if classes and _sampled(classes, share) < min(classes, pictures):
+                return (
+                    f"{share} % of the {classes} classes of {column} are fewer than the "
+                    f"{pictures} pictures of its task in a batch"
+                )
+    return ""
+
+
+def _sampled(classes: int, share: int) -> int:
+    return math.ceil(classes * share / 100)
+
+
 def _head(column: str, classes: int, setting: Setting, index: int) -> ProxyHead:
     seed = 1000 * setting.seed + index
     if column in SAMPLED and setting.share < 100:
-        sampled = math.ceil(classes * setting.share / 100)
+        sampled = _sampled(classes, setting.share)
         return SampledHead(column, classes, setting.dim, sampled, seed)
     return FullHead(column, classes, setting.dim, seed)

@@ -13,6 +13,7 @@ import numpy as np
 from rich.console import Console
 
 from unified_embedding.datasets.manifest import read_manifest
+from unified_embedding.datasets.task_table import BROWSE, tasks_beside
 from unified_embedding.errors import DataError
 from unified_embedding.evaluation import costs, experiments, frozen, rotations
 from unified_embedding.evaluation.agreement import Agreement, agreement
@@ -24,6 +25,7 @@ from unified_embedding.evaluation.embedders import (
     open_embedder,
 )
 from unified_embedding.evaluation.features import FeatureCache
+from unified_embedding.evaluation.last_layer import too_few
 from unified_embedding.evaluation.results import Results, RowResult, Searched
 from unified_embedding.evaluation.through_index import BACKFILL, measure_through_index
 from unified_embedding.measure.processor import cpu_name
@@ -78,7 +80,7 @@ def open_bench(
     """
     rows = read_manifest(manifest)
     with console.status("hashing the test set"):
-        pictures = held_out(rows, manifest.parent)
+        pictures = held_out(rows, manifest.parent, tasks_beside(manifest))
     published = "" if config.frozen == ANY else config.frozen
     path = frozen.frozen_file(manifest)
     if frozen.check(pictures, path, published):
@@ -98,10 +100,7 @@ def evaluate(bench: Bench, fresh: bool = False) -> Results:
     findings = None
     settings = bench.config.last_layers
     if settings is not None and is_there(settings.source):
-        if any(row["split"] == "train" for row in bench.rows):
-            findings = _experiments(bench, settings)
-        else:
-            bench.console.print("last layers: not run, the manifest has no training rows")
+        findings = _experiments(bench, settings)
     return Results(
         config=bench.config,
         test_set=searched(bench),
@@ -210,7 +209,7 @@ def _with_rotations(bench: Bench, result: RowResult) -> RowResult:
 def searched(bench: Bench) -> Searched:
     """Counts of the test set."""
     pictures = bench.pictures
-    browse = pictures.gallery["browse"]
+    browse = pictures.gallery[BROWSE.name]
     return Searched(
         digest=pictures.digest(),
         queries={t.name: len(np.unique(t.queries())) for t in bench.tasks},
@@ -221,10 +220,16 @@ def searched(bench: Bench) -> Searched:
     )
 
 
-def _experiments(bench: Bench, settings: LastLayers) -> experiments.Findings:
-    embedder = bench.open(settings.source, layer_norm=False)
+def _experiments(bench: Bench, settings: LastLayers) -> experiments.Findings | None:
     members = [row for row in bench.rows if row["split"] == "train"]
-    examples = from_rows([*members], FolderReader(bench.pictures.folder))
+    reader = FolderReader(bench.pictures.folder)
+    examples = from_rows([*members], reader, tasks=bench.pictures.tasks)
+    problem = too_few(examples, settings.shares, settings.batch)
+    if problem or not members:
+        problem = problem or "the manifest has no training rows"
+        bench.console.print(f"last layers: not run, {problem}", soft_wrap=True)
+        return None
+    embedder = bench.open(settings.source, layer_norm=False)
     sha256 = _hashes(examples.images, examples.read)
     training = bench.features.vectors(
         embedder,

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from unified_embedding.datasets.task_table import BROWSE, CAMERA, SHOP
 from unified_embedding.evaluation.results import Results
 from unified_embedding.evaluation.rules import (
     Rule,
@@ -15,10 +16,10 @@ from unified_embedding.protocols.tasks import BROWSE_UNSEEN, CAMERA_EXACT, MAIN
 from unified_embedding.retrieval import Comparison, Interval
 
 GAINS: Final = {
-    MAIN["camera"]: 8.0,
+    MAIN[CAMERA.name]: 8.0,
     (CAMERA_EXACT, "R@1"): 10.0,
-    MAIN["shop"]: 10.0,
-    MAIN["browse"]: 12.0,
+    MAIN[SHOP.name]: 10.0,
+    MAIN[BROWSE.name]: 12.0,
     (BROWSE_UNSEEN, "R@1"): 18.0,
 }
 """Points gained over zero-shot wanted of a unified embedder, with a lower bound above 0."""

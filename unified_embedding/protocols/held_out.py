@@ -4,28 +4,22 @@ import csv
 import hashlib
 import io
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.datasets.manifest import TASKS
+from unified_embedding.datasets.task_table import TASKS, TaskSpec, TaskTable
 from unified_embedding.errors import DataError
 
-GALLERY_DOMAINS: Final = ("catalogue", "gallery")
-"""Domains whose pictures are a task's gallery; without them test pictures search one another."""
+_FILE_COLUMNS: Final = ("image", "sha256", "domain", "trained", "cluster")
 
-LABELS: Final = ("browse", "camera", "category", "shop")
-"""What a right answer shares with its query: concept, product, category, product."""
 
-_ANSWER: Final = {"browse": "browse_class", "camera": "", "shop": "shop_instance"}
-_FILE_COLUMNS: Final = (
-    *("image", "sha256", "domain", "trained", "cluster"),
-    *LABELS,
-    *(f"{task}_{role}" for task in TASKS for role in ("query", "gallery")),
-)
+def labels_of(tasks: TaskTable) -> list[str]:
+    """What a right answer shares with its query: a task's thing or its category, sorted."""
+    return sorted([*tasks, *(task.category_key for task in tasks.values() if task.category)])
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,9 +34,10 @@ class HeldOut:
         trained: bool [N]; whether training saw other pictures of this domain, in this task.
         seen: bool [N]; whether training saw this picture's product or concept, in any task.
         cluster: str [N]; pictures that succeed or fail together.
-        labels: one of `LABELS` -> str [N], "" where a picture has none.
+        labels: one of `labels_of` -> str [N], "" where a picture has none.
         query: task -> bool [N], the test queries.
         gallery: task -> bool [N], what they search. Training identities stay in as distractors.
+        tasks: whose searches these pictures are for.
     """
 
     folder: Path
@@ -55,6 +50,7 @@ class HeldOut:
     labels: Mapping[str, NDArray[np.str_]]
     query: Mapping[str, NDArray[np.bool_]]
     gallery: Mapping[str, NDArray[np.bool_]]
+    tasks: TaskTable = field(default_factory=lambda: TASKS)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -67,7 +63,9 @@ class HeldOut:
         """What decides every figure but `seen`, as CSV sorted by image: what is frozen."""
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(_FILE_COLUMNS)
+        labels = labels_of(self.tasks)
+        roles = [f"{task}_{role}" for task in self.tasks for role in ("query", "gallery")]
+        writer.writerow([*_FILE_COLUMNS, *labels, *roles])
         for row in sorted(range(len(self)), key=lambda row: self.images[row]):
             writer.writerow(
                 [
@@ -76,10 +74,10 @@ class HeldOut:
                     self.domain[row],
                     int(self.trained[row]),
                     self.cluster[row],
-                    *(self.labels[label][row] for label in LABELS),
+                    *(self.labels[label][row] for label in labels),
                     *(
                         int(role[task][row])
-                        for task in TASKS
+                        for task in self.tasks
                         for role in (self.query, self.gallery)
                     ),
                 ]
@@ -98,51 +96,60 @@ class HeldOut:
         return hashlib.sha256(self.table().encode()).hexdigest()[:12]
 
 
-def held_out(rows: Iterable[Mapping[str, str]], folder: Path) -> HeldOut:
+def held_out(rows: Iterable[Mapping[str, str]], folder: Path, tasks: TaskTable = TASKS) -> HeldOut:
     """Collect the pictures that the test split of a manifest needs.
 
-    browse: every picture is in the gallery, test pictures are queries. camera and shop: the
-    pictures of the domains "catalogue" and "gallery" are the gallery, of all splits, and the
-    other test pictures are queries; where there is no such domain, the pictures of the splits
-    test and gallery are searched by those of test.
+    A task of `search: pairs`: every picture is in the gallery, test pictures are queries. The
+    others: pictures of the task's gallery domains are the gallery, of all splits, and the other
+    test pictures are queries; where there is no such domain, the pictures of the splits test and
+    gallery are searched by those of test.
 
     Args:
         rows: of `read_manifest`.
         folder: where `image` is looked up.
+        tasks: that rows name.
 
     Raises:
         DataError: no test query at all, or a picture is missing.
     """
-    pictures = _gather(rows)
+    pictures = _gather(rows, tasks)
     if not any(picture.query for picture in pictures):
         raise DataError(
             "the manifest has no test queries: no row of the split test can be searched"
         )
     hashes = [hashlib.sha256(_read(folder, p.image)).hexdigest() for p in pictures]
-    return _arrange(pictures, folder, hashes)
+    return _arrange(pictures, folder, hashes, tasks)
 
 
-def of_validation(rows: Iterable[Mapping[str, str]]) -> HeldOut:
+def of_validation(rows: Iterable[Mapping[str, str]], tasks: TaskTable = TASKS) -> HeldOut:
     """The same roles for rows of the validation split, whose pictures are read elsewhere.
 
     No picture shows what training saw, every domain was trained on, and nothing is hashed.
     """
-    found = _arrange(_gather({**row, "split": "test"} for row in rows), Path(), ())
+    pictures = _gather(({**row, "split": "test"} for row in rows), tasks)
+    found = _arrange(pictures, Path(), (), tasks)
     return replace(found, trained=np.ones(len(found), dtype=np.bool_))
 
 
-def _gather(rows: Iterable[Mapping[str, str]]) -> list["_Picture"]:
+def _gather(rows: Iterable[Mapping[str, str]], tasks: TaskTable) -> list["_Picture"]:
     found: dict[str, _Picture] = {}
-    tasks: dict[str, list[Mapping[str, str]]] = {task: [] for task in TASKS}
+    of_task: dict[str, list[Mapping[str, str]]] = {task: [] for task in tasks}
     for row in rows:
-        tasks[row["task"]].append(row)
-    seen = {_answer(row) for members in tasks.values() for row in members if _is_training(row)}
-    for task, members in tasks.items():
-        _collect(task, members, found, seen)
+        of_task[row["task"]].append(row)
+    seen = {
+        _answer(row, tasks[task])
+        for task, members in of_task.items()
+        for row in members
+        if _is_training(row)
+    }
+    for task, members in of_task.items():
+        _collect(tasks[task], members, found, seen)
     return list(found.values())
 
 
-def _arrange(pictures: list["_Picture"], folder: Path, sha256: Iterable[str]) -> HeldOut:
+def _arrange(
+    pictures: list["_Picture"], folder: Path, sha256: Iterable[str], tasks: TaskTable
+) -> HeldOut:
     return HeldOut(
         folder=folder,
         images=tuple(picture.image for picture in pictures),
@@ -153,10 +160,11 @@ def _arrange(pictures: list["_Picture"], folder: Path, sha256: Iterable[str]) ->
         cluster=np.array([picture.cluster for picture in pictures], dtype=np.str_),
         labels={
             label: np.array([p.labels.get(label, "") for p in pictures], dtype=np.str_)
-            for label in LABELS
+            for label in labels_of(tasks)
         },
-        query={t: np.array([t in p.query for p in pictures], dtype=np.bool_) for t in TASKS},
-        gallery={t: np.array([t in p.gallery for p in pictures], dtype=np.bool_) for t in TASKS},
+        query={t: np.array([t in p.query for p in pictures], dtype=np.bool_) for t in tasks},
+        gallery={t: np.array([t in p.gallery for p in pictures], dtype=np.bool_) for t in tasks},
+        tasks=tasks,
     )
 
 
@@ -176,38 +184,38 @@ def _is_training(row: Mapping[str, str]) -> bool:
     return row["split"] == "train"
 
 
-def _answer(row: Mapping[str, str]) -> str:
+def _answer(row: Mapping[str, str], task: TaskSpec) -> str:
     """What an exact search for this picture must find; the picture itself when nothing says."""
-    return row.get("identity") or row.get(_ANSWER[row["task"]], "") or row["image"]
+    return row.get("identity") or row.get(task.instance, "") or row["image"]
 
 
 def _collect(
-    task: str, rows: list[Mapping[str, str]], found: dict[str, _Picture], seen: set[str]
+    task: TaskSpec, rows: list[Mapping[str, str]], found: dict[str, _Picture], seen: set[str]
 ) -> None:
     trained = {row["domain"] for row in rows if _is_training(row)}
-    has_gallery = any(row["domain"] in GALLERY_DOMAINS for row in rows)
+    has_gallery = any(row["domain"] in task.gallery for row in rows)
     for row in rows:
-        if task == "browse":
+        if task.search == "pairs":
             is_query, in_gallery = row["split"] == "test", True
         elif has_gallery:
-            in_gallery = row["domain"] in GALLERY_DOMAINS
+            in_gallery = row["domain"] in task.gallery
             is_query = row["split"] == "test" and not in_gallery
         else:
             is_query, in_gallery = row["split"] == "test", row["split"] in ("test", "gallery")
         if not is_query and not in_gallery:
             continue
-        answer = row.get("identity") or row.get(_ANSWER[task], "")
+        answer = row.get("identity") or row.get(task.instance, "")
         picture = found.setdefault(row["image"], _Picture(row))
         picture.trained |= row["domain"] in trained
-        picture.seen |= _is_training(row) or _answer(row) in seen
+        picture.seen |= _is_training(row) or _answer(row, task) in seen
         picture.cluster = picture.cluster or row.get("cluster") or answer or row["image"]
-        picture.labels[task] = answer
-        if task == "camera":
-            picture.labels["category"] = row.get("camera_category", "")
+        picture.labels[task.name] = answer
+        if task.category:
+            picture.labels[task.category_key] = row.get(task.category, "")
         if is_query:
-            picture.query.add(task)
+            picture.query.add(task.name)
         if in_gallery:
-            picture.gallery.add(task)
+            picture.gallery.add(task.name)
 
 
 def _read(folder: Path, image: str) -> bytes:

@@ -1,4 +1,4 @@
-"""What is searched for what: the retrieval tasks of the paper's three products."""
+"""What is searched for what: the searches of every task of the table."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,33 +8,37 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.datasets.manifest import TASKS
+from unified_embedding.datasets.task_table import BROWSE, CAMERA, SHOP, TASKS, TaskTable
 from unified_embedding.protocols.held_out import HeldOut
 
-CAMERA_CATEGORY: Final = "camera category"
-CAMERA_UNSEEN: Final = "camera category, unseen"
-CAMERA_EXACT: Final = "camera exact"
-SHOP_EXACT: Final = "shop exact"
-BROWSE_PAIRS: Final = "browse pairs"
-BROWSE_MERGED: Final = "browse merged"
-BROWSE_UNSEEN: Final = "browse unseen"
+CAMERA_CATEGORY: Final = CAMERA.categories
+CAMERA_UNSEEN: Final = CAMERA.unseen
+CAMERA_EXACT: Final = CAMERA.exact
+SHOP_EXACT: Final = SHOP.exact
+BROWSE_PAIRS: Final = BROWSE.pairs
+BROWSE_MERGED: Final = BROWSE.merged
+BROWSE_UNSEEN: Final = BROWSE.unseen_pairs
 ONE_INDEX: Final = "one index, "
 """Prefix of tasks that search the union of all galleries."""
 
-EXACT_METRICS: Final = ("R@1", "R@5", "R@10", "MRR")
-CATEGORY_METRICS: Final = ("P@20",)
 MERGED_METRICS: Final = ("mAP@R",)
 
-MAIN: Final = {
-    "camera": (CAMERA_UNSEEN, "P@20"),
-    "shop": (SHOP_EXACT, "R@1"),
-    "browse": (BROWSE_PAIRS, "R@1"),
-}
+
+def in_order(tasks: TaskTable) -> list[str]:
+    """Names as pages list them: searches for a category, for a thing in a gallery, by pairs."""
+
+    def rank(name: str) -> int:
+        return 0 if tasks[name].category else 2 if tasks[name].search == "pairs" else 1
+
+    return sorted(tasks, key=rank)
+
+
+MAIN: Final = {name: TASKS[name].main for name in in_order(TASKS)}
 """Each product's main figure, by which specialists and the unified embedder are compared.
 
-camera searches products that no training picture shows. Training used the very category label
-that is right here, so trained products in the gallery would be found by memory; as distractors
-of an exact search they are harmless.
+A search for a category goes among things that no training picture shows. Training used the very
+label that is right here, so trained things in the gallery would be found by memory; as
+distractors of an exact search they are harmless.
 """
 
 
@@ -52,15 +56,17 @@ class Task:
 
     Attributes:
         name: for instance "camera exact".
-        label: the label that a right answer shares with its query; see `held_out.LABELS`.
+        label: the label that a right answer shares with its query; see `held_out.labels_of`.
         metrics: names that `measure` knows.
         searches: a picture never answers its own query, and every query has a right answer.
+        product: the task of the table.
     """
 
     name: str
     label: str
     metrics: tuple[str, ...]
     searches: tuple[Search, ...]
+    product: str
 
     def queries(self) -> NDArray[np.int64]:
         """Rows of all queries, in the order of the samples."""
@@ -69,18 +75,25 @@ class Task:
 
 def build_tasks(pictures: HeldOut) -> list[Task]:
     """Every task for which the pictures hold queries with an answer."""
-    category = _within(pictures, "camera", "category")
-    unseen = _within(pictures, "camera", "category", ~pictures.seen)
-    tasks = [
-        Task(CAMERA_UNSEEN, "category", CATEGORY_METRICS, unseen),
-        Task(CAMERA_CATEGORY, "category", CATEGORY_METRICS, category),
-        Task(CAMERA_EXACT, "camera", EXACT_METRICS, _within(pictures, "camera", "camera")),
-        Task(SHOP_EXACT, "shop", EXACT_METRICS, _within(pictures, "shop", "shop")),
-        Task(BROWSE_PAIRS, "browse", EXACT_METRICS, _pairs(pictures, unseen=False)),
-        Task(BROWSE_MERGED, "browse", MERGED_METRICS, _merged(pictures)),
-        Task(BROWSE_UNSEEN, "browse", EXACT_METRICS, _pairs(pictures, unseen=True)),
-    ]
+    tasks = [search for name in in_order(pictures.tasks) for search in _of_task(pictures, name)]
     return [task for task in [*tasks, *_one_index(pictures, tasks)] if task.searches]
+
+
+def _of_task(pictures: HeldOut, name: str) -> Iterator[Task]:
+    spec = pictures.tasks[name]
+    metrics, of_category = tuple(spec.metrics), tuple(spec.category_metrics)
+    if spec.category:
+        key = spec.category_key
+        yield Task(
+            spec.unseen, key, of_category, _within(pictures, name, key, ~pictures.seen), name
+        )
+        yield Task(spec.categories, key, of_category, _within(pictures, name, key), name)
+    if spec.search == "pairs":
+        yield Task(spec.pairs, name, metrics, _pairs(pictures, name, unseen=False), name)
+        yield Task(spec.merged, name, MERGED_METRICS, _merged(pictures, name), name)
+        yield Task(spec.unseen_pairs, name, metrics, _pairs(pictures, name, unseen=True), name)
+    else:
+        yield Task(spec.exact, name, metrics, _within(pictures, name, name), name)
 
 
 def _within(
@@ -91,21 +104,21 @@ def _within(
     return _searches(pictures, label, [(pictures.query[task], gallery)])
 
 
-def _merged(pictures: HeldOut) -> tuple[Search, ...]:
+def _merged(pictures: HeldOut, name: str) -> tuple[Search, ...]:
     """Trained designs in one gallery; pictures of never-trained designs take no part."""
-    queries = pictures.query["browse"] & pictures.trained
-    gallery = pictures.gallery["browse"] & pictures.trained
-    return _searches(pictures, "browse", [(queries, gallery)])
+    queries = pictures.query[name] & pictures.trained
+    gallery = pictures.gallery[name] & pictures.trained
+    return _searches(pictures, name, [(queries, gallery)])
 
 
-def _pairs(pictures: HeldOut, unseen: bool) -> tuple[Search, ...]:
+def _pairs(pictures: HeldOut, name: str, unseen: bool) -> tuple[Search, ...]:
     """Every design searches every other; the pairs with or without a never-trained design."""
-    query, gallery = pictures.query["browse"], pictures.gallery["browse"]
+    query, gallery = pictures.query[name], pictures.gallery[name]
     trained = set(np.unique(pictures.domain[gallery & pictures.trained]).tolist())
     designs = np.unique(pictures.domain[gallery]).tolist()
     return _searches(
         pictures,
-        "browse",
+        name,
         [
             (query & (pictures.domain == source), gallery & (pictures.domain == target))
             for source, target in permutations(designs, 2)
@@ -117,18 +130,19 @@ def _pairs(pictures: HeldOut, unseen: bool) -> tuple[Search, ...]:
 def _one_index(pictures: HeldOut, tasks: list[Task]) -> Iterator[Task]:
     """The main searches again, each in the union of all galleries: one embedding, one index."""
     union = np.zeros(len(pictures), dtype=np.bool_)
-    for product in TASKS:
-        union |= pictures.gallery[product] & (pictures.trained | (product != "browse"))
+    for product, spec in pictures.tasks.items():
+        union |= pictures.gallery[product] & (pictures.trained | (spec.search != "pairs"))
     for task in tasks:
-        if task.name in (BROWSE_PAIRS, BROWSE_UNSEEN) or not task.searches:
+        spec = pictures.tasks[task.product]
+        if task.name in (spec.pairs, spec.unseen_pairs) or not task.searches:
             continue
         queries = np.zeros(len(pictures), dtype=np.bool_)
         queries[task.queries()] = True
-        metrics = ("R@1",) if task.metrics == EXACT_METRICS else task.metrics
-        seen_products = pictures.gallery["camera"] & pictures.seen
-        gallery = union & ~seen_products if task.name == CAMERA_UNSEEN else union
+        metrics = task.metrics[:1] if task.name == spec.exact else task.metrics
+        seen_things = pictures.gallery[task.product] & pictures.seen
+        gallery = union & ~seen_things if task.name == spec.unseen else union
         searches = _searches(pictures, task.label, [(queries, gallery)])
-        yield Task(ONE_INDEX + task.name, task.label, metrics, searches)
+        yield Task(ONE_INDEX + task.name, task.label, metrics, searches, task.product)
 
 
 def _searches(

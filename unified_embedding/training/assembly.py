@@ -15,7 +15,7 @@ from unified_embedding.training.bank import RowOptimizer, RowwiseAdagrad, Sgd
 from unified_embedding.training.checkpoint import EmbedderRecipe
 from unified_embedding.training.config import Config, HeadConfig, ModelConfig, ScheduleConfig
 from unified_embedding.training.distributed import Rank
-from unified_embedding.training.examples import IDENTITY, Examples
+from unified_embedding.training.examples import Examples
 from unified_embedding.training.gradnorm import GradNorm
 from unified_embedding.training.heads import FullHead, ProxyHead
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder
@@ -46,7 +46,7 @@ def head_classes(config: Config, examples: Examples) -> dict[str, list[str]]:
         if not any((examples.labels[c][rows] != "").any() for c in classes):
             raise TrainingError(f"no training row of the task {task} carries any label")
     unused = sorted(set(config.sampled) - set(classes))
-    if unused and set(config.data.tasks) == set(IDENTITY):
+    if unused and set(config.data.tasks) == set(examples.tasks):
         raise TrainingError(f"sampled names {unused}, of which no row has a label")
     return classes
 
@@ -64,7 +64,7 @@ def build_plan(
         return Plan(rows, config.batch, config.seed)
     balanced = {}
     for task, members in rows.items():
-        column = IDENTITY[task]
+        column = examples.tasks[task].identity
         if column not in numbers:
             raise TrainingError(f"class-balanced batches of {task} need {column}")
         balanced[task] = numbers[column][members]

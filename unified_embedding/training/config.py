@@ -2,14 +2,24 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import yaml  # type: ignore[import-untyped]
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
-from unified_embedding.datasets.manifest import LABEL_COLUMNS, TASKS
+from unified_embedding.datasets.store import data_home
+from unified_embedding.datasets.task_table import (
+    TASKS,
+    TaskTable,
+    label_columns,
+    label_specs,
+    tasks_beside,
+)
 from unified_embedding.errors import TrainingError
 from unified_embedding.image import Preprocessing
+
+PREPARED: Final = "prepared"
+"""Stands for the manifest that `make data` writes."""
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
@@ -27,6 +37,11 @@ _Loader.add_implicit_resolver(
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _table(info: ValidationInfo) -> TaskTable:
+    """The tasks that a configuration may name."""
+    return (info.context or {}).get("tasks", TASKS)  # type: ignore[no-any-return]
 
 
 class ModelConfig(_Section):
@@ -55,21 +70,33 @@ class ModelConfig(_Section):
 
 
 class MadeUp(_Section):
-    """Made-up pictures instead of a manifest: number of classes per label column.
+    """Made-up pictures instead of a manifest: label column -> number of classes, and `per_class`.
+
+    By default the numbers of the task table; 0 classes of a task's identity leave it out.
 
     Attributes:
-        browse_class: classes of the task browse; 0 leaves the task out.
-        camera_category: classes of camera.
-        shop_class: product classes of shop.
-        shop_instance: products of shop.
-        per_class: pictures of each class and split (of each product in shop).
+        per_class: pictures of each class and split.
     """
 
-    browse_class: Annotated[int, Field(ge=0)] = 12
-    camera_category: Annotated[int, Field(ge=0)] = 8
-    shop_class: Annotated[int, Field(ge=0)] = 5
-    shop_instance: Annotated[int, Field(ge=0)] = 15
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    __pydantic_extra__: dict[str, Annotated[int, Field(ge=0)]]
+
     per_class: Annotated[int, Field(ge=1)] = 4
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        known = {column: spec.made_up for column, spec in label_specs(TASKS).items()}
+        unknown = sorted(set(given) - set(known) - {"per_class"})
+        if unknown:
+            raise ValueError(f"{unknown[0]} is none of {[*known, 'per_class']}")
+        return {**known, **given}
+
+    def classes(self, column: str) -> int:
+        """Number of classes of a label column."""
+        return self.__pydantic_extra__[column]
 
 
 class DataConfig(_Section):
@@ -79,8 +106,9 @@ class DataConfig(_Section):
         manifest: CSV or Parquet; its image paths are relative to it. Wins over `made_up`.
             "prepared" is the one that `make data` writes.
         made_up: generated pictures, for smoke runs.
-        tasks: tasks to train; one alone makes a specialist.
-        labels: label columns that get a head; all of the tasks' columns by default.
+        tasks: tasks to train, by default all that are shipped or stand in the file tasks.yaml
+            beside the manifest; one alone makes a specialist.
+        labels: label columns that get a head; all of these tasks' columns by default.
         crop_area: smallest share of a picture that a random crop keeps; 1 turns crops off.
         flip: mirror half of the pictures.
         color: largest relative change of each colour channel.
@@ -90,20 +118,24 @@ class DataConfig(_Section):
     manifest: str | None = None
     made_up: MadeUp | None = None
     tasks: list[str] = list(TASKS)
-    labels: list[str] = list(LABEL_COLUMNS)
+    labels: list[str] = list(label_columns(TASKS))
     crop_area: Share = 0.6
     flip: bool = True
     color: Annotated[float, Field(ge=0, lt=1)] = 0.05
     workers: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _known(self) -> "DataConfig":
+    def _known(self, info: ValidationInfo) -> "DataConfig":
+        table = _table(info)
         if self.manifest is None and self.made_up is None:
             raise ValueError("give data.manifest=PATH, or data.made_up for generated pictures")
-        chosen = (("tasks", self.tasks, TASKS), ("labels", self.labels, LABEL_COLUMNS))
+        chosen = (
+            ("tasks", self.tasks, list(table)),
+            ("labels", self.labels, list(label_columns(table))),
+        )
         for name, values, known in chosen:
             if not values or len(set(values)) != len(values) or set(values) - set(known):
-                raise ValueError(f"{name} {values} must be some of {list(known)}, each once")
+                raise ValueError(f"{name} {values} must be some of {known}, each once")
         return self
 
 
@@ -243,13 +275,12 @@ class Config(_Section):
     trace: bool = False
 
     @model_validator(mode="after")
-    def _consistent(self) -> "Config":
+    def _consistent(self, info: ValidationInfo) -> "Config":
+        known = label_columns(_table(info))
         for name, columns in (("sampled", self.sampled), ("heads", self.heads)):
-            unknown = set(columns) - set(LABEL_COLUMNS)
+            unknown = set(columns) - set(known)
             if unknown:
-                raise ValueError(
-                    f"{name} names {sorted(unknown)}; label columns are {list(LABEL_COLUMNS)}"
-                )
+                raise ValueError(f"{name} names {sorted(unknown)}; label columns are {list(known)}")
         if self.gradnorm is not None and any(head.weight != 1 for head in self.heads.values()):
             raise ValueError("gradnorm moves the weights of heads, which therefore cannot be given")
         if self.gradnorm is not None and self.precision == "fp16":
@@ -286,10 +317,39 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
         raise TrainingError(f"{path} does not hold keys and values")
     for override in overrides or []:
         _apply(raw, override)
+    table = _from_table(raw)
     try:
-        return Config.model_validate(raw)
+        return Config.model_validate(raw, context={"tasks": table})
     except ValidationError as error:
         raise TrainingError(f"{path}: {_sentences(error)}") from None
+
+
+def manifest_path(manifest: str | None) -> Path | None:
+    """The file that `data.manifest` names; None for made-up pictures."""
+    if manifest is None:
+        return None
+    return data_home() / "manifest.csv" if manifest == PREPARED else Path(manifest)
+
+
+def _from_table(raw: dict[str, Any]) -> TaskTable:
+    """The tasks of the manifest that is named; fills in what they say and `raw` does not."""
+    data = raw.get("data")
+    manifest = data.get("manifest") if isinstance(data, dict) else None
+    path = manifest_path(manifest) if isinstance(manifest, str) else None
+    table = TASKS if path is None else tasks_beside(path)
+    if isinstance(data, dict) and table is not TASKS:
+        data.setdefault("tasks", list(table))
+        data.setdefault("labels", list(label_columns(table)))
+    specs = label_specs(table)
+    sampled = {column: spec.sampled for column, spec in specs.items() if spec.sampled}
+    if sampled:
+        raw.setdefault("sampled", sampled)
+    for column, spec in specs.items():
+        chosen = spec.model_dump(include={"weight", "temperature"}, exclude_defaults=True)
+        heads = raw.setdefault("heads", {}) if chosen else None
+        if isinstance(heads, dict):
+            heads[column] = {**chosen, **(heads.get(column) or {})}
+    return table
 
 
 def _apply(raw: dict[str, Any], override: str) -> None:

@@ -3,31 +3,24 @@
 import hashlib
 import io
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unified_embedding.datasets import made_up
-from unified_embedding.datasets.manifest import LABEL_COLUMNS, Row, read_manifest
-from unified_embedding.datasets.store import data_home
+from unified_embedding.datasets.manifest import Row, read_manifest
+from unified_embedding.datasets.task_table import (
+    TASKS,
+    TaskTable,
+    label_columns,
+    tasks_beside,
+)
 from unified_embedding.errors import DataError, TrainingError
+from unified_embedding.training.config import DataConfig, MadeUp, manifest_path
 from unified_embedding.training.subsampler import UNLABELLED
-
-if TYPE_CHECKING:
-    from unified_embedding.training.config import DataConfig, MadeUp
-
-IDENTITY: Final = {
-    "browse": "browse_class",
-    "camera": "camera_category",
-    "shop": "shop_instance",
-}
-"""The label that validation retrieves, by task."""
-
-PREPARED: Final = "prepared"
-"""Stands for the manifest that `make data` writes."""
 
 _MADE_UP_SIDE: Final = 96
 
@@ -42,6 +35,7 @@ class Examples:
         domain: str [N].
         labels: column -> str [N], "" where a row carries no such label.
         read: name -> encoded bytes of the picture.
+        tasks: that rows name.
     """
 
     images: list[str]
@@ -49,6 +43,7 @@ class Examples:
     domain: NDArray[np.str_]
     labels: Mapping[str, NDArray[np.str_]]
     read: Callable[[str], bytes]
+    tasks: TaskTable = field(default_factory=lambda: TASKS)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -90,39 +85,41 @@ class Examples:
         return numbers
 
 
-def load_rows(data: "DataConfig") -> tuple[list[Row], Callable[[str], bytes]]:
+def load_rows(data: DataConfig) -> tuple[list[Row], Callable[[str], bytes]]:
     """All manifest rows that `data` names, and what reads their pictures.
 
     Raises:
         DataError: the manifest is missing or a row of it is wrong.
     """
-    if data.manifest is None:
+    path = manifest_path(data.manifest)
+    if path is None:
         assert data.made_up is not None  # the configuration has one of the two
         return made_up_rows(data.made_up), read_made_up
-    path = Path(data.manifest)
-    if data.manifest == PREPARED:
-        path = data_home() / "manifest.csv"
     return list(read_manifest(path)), FolderReader(path.parent)
 
 
-def select(
-    rows: list[Row], read: Callable[[str], bytes], data: "DataConfig", split: str
-) -> Examples:
+def select(rows: list[Row], read: Callable[[str], bytes], data: DataConfig, split: str) -> Examples:
     """The rows of one split and of the configured tasks and labels."""
     kept = [row for row in rows if row["split"] == split and row["task"] in data.tasks]
-    return from_rows(kept, read, data.labels)
+    path = manifest_path(data.manifest)
+    return from_rows(kept, read, data.labels, TASKS if path is None else tasks_beside(path))
 
 
 def from_rows(
-    rows: list[Row], read: Callable[[str], bytes], labels: Iterable[str] = LABEL_COLUMNS
+    rows: list[Row],
+    read: Callable[[str], bytes],
+    labels: Iterable[str] | None = None,
+    tasks: TaskTable = TASKS,
 ) -> Examples:
-    """Turn manifest rows into columns, keeping the label columns `labels`."""
+    """Turn manifest rows into columns, keeping the label columns `labels`, or all of `tasks`."""
+    chosen = label_columns(tasks) if labels is None else labels
     return Examples(
         images=[row["image"] for row in rows],
         task=np.array([row["task"] for row in rows], dtype=np.str_),
         domain=np.array([row["domain"] for row in rows], dtype=np.str_),
-        labels={c: np.array([row.get(c, "") for row in rows], dtype=np.str_) for c in labels},
+        labels={c: np.array([row.get(c, "") for row in rows], dtype=np.str_) for c in chosen},
         read=read,
+        tasks=tasks,
     )
 
 
@@ -148,24 +145,21 @@ def read_made_up(image: str) -> bytes:
     return out.getvalue()
 
 
-def made_up_rows(wanted: "MadeUp") -> list[Row]:
+def made_up_rows(wanted: MadeUp) -> list[Row]:
     """Manifest rows of made-up pictures; validation has a quarter as many classes, its own."""
     rows: list[Row] = []
-    kinds = (
-        ("browse", "browse_class", wanted.browse_class),
-        ("camera", "camera_category", wanted.camera_category),
-        ("shop", "shop_instance", wanted.shop_instance),
-    )
-    for kind, (task, column, classes) in enumerate(kinds):
+    for kind, (task, spec) in enumerate(TASKS.items()):
+        classes = wanted.classes(spec.identity)
         for number in range(classes + max(2, classes // 4) if classes else 0):
-            labels = {column: f"{task} {number}"}
-            # Every fourth product has no class, as odd ones have none in real catalogues.
-            if task == "shop" and wanted.shop_class and number % 4 != 3:
-                labels["shop_class"] = f"kind {number % wanted.shop_class}"
+            labels = {spec.identity: f"{task} {number}"}
+            for column in spec.labels:
+                # Every fourth product has no class, as odd ones have none in real catalogues.
+                if column != spec.identity and wanted.classes(column) and number % 4 != 3:
+                    labels[column] = f"kind {number % wanted.classes(column)}"
             for variant in range(wanted.per_class):
                 rows.append(
                     {
-                        "image": f"{kind + len(kinds) * number}:{variant}",
+                        "image": f"{kind + len(TASKS) * number}:{variant}",
                         "task": task,
                         "domain": ("web", "catalogue")[variant % 2],
                         "split": "train" if number < classes else "validation",

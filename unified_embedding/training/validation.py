@@ -1,12 +1,11 @@
 """The main figures on the validation split: what a model is selected by is what is served.
 
-The searches and the figures are the evaluation's own (`evaluation.tasks.MAIN`): camera by P@20
-of the category among unseen products' catalogue pictures, shop by R@1 of the very product,
-browse by R@1 over all pairs of designs.
+The searches and the figures are the evaluation's own (`TaskSpec.main`): a task with a category
+by that among unseen things, one with a gallery by the very thing, one of pairs by R@1 over all
+pairs of domains.
 """
 
 from dataclasses import dataclass
-from typing import Final
 
 import numpy as np
 import torch
@@ -14,17 +13,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from unified_embedding.image import Preprocessing
-from unified_embedding.protocols.held_out import GALLERY_DOMAINS, of_validation
+from unified_embedding.protocols.held_out import of_validation
 from unified_embedding.protocols.measure import Cell, measure
-from unified_embedding.protocols.tasks import BROWSE_MERGED, MAIN, build_tasks
+from unified_embedding.protocols.tasks import MERGED_METRICS, build_tasks, in_order
 from unified_embedding.training.dataset import pixels_of
-from unified_embedding.training.examples import IDENTITY, Examples
-
-# Pictures of one domain alone have no pairs of designs.
-_FIGURES: Final = {
-    **{task: (figure,) for task, figure in MAIN.items()},
-    "browse": (MAIN["browse"], (BROWSE_MERGED, "mAP@R")),
-}
+from unified_embedding.training.examples import Examples
 
 
 @dataclass(frozen=True)
@@ -63,12 +56,12 @@ def validate(
     chosen = [
         row
         for task in np.unique(examples.task).tolist()
-        if IDENTITY[task] in examples.labels
+        if examples.tasks[task].identity in examples.labels
         for row in choose(examples, task, limit).tolist()
     ]
     if not chosen:
         return {}
-    pictures = of_validation(
+    chosen_rows = (
         {
             "image": examples.images[row],
             "task": str(examples.task[row]),
@@ -77,6 +70,7 @@ def validate(
         }
         for row in chosen
     )
+    pictures = of_validation(chosen_rows, examples.tasks)
     row_of = {examples.images[row]: row for row in chosen}
     rows = np.array([row_of[image] for image in pictures.images])
     was_training = model.training
@@ -84,8 +78,11 @@ def validate(
     model.train(was_training)
     searched = {task.name: task for task in build_tasks(pictures)}
     found = {}
-    for task, figures in _FIGURES.items():
-        for name, metric in figures:
+    for task in in_order(examples.tasks):
+        spec = examples.tasks[task]
+        # Pictures of one domain alone have no pairs of domains.
+        others = [(spec.merged, MERGED_METRICS[0])] if spec.search == "pairs" else []
+        for name, metric in (spec.main, *others):
             if task in found or name not in searched:
                 continue
             samples = measure(pictures, vectors, [searched[name]], ("float", "code")).samples
@@ -103,12 +100,13 @@ def choose(examples: Examples, task: str, limit: int) -> NDArray[np.int64]:
     least one. Where pictures search one another, whole labels are kept, evenly spaced.
     """
     rows = examples.rows_of(task)
-    labels = examples.labels[IDENTITY[task]][rows]
+    spec = examples.tasks[task]
+    labels = examples.labels[spec.identity][rows]
     rows, labels = rows[labels != ""], labels[labels != ""]
     if len(rows) <= limit:
         return np.asarray(rows)
-    in_gallery = np.isin(examples.domain[rows], GALLERY_DOMAINS)
-    if task == "browse" or not in_gallery.any():
+    in_gallery = np.isin(examples.domain[rows], spec.gallery)
+    if spec.search == "pairs" or not in_gallery.any():
         identities = np.unique(labels)
         kept = max(2, len(identities) * limit // len(rows))
         chosen = identities[np.arange(kept) * len(identities) // kept]

@@ -99,7 +99,8 @@ async function refreshStatus() {
   $("where").title = `Names: ${index.names.join(", ")}`;
   const name = index.names.find((one) => one !== "source") || index.names[0];
   $("where").placeholder = `${name} == 'text'`;
-  const model = served.find((one) => one.version === index.version);
+  const model = served.find((one) => one.version === index.version)
+    ?? served.find((one) => one.compatible_with.includes(index.version));
   if (ready.status === "rejected" || !served.length) {
     showStatus("down", "Embedding server is down");
     $("status").title = (ready.reason || models.reason).message;

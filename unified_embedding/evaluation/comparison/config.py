@@ -7,7 +7,7 @@ import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from unified_embedding.errors import DataError
-from unified_embedding.evaluation.config import problems_of
+from unified_embedding.evaluation.config import Product, problems_of
 from unified_embedding.evaluation.rotations import ROTATIONS
 
 Role = Literal[
@@ -39,7 +39,7 @@ class CompareRow(_Section):
 
     name: str
     role: Role
-    task: Literal["browse", "camera", "shop"] | None = None
+    task: Product | None = None
     steps: Annotated[int, Field(ge=1)]
     minutes: Annotated[float, Field(gt=0)]
     overrides: list[str] = []

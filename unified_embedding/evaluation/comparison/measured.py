@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich.console import Console
 
-from unified_embedding.datasets.store import data_home
+from unified_embedding.datasets.task_table import CAMERA
 from unified_embedding.evaluation.comparison.claims import Evidence
 from unified_embedding.evaluation.comparison.config import CompareConfig, CompareRow
 from unified_embedding.evaluation.comparison.jobs import Job, seed_job, training_config
@@ -23,7 +23,7 @@ from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN
 from unified_embedding.retrieval import Comparison, Interval, bootstrap_trainings
 from unified_embedding.spec import digest
 from unified_embedding.training import checkpoint
-from unified_embedding.training.examples import PREPARED
+from unified_embedding.training.config import manifest_path
 from unified_embedding.whole_files import whole_file
 
 FIGURES: Final = (*MAIN.values(), (CAMERA_EXACT, "R@1"))
@@ -97,7 +97,7 @@ class Measured:
             balanced = self.gain(steps, find("gradnorm"), cell)
             if balanced is not None:
                 balance[task] = balanced
-        camera = find("specialist-long", "camera")
+        camera = find("specialist-long", CAMERA.name)
         transfer = self.gain(data, camera, Cell(CAMERA_EXACT, "R@1", "float"))
         return Evidence(own, others, codes, norm, balance, transfer)
 
@@ -134,7 +134,8 @@ def measure_all(config: CompareConfig, console: Console, threads: int) -> Measur
 def _bench(config: CompareConfig, done: list[Job], console: Console, threads: int) -> Bench:
     rows = [EmbedderRow(name=str(j.folder), source=str(_weights(j)), kind="unified") for j in done]
     named = training_config(config, done[0]).data.manifest
-    manifest = data_home() / "manifest.csv" if named == PREPARED else Path(str(named))
+    manifest = manifest_path(named)
+    assert manifest is not None  # made-up pictures are not compared
     wanted = EvaluationConfig(rows=rows, frozen=config.frozen)
     return open_bench(wanted, manifest, config.out / "cache", threads, console)
 
