@@ -16,7 +16,10 @@ from unified_embedding.errors import ImageError, SettingsError, shown
 from unified_embedding.names import DEFAULT
 
 Url = Annotated[
-    str, typer.Option(help="gRPC address of the server: HOST:PORT[/MODEL]", envvar=variables.URL)
+    str,
+    typer.Option(
+        help="gRPC address of the server, HOST:PORT or HOST:PORT/MODEL", envvar=variables.URL
+    ),
 ]
 Urls = Annotated[
     list[str] | None,
