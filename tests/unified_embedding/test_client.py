@@ -219,7 +219,7 @@ def test_embed_each_keeps_what_was_answered_when_the_server_fails(peer: Peer, as
         (grpc.StatusCode.INVALID_ARGUMENT, RequestRejected),
         (grpc.StatusCode.DEADLINE_EXCEEDED, DeadlineExceeded),
         (grpc.StatusCode.INTERNAL, ServerError),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, ServerError),
+        (grpc.StatusCode.RESOURCE_EXHAUSTED, Overloaded),
         (grpc.StatusCode.NOT_FOUND, ServerError),
     ],
 )
