@@ -33,6 +33,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 _HEALTHY_S: Final = 120.0
 _API_LOG: Final = "api.log"
+_ACCESS_LOG: Final = "access.log"
 _PICTURE: Final = "demo/shots/blendswap-cc-by-arbolito-1.jpg"
 
 FOLDER: Final = WORK / "out" / "gateway"
@@ -104,7 +105,8 @@ def run(
                 raise SetupError(f"there is no {place / needed}; docs/gateway.md says what it is")
         if not (place / folder.ENDPOINTS).is_file():
             raise SetupError(f"{place} names no server; run: unified-embedding gateway servers")
-        gateway = stack.enter_context(envoy.running(place, admin_port))
+        log = place / _ACCESS_LOG if demo else None
+        gateway = stack.enter_context(envoy.running(place, admin_port, log))
         stack.callback(gateway.drain, drain)
         if demo:
             _wait_until_healthy(place, port)
@@ -185,6 +187,7 @@ def _greet(place: Path, port: int, key: str) -> None:
 gateway   https://localhost:{port}: gRPC, and the HTTP API under /v1 (Ctrl-C ends it)
 key       {key}
 page      https://localhost:{port}/?key={key}
+log       {place / _ACCESS_LOG}: a line for each call
 
 curl --cacert {certificate} -H 'Authorization: Bearer {key}' -H 'Content-Type: image/jpeg' \
 --data-binary @{_PICTURE} https://localhost:{port}/v1/embeddings
