@@ -1,6 +1,7 @@
 """What a gateway's folder is written from: keys, servers, settings, and what is refused of them."""
 
 import re
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -10,6 +11,7 @@ from programs import run_program
 
 from unified_embedding.errors import KeyFileError, SettingsError, SetupError
 from unified_embedding.gateway import envoy, folder
+from unified_embedding.serving.local_server import free_ports
 
 KEY, OTHER = "k" * 32, "o" * 64 + "=="
 BY_NAME = """\
@@ -89,11 +91,31 @@ def test_settings_that_cannot_be_are_refused() -> None:
 
 
 def test_a_gateway_says_what_it_lacks(root: Path, tmp_path: Path) -> None:
+    port, admin_port = free_ports(2)
     ran = run_program(
-        root, "-m", "unified_embedding.cli", "gateway", "run", "--folder", str(tmp_path)
-    )
+        root, "-m", "unified_embedding.cli", "gateway", "run", "--folder", str(tmp_path),
+        "--port", str(port), "--admin-port", str(admin_port),
+    )  # fmt: skip
     assert ran.returncode == 2
     assert f"there is no {tmp_path / folder.CERTIFICATE}" in ran.stderr
+
+
+@pytest.mark.parametrize("option", ["--port", "--admin-port"])
+def test_a_port_in_use_is_named_before_anything_starts(
+    root: Path, tmp_path: Path, option: str
+) -> None:
+    """Envoy would end by itself; another one's admin port would answer in its place."""
+    ports = dict(zip(("--port", "--admin-port"), map(str, free_ports(2)), strict=True))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        ports[option] = str(taken.getsockname()[1])
+        ran = run_program(
+            root, "-m", "unified_embedding.cli", "gateway", "run", "--demo",
+            "--folder", str(tmp_path), *(word for pair in ports.items() for word in pair),
+        )  # fmt: skip
+    assert ran.returncode == 2
+    assert f"port {ports[option]} is in use" in ran.stderr
+    assert option in ran.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("servers", [folder.BY_FILE, BY_NAME], ids=["by file", "by name"])

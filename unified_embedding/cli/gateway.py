@@ -27,6 +27,7 @@ from unified_embedding.client import EmbedderClient
 from unified_embedding.errors import EmbeddingError, SetupError
 from unified_embedding.gateway import envoy, folder
 from unified_embedding.serving.local_server import child, end_in_order, free_ports
+from unified_embedding.serving.tritonserver import is_taken
 
 console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
@@ -96,6 +97,15 @@ def run(
     """Run the gateway until it is told to end."""
     end_in_order()
     with _told(), contextlib.ExitStack() as stack:
+        for option, where, number in (
+            ("--port", address, port),
+            ("--admin-port", "127.0.0.1", admin_port),
+        ):
+            if is_taken(where, number):
+                raise SetupError(
+                    f"port {number} is in use, by another gateway perhaps; end that, or choose "
+                    f"another by {option}"
+                )
         if demo:
             api, key = stack.enter_context(_demo(place, repository))
         settings = folder.Settings(address, port, admin_port, api, rate=rate, prefix=prefix)

@@ -126,16 +126,22 @@ def check_ports(arguments: Sequence[str]) -> None:
         other = _values(arguments, f"--allow-{protocol}", f"--reuse-{protocol}-port")
         if other or not port.isdecimal():
             continue
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((address, int(port)))
-            except OSError as error:
-                if error.errno == errno.EADDRINUSE:
-                    raise SetupError(
-                        f"port {port} ({protocol}) is in use, by another tritonserver perhaps; "
-                        f"end that, or choose others: {_OTHER_PORTS}"
-                    ) from None
+        if is_taken(address, int(port)):
+            raise SetupError(
+                f"port {port} ({protocol}) is in use, by another tritonserver perhaps; "
+                f"end that, or choose others: {_OTHER_PORTS}"
+            )
+
+
+def is_taken(address: str, port: int) -> bool:
+    """Whether somebody listens at a port of this machine."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address, port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 def find_installed(path: str) -> Path | None:
