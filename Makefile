@@ -137,9 +137,9 @@ api-clients: ## the SDKs that the API is tested with, into out/api-clients: open
 	@out/api-clients/bin/pip --disable-pip-version-check install --quiet --requirement tests/api_clients/requirements.txt
 	@npm install --silent --no-audit --no-fund --prefix out/api-clients openai@$(OPENAI_NODE)
 
-chart-schemas: ## what the chart's custom resources are tested against, into out/chart-schemas (npm)
+chart-schemas: .venv/.stamp-all ## what the chart's custom resources are tested against, into out/chart-schemas (npm)
 	@npm install --silent --no-audit --no-fund --prefix out/chart-schemas $(addprefix @kubernetes-models/,$(CRD_MODELS))
-	@python3 -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target out/chart-schemas/python kserve==$(KSERVE_SDK)
+	@$(PY) -m pip --disable-pip-version-check install --quiet --no-deps --upgrade --target out/chart-schemas/python kserve==$(KSERVE_SDK)
 
 image-check: .venv/.stamp-all ## build the CPU image with buildah, serve it hardened, compare its answers (10 min; as root)
 	@RUN_SLOW=1 $(PY) -m pytest tests/deploy/test_images_built.py -s
