@@ -4,10 +4,13 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from starlette.requests import ClientDisconnect, Request
 
 from unified_embedding.api.problems import ApiError
+
+_LINGER_SECONDS: Final = 1.0
 
 
 def media_type(request: Request) -> str:
@@ -52,18 +55,25 @@ class Bodies:
             raise _too_large(limit)
         # Pieces in a list of their own would take 40 times the bytes of a body that drips.
         body = bytearray()
-        held = 0
+        held, over = 0, False
         try:
             try:
                 now = asyncio.get_running_loop().time
                 end = now() + self._limits.whole
                 async with asyncio.timeout(self._limits.stall) as clock:
                     async for part in request.stream():
+                        if over:
+                            continue
                         clock.reschedule(min(end, now() + self._limits.stall))
                         held += len(part)
                         self.held += len(part)
                         if held > limit:
-                            raise _too_large(limit)
+                            # The rest is thrown away for a moment: a caller whose connection is
+                            # closed while it sends may lose the answer (RFC 9112, 9.6).
+                            over = True
+                            clock.reschedule(now() + _LINGER_SECONDS)
+                            body.clear()
+                            continue
                         if self.held > self._limits.held:
                             raise _ended(
                                 429,
@@ -74,6 +84,8 @@ class Bodies:
                             )
                         body += part
             except TimeoutError:
+                if over:
+                    raise _too_large(limit) from None
                 raise _ended(
                     408,
                     f"the body took too long to arrive: no byte for {self._limits.stall:g} s, or "
@@ -82,6 +94,8 @@ class Bodies:
                 ) from None
             except ClientDisconnect:
                 raise ApiError(400, "the connection was closed by the caller", "gone") from None
+            if over:
+                raise _too_large(limit)
             yield body
         finally:
             self.held -= held
