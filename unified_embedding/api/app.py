@@ -194,9 +194,8 @@ class Api:
             )
 
         if isinstance(index, CodeIndex):
-            only = searches(index)
-            return Current(lambda: only)
-        return Current(Following(index, searches, lambda old: old.close()).now)
+            return Current(searches(index))
+        return Current(Following(index, searches, lambda old: old.close()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request: its id, its trace, its line in the log."""

@@ -3,7 +3,7 @@
 `GET /v1/index` says what is searched.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from urllib.parse import quote
@@ -26,6 +26,7 @@ from unified_embedding.api.wire import MAX_K, SearchRequest, parse, wanted_versi
 from unified_embedding.codes import pack
 from unified_embedding.errors import CodeIndexError, IndexMismatch, shown
 from unified_embedding.index import CodeIndex, Hit, Matches, Origin, Stored, facts
+from unified_embedding.index.following import Following
 from unified_embedding.search.groups import Group, grouped
 from unified_embedding.search.pictures import Pictures
 from unified_embedding.search.searching import note_engine, sampled, title
@@ -55,22 +56,25 @@ class _Query:
 
 
 class Current:
-    """The routes over whichever index is active; a request stays with the one it began with.
+    """The routes over whichever index is active; a request stays with the one it began with."""
 
-    Attributes:
-        get: that one's searches; may open an index.
-    """
-
-    def __init__(self, get: "Callable[[], Search]") -> None:
-        self.get = get
+    def __init__(self, searches: "Search | Following[Search]") -> None:
+        self._searches = searches
         self.routes = [
             Route("/v1/search", self.search, methods=["POST"]),
             Route("/v1/index", self.about),
         ]
 
+    def get(self) -> "Search":
+        """The searches of the active index; may open it."""
+        return self._searches if isinstance(self._searches, Search) else self._searches.now()
+
     async def now(self) -> "Search":
-        """What `get` gives, without holding up other requests."""
-        return await anyio.to_thread.run_sync(self.get)
+        """What `get` gives; opening an index holds up no other request."""
+        if isinstance(self._searches, Following):
+            found = self._searches.unchanged()
+            return await anyio.to_thread.run_sync(self.get) if found is None else found
+        return self._searches
 
     async def search(self, request: Request) -> Response:
         """`POST /v1/search`."""

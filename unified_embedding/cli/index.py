@@ -43,9 +43,10 @@ from unified_embedding.errors import (
 from unified_embedding.index import Batch, CodeIndex, Origin, Settings, following
 from unified_embedding.index.active import place_of
 from unified_embedding.index.export import to_milvus, to_postgres
+from unified_embedding.index.following import open_index
 from unified_embedding.retrieval import Interval
 from unified_embedding.search.pictures import Pictures, roots_of
-from unified_embedding.search.searching import DEFAULT_INDEX, SAMPLE, embedder_for, open_index
+from unified_embedding.search.searching import DEFAULT_INDEX, SAMPLE, embedder_for
 from unified_embedding.search.upgrade import compare, read_queries
 
 console = Console(highlight=False, soft_wrap=True)

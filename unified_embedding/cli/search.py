@@ -26,6 +26,7 @@ from unified_embedding.client import DEFAULT_URL, Connection, EmbedderClient, Re
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import decode, parse_crops
 from unified_embedding.index import CodeIndex, EngineWarning, Hit, Matches, facts
+from unified_embedding.index.following import open_index
 from unified_embedding.index.matches import Rerank
 from unified_embedding.search import contact_sheet
 from unified_embedding.search.pictures import Pictures
@@ -33,7 +34,6 @@ from unified_embedding.search.searching import (
     DEFAULT_INDEX,
     embedder_for,
     measure_engine,
-    open_index,
     pictures_of,
     title,
 )

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unified_embedding.datasets.complaints import problems_of
 from unified_embedding.errors import DataError
 from unified_embedding.retrieval import parse_metric
 
@@ -161,11 +162,7 @@ def _read(path: Path) -> dict[str, TaskSpec]:
         try:
             found[str(name)] = TaskSpec.model_validate({**entry, "name": name})
         except ValidationError as error:
-            problems = "; ".join(
-                f"{'.'.join(str(part) for part in e['loc'])}: {e['msg']}".removeprefix(": ")
-                for e in error.errors(include_url=False)
-            )
-            raise DataError(f"{path}, {name}: {problems}") from None
+            raise DataError(f"{path}, {name}: {problems_of(error)}") from None
     return found
 
 

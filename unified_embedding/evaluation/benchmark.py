@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import Progress, track
 
 from unified_embedding.datasets.store import data_home
-from unified_embedding.errors import DataError, EmbeddingError, shown
+from unified_embedding.errors import DataError, shown
 from unified_embedding.evaluation.embedders import LocalEmbedder, open_embedder, resized
 from unified_embedding.evaluation.features import FeatureCache
 from unified_embedding.image import Preprocessing
@@ -22,6 +22,7 @@ from unified_embedding.measure.files import write_json, write_text
 from unified_embedding.protocols.benchmarks import BENCHMARKS, Benchmark, Copy, measure_copy
 from unified_embedding.protocols.measure import Cell, Measurement
 from unified_embedding.retrieval import COMPARISONS
+from unified_embedding.training.program import resumable
 
 RELEASED: Final = "models/unified-embedder-lite0"
 CROPPED: Final = Preprocessing(resize="center_crop", crop_pct=0.875)
@@ -66,7 +67,7 @@ def main(
 ) -> None:
     """Measure embedders on a public benchmark and put them beside published rows."""
     console = Console(stderr=True)
-    try:
+    with resumable(console, "benchmark", " with what is cached"):
         if name not in BENCHMARKS:
             raise DataError(f"{shown(name)} is not one of {', '.join(BENCHMARKS)}")
         benchmark = BENCHMARKS[name]
@@ -83,12 +84,6 @@ def main(
         write_json(out / f"{name}.json", as_json(benchmark, copy, rows))
         write_text(out / f"{name}.md", report)
         print(f"{report}\n{out / name}.md")
-    except EmbeddingError as error:
-        console.print(f"[red]benchmark failed:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command continues with what is cached")
-        raise typer.Exit(130) from None
 
 
 def _measure(

@@ -10,13 +10,13 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from unified_embedding.errors import EmbeddingError
 from unified_embedding.evaluation.comparison import page
 from unified_embedding.evaluation.comparison.config import load_config
 from unified_embedding.evaluation.comparison.measured import measure_all
 from unified_embedding.evaluation.comparison.runner import alone, train_next
 from unified_embedding.measure.files import write_text
 from unified_embedding.training.distributed import join_ranks
+from unified_embedding.training.program import resumable
 
 
 def main(
@@ -30,7 +30,7 @@ def main(
 ) -> None:
     """Train what is not done, measure what is, and write the page."""
     console = Console()
-    try:
+    with resumable(console, "comparison"):
         wanted = load_config(config)
         if plan:
             typer.echo(page.budget(wanted))
@@ -43,12 +43,6 @@ def main(
                 job = train_next(wanted, rank, console)
             write_text(out, page.render(measure_all(wanted, console, threads)))
         console.print(str(out))
-    except EmbeddingError as error:
-        console.print(f"[red]comparison failed:[/red] {error}", highlight=False)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command continues")
-        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unified_embedding.datasets.complaints import problems_of
 from unified_embedding.datasets.task_table import TASKS
 from unified_embedding.errors import DataError
 from unified_embedding.evaluation.rotations import ROTATIONS
@@ -189,12 +190,3 @@ def load_config(path: Path) -> EvaluationConfig:
         return EvaluationConfig.model_validate(raw)
     except ValidationError as error:
         raise DataError(f"{path}: {problems_of(error)}") from None
-
-
-def problems_of(error: ValidationError) -> str:
-    """What pydantic found wrong in a configuration, in one line."""
-    return "; ".join(
-        f"{'.'.join(str(part) for part in entry['loc'])}: "
-        f"{entry['msg'].removeprefix('Value error, ')}"
-        for entry in error.errors(include_url=False)
-    )

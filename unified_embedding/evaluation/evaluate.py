@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from unified_embedding.datasets.store import data_home, write_whole
-from unified_embedding.errors import DataError, EmbeddingError
+from unified_embedding.errors import DataError
 from unified_embedding.evaluation import page
 from unified_embedding.evaluation.agreement import Agreement, load_agreements
 from unified_embedding.evaluation.charts import all_charts
@@ -27,6 +27,7 @@ from unified_embedding.evaluation.targets import targets
 from unified_embedding.measure.files import write_text
 from unified_embedding.protocols.measure import Cell
 from unified_embedding.retrieval import COMPARISONS
+from unified_embedding.training.program import resumable
 
 PAGE: Final = "results.md"
 FIGURES: Final = "results.json"
@@ -87,7 +88,7 @@ def main(
 ) -> None:
     """Measure every embedder of CONFIG on the frozen test set; write the page and its pictures."""
     console = Console(stderr=True)
-    try:
+    with resumable(console, "evaluation", " with what is cached"):
         if manifest is not None:
             frozen = frozen or ANY
             if out is None and not only and compare_with is None:
@@ -105,12 +106,6 @@ def main(
             _print_rows(results)
             if not only:
                 _write_page(bench, results, out or DOCS, _command(config, manifest, out))
-    except EmbeddingError as error:
-        console.print(f"[red]evaluation failed:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command continues with what is cached")
-        raise typer.Exit(130) from None
 
 
 def _chosen(

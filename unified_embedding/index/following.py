@@ -132,11 +132,18 @@ class Following(Generic[_T]):
         self._seen = self._stamp()
         self._made = make(open_index(place))
 
+    def unchanged(self) -> _T | None:
+        """What `now` gives where that takes no opening of an index, else None."""
+        return None if self._is_due(self._stamp()) else self._made
+
     def now(self) -> _T:
         """What is made of the index that is active now."""
         stamp = self._stamp()
-        due = stamp not in (None, self._seen) and time.monotonic() >= self._not_before
-        if due and self._place is not None and self._opening.acquire(blocking=False):
+        if (
+            self._is_due(stamp)
+            and self._place is not None
+            and self._opening.acquire(blocking=False)
+        ):
             try:
                 if stamp != self._seen:  # Another thread may have opened it since.
                     old, self._made = self._made, self._make(_open_active(self._place))
@@ -148,6 +155,9 @@ class Following(Generic[_T]):
             finally:
                 self._opening.release()
         return self._made
+
+    def _is_due(self, stamp: tuple[int, ...] | None) -> bool:
+        return stamp not in (None, self._seen) and time.monotonic() >= self._not_before
 
     def _stamp(self) -> tuple[int, ...] | None:
         """Changes with active.json; None where there is none to follow."""

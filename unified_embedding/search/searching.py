@@ -8,7 +8,6 @@ from typing import Any, Final
 from unified_embedding.client import Connection, EmbeddedEach, EmbedderClient, Retry, ServerInfo
 from unified_embedding.errors import ClientError, VersionMismatch
 from unified_embedding.index import CodeIndex, Origin
-from unified_embedding.index.following import open_index as open_index
 from unified_embedding.search.pictures import Pictures
 
 DEFAULT_INDEX: Final = Path("out/index")

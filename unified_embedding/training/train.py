@@ -13,11 +13,11 @@ import typer
 import yaml  # type: ignore[import-untyped]
 from rich.console import Console
 
-from unified_embedding.errors import EmbeddingError
 from unified_embedding.training import checkpoint
 from unified_embedding.training.allocator import keep_freed_memory
 from unified_embedding.training.config import Config, load_config
 from unified_embedding.training.distributed import Rank, barrier, join_ranks
+from unified_embedding.training.program import resumable
 from unified_embedding.training.report import Report
 from unified_embedding.training.trainer import Trainer
 from unified_embedding.training.validation import Score, validate
@@ -106,17 +106,11 @@ def main(
 ) -> None:
     """Train, or resume, the run that CONFIG describes."""
     console = Console()
-    try:
+    with resumable(console, "training", " from the last checkpoint"):
         loaded = load_config(config, overrides)
         Path(loaded.run).mkdir(parents=True, exist_ok=True)
         with join_ranks() as rank:
             train(loaded, rank, console)
-    except EmbeddingError as error:
-        console.print(f"[red]training failed:[/red] {error}", highlight=False, soft_wrap=True)
-        raise typer.Exit(1) from None
-    except KeyboardInterrupt:
-        console.print("interrupted; the same command continues from the last checkpoint")
-        raise typer.Exit(130) from None
 
 
 if __name__ == "__main__":

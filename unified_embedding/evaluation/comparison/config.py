@@ -6,8 +6,9 @@ from typing import Annotated, Literal
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from unified_embedding.datasets.complaints import problems_of
 from unified_embedding.errors import DataError
-from unified_embedding.evaluation.config import Product, problems_of
+from unified_embedding.evaluation.config import Product
 from unified_embedding.evaluation.rotations import ROTATIONS
 
 Role = Literal[
