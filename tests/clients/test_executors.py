@@ -64,8 +64,9 @@ def new_cluster() -> Any:
 
     head = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": MEMORY}
     for _ in range(4):
-        # Ray waits half a minute for its own processes, whatever else the machine does.
-        with contextlib.suppress(RuntimeError):
+        # Ray waits half a minute for its own processes, whatever else the machine does, and ends
+        # with an Exception of no class of its own.
+        with contextlib.suppress(Exception):
             return Cluster(initialize_head=True, head_node_args=head)
     return Cluster(initialize_head=True, head_node_args=head)
 
