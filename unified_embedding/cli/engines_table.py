@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from unified_embedding import onnx_file
-from unified_embedding.checkout import ROOT
+from unified_embedding.checkout import RELEASED, ROOT
 from unified_embedding.engine.gates import gates, reference, speed
 from unified_embedding.engine.gates.consistency import Runner
 from unified_embedding.engine.openvino.target import OpenVinoTarget, has_native_bf16
@@ -61,9 +61,9 @@ class EngineRow:
 
 
 def main(
-    model: Annotated[Path, typer.Option(help="Folder with embedder.onnx and spec.json.")] = (
-        ROOT / "models" / "unified-embedder-lite0"
-    ),
+    model: Annotated[
+        Path, typer.Option(help="Folder with embedder.onnx and spec.json.")
+    ] = RELEASED,
     gallery: Annotated[Path, typer.Option(help="Labelled pictures.")] = ROOT / "demo",
     into: Annotated[
         Path | None, typer.Option(help="Markdown file whose table for MODEL is replaced.")
@@ -205,12 +205,3 @@ def _replace(document: Path, name: str, text: str) -> None:
     except ValueError as error:
         raise typer.BadParameter(f"{document} {error}") from error
     write_text(document, filled)
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

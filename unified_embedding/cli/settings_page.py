@@ -499,7 +499,3 @@ def program() -> None:
     """Write the page."""
     write_text(PAGE, page())
     print(f"wrote {PAGE.relative_to(ROOT)}")
-
-
-if __name__ == "__main__":
-    program()

@@ -15,6 +15,7 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from unified_embedding.checkout import RELEASED
 from unified_embedding.datasets import emoji, sources, splits
 from unified_embedding.datasets.store import data_home, write_whole
 from unified_embedding.errors import EmbeddingError
@@ -74,9 +75,7 @@ def draw(model: Path, home: Path) -> None:
 
 
 def main(
-    model: Annotated[Path, typer.Option(help="folder of the released embedder")] = Path(
-        "models/unified-embedder-lite0"
-    ),
+    model: Annotated[Path, typer.Option(help="folder of the released embedder")] = RELEASED,
 ) -> None:
     """Write tables/products.csv and tables/emoji.csv."""
     try:
