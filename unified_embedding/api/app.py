@@ -133,7 +133,7 @@ class Api:
                 "the page has no login, so it cannot stand beside --keys: serve it by a process of "
                 "its own, behind your own proxy"
             )
-        self.settings = settings
+        self.settings, self.limits = settings, Limits.from_environment()
         self.servers = servers or Servers(settings.urls, settings.connection, _trace)
         self.book = book or Book()
         self.bodies = Bodies(settings.bodies)
@@ -244,7 +244,7 @@ class Api:
                 "as the body with its own type (image/jpeg)",
                 "unsupported_media_type",
             )
-        most = None if is_json else Limits.from_environment().max_bytes
+        most = None if is_json else self.limits.max_bytes
         async with self.bodies.read(request, most) as body:
             request.state.visit.mark("upload")
             if is_json:
@@ -357,8 +357,27 @@ class Api:
     async def _models(self) -> list[ServedModel]:
         infos = {info.version: info for info in await self.servers.infos()}
         first = next(iter(infos.values()))
-        listed = [_model(MODEL, first, self.settings)]
-        return listed + [_model(f"{MODEL}@{v}", info, self.settings) for v, info in infos.items()]
+        listed = [self._model(MODEL, first)]
+        return listed + [self._model(f"{MODEL}@{v}", info) for v, info in infos.items()]
+
+    def _model(self, name: str, info: ServerInfo) -> ServedModel:
+        return ServedModel(
+            id=name,
+            created=0,
+            owned_by="unified-embedding",
+            version=info.version,
+            engine=info.engine,
+            compatible_with=info.compatible_with,
+            dimensions=info.dim,
+            code_bytes=info.code_bytes,
+            limits={
+                "images": MAX_IMAGES,
+                "body_bytes": self.settings.bodies.bytes,
+                "image_bytes": self.limits.max_bytes,
+                "image_pixels": self.limits.max_pixels,
+                "formats": list(self.limits.formats),
+            },
+        )
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -434,27 +453,6 @@ def _together(problems: Sequence[ApiError], count: int) -> ApiError:
         message = f"{len(problems)} of {count} pictures were not embedded; {first.param}: {message}"
     images = [image for problem in problems for image in problem.images]
     return ApiError(first.status, message, first.code, first.param, first.kind, images)
-
-
-def _model(name: str, info: ServerInfo, settings: Settings) -> ServedModel:
-    limits = Limits.from_environment()
-    return ServedModel(
-        id=name,
-        created=0,
-        owned_by="unified-embedding",
-        version=info.version,
-        engine=info.engine,
-        compatible_with=info.compatible_with,
-        dimensions=info.dim,
-        code_bytes=info.code_bytes,
-        limits={
-            "images": MAX_IMAGES,
-            "body_bytes": settings.bodies.bytes,
-            "image_bytes": limits.max_bytes,
-            "image_pixels": limits.max_pixels,
-            "formats": list(limits.formats),
-        },
-    )
 
 
 def _json(value: Any) -> Response:

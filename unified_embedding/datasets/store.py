@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from unified_embedding.whole_files import whole_file
+from unified_embedding.whole_files import write_whole
 
 HOME_VARIABLE: Final = "UNIFIED_EMBEDDING_DATA"
 _LEDGER: Final = "checksums.txt"
@@ -31,13 +31,6 @@ def data_home() -> Path:
 def sha256(data: bytes) -> str:
     """SHA-256 of `data` in hex."""
     return hashlib.sha256(data).hexdigest()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as unfinished:
-        unfinished.write_bytes(data)
 
 
 class Store:
