@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -244,15 +245,32 @@ def test_cheap_rows_come_first_a_seed_at_a_time_and_last_ones_last(
     assert swept == [name for name in (*one_seed, "GradNorm") for _ in range(2)]
 
 
-def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
-    with (
-        alone(tmp_path / "runs"),
-        pytest.raises(DataError, match="another comparison is running"),
-        alone(tmp_path / "runs"),
-    ):
-        pass
-    with alone(tmp_path / "runs"):
-        pass
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path / "runs") as first, alone(tmp_path / "runs") as second:
+        assert (first, second) == (True, False)
+    with alone(tmp_path / "runs", wait=True) as third:
+        assert third
+
+
+def test_processes_share_the_trainings(shop: Path, tmp_path: Path) -> None:
+    rows = [{**row, "steps": 2} for row in ROWS[:2]]
+    config = write(tmp_path, shop, rows=rows, sweep={"rates": [0.001], "steps": 2})
+    processes = [
+        subprocess.Popen(
+            command(config),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=900)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    begun = [line for text in told for line in text.splitlines() if re.match(r"\d+ of ", line)]
+    assert len(begun) == len(set(begun)) == len(list(in_order(load_config(config)))) == 4
+    figures = (tmp_path / "comparison.md").read_text().split("## Figures")[1].split("##")[0]
+    assert "not run" not in figures
 
 
 def test_the_shipped_plan_states_budget_margin_and_equal_data() -> None:

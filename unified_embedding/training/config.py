@@ -112,6 +112,8 @@ class DataConfig(_Section):
         crop_area: smallest share of a picture that a random crop keeps; 1 turns crops off.
         flip: mirror half of the pictures.
         color: largest relative change of each colour channel.
+        augment: "light" stops there; "strong" adds what hand-held cameras and rooms do:
+            perspective, light and occlusion (`dataset.STRONG`).
         workers: processes that read pictures; 0 reads in the training process.
     """
 
@@ -122,6 +124,7 @@ class DataConfig(_Section):
     crop_area: Share = 0.6
     flip: bool = True
     color: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    augment: Literal["light", "strong"] = "light"
     workers: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -167,8 +170,13 @@ class ScheduleConfig(_Section):
         full: the second.
         rate: learning rate of the trunk.
         proxy_rate: learning rate of the proxies, in both stages.
+        optimizer: of the trunk: "sgd" or "adamw".
         momentum: of SGD.
-        weight_decay: of SGD, proxies included.
+        weight_decay: of the optimiser, proxies included.
+        decay_norms: False spares the trunk's norms and biases the weight decay.
+        clip: largest norm of the trunk's gradient; 0 leaves it as it is.
+        ema: decay of an exponential moving average of the trunk's weights, for instance 0.999; what
+            validates and is saved is then the average. 0 keeps none.
         proxies: how proxies move: "sgd", or "adagrad" with one accumulator a row.
         proxy_momentum: of the proxies' SGD; by default `momentum`. A sampled row resumes its old
             momentum when it is drawn again, which 0 and "adagrad" avoid.
@@ -182,8 +190,12 @@ class ScheduleConfig(_Section):
     full: Length = Length(epochs=3.0)
     rate: Annotated[float, Field(ge=0)] = 0.001
     proxy_rate: Annotated[float, Field(ge=0)] = 0.005
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norms: bool = True
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     proxies: Literal["sgd", "adagrad"] = "sgd"
     proxy_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     decay: Literal["constant", "cosine", "step"] = "cosine"

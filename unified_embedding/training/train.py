@@ -82,7 +82,9 @@ def _select(trainer: Trainer, report: Report) -> None:
     held_out = trainer.held_out
     if trainer.config.validation.every and len(held_out):
         limit = trainer.config.validation.images
-        found = validate(trainer.model, held_out, trainer.preprocessing, trainer.rank.device, limit)
+        found = validate(
+            trainer.embedder, held_out, trainer.preprocessing, trainer.rank.device, limit
+        )
     if found:
         mean = sum(score.float_ for score in found.values()) / len(found)
         report.validated(found, mean)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unified_embedding.errors import TrainingError
 from unified_embedding.training import checkpoint
@@ -19,6 +21,7 @@ from unified_embedding.training.assembly import (
     build_gradnorm,
     build_heads,
     build_model,
+    build_optimizer,
     build_plan,
     head_classes,
     mixed_seed,
@@ -88,16 +91,19 @@ class Trainer:
         if config.gradnorm is not None and rank.world > 1:
             raise TrainingError("gradnorm runs in one process; start without torchrun")
         self.gradnorm = build_gradnorm(config, self.model, self.heads)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            trained,
-            lr=config.schedule.rate,
-            momentum=config.schedule.momentum,
-            weight_decay=config.schedule.weight_decay,
-        )
+        self.optimizer = build_optimizer(config.schedule, self.model)
+        self._average: AveragedModel | None = None
+        if config.schedule.ema:
+            averaging = get_ema_multi_avg_fn(config.schedule.ema)
+            self._average = AveragedModel(self.model, multi_avg_fn=averaging)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=config.precision == "fp16")
         self._parallel: nn.Module | None = None
         self._saved_at = time.monotonic()
+
+    @property
+    def embedder(self) -> nn.Module:
+        """What is validated, saved and served: the averaged weights where there is an average."""
+        return self.model if self._average is None else self._average.module
 
     def pixels(self) -> Iterator[Tensor]:
         """This rank's batches, from the current step to the last."""
@@ -159,6 +165,7 @@ class Trainer:
                     "best": self.best,
                     "validated": self.validated,
                     "heads": heads,
+                    **self._average_values(),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "gradnorm": self.gradnorm.weights if self.gradnorm is not None else None,
@@ -183,7 +190,10 @@ class Trainer:
             return False
         values = checkpoint.read(path)
         self._check_same_run(values, path)
-        self.model.load_state_dict(values["embedder"])
+        self.embedder.load_state_dict(values["embedder"])
+        if self._average is not None:
+            self.model.load_state_dict(values["trained"])
+            self._average.n_averaged.fill_(values["averaged"])
         for head in self.heads:
             head.load(values["heads"][head.column])
         self.optimizer.load_state_dict(values["optimizer"])
@@ -207,6 +217,7 @@ class Trainer:
         values = checkpoint.read(path)
         try:
             self.model.load_state_dict(values["embedder"])
+            self.embedder.load_state_dict(values["embedder"])
         except (KeyError, RuntimeError) as error:
             raise TrainingError(f"start_from {path} holds another network ({error})") from error
         self.recipe = replace(
@@ -269,12 +280,25 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(step)
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        if self.config.schedule.clip:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), self.config.schedule.clip)
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         # A scale that fell is how GradScaler tells that it left the step out.
-        return bool(self.scaler.get_scale() >= before)
+        moved = bool(self.scaler.get_scale() >= before)
+        if moved and self._average is not None:
+            self._average.update_parameters(self.model)
+        return moved
+
+    def _average_values(self) -> dict[str, Any]:
+        """What a resume needs beside the average, which is what `_embedder_values` holds."""
+        if self._average is None:
+            return {}
+        trained = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        return {"trained": trained, "averaged": int(self._average.n_averaged)}
 
     def _shared_result(self, shares: list[Tensor], step: int) -> StepResult:
         due = self.rank.first and self.due()
@@ -339,4 +363,4 @@ class Trainer:
             ),
             "validation": self.validated,
         }
-        return checkpoint.embedder_values(self.recipe, self.model.state_dict(), summary)
+        return checkpoint.embedder_values(self.recipe, self.embedder.state_dict(), summary)

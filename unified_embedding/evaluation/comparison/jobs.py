@@ -43,8 +43,8 @@ class Job:
 
 
 def sweep_jobs(config: CompareConfig, row: CompareRow) -> list[Job]:
-    """The short runs that choose a row's rate; none when there is one rate."""
-    rates = config.sweep.rates
+    """The short runs that choose a row's rate; none when it has no choice."""
+    rates = config.sweep.rates if row.role != "step" else []
     steps = min(config.sweep.steps, row.steps)
     folder = config.out / _slug(row.name)
     return [
@@ -62,7 +62,8 @@ def seed_job(config: CompareConfig, row: CompareRow, seed: int) -> Job:
 def in_order(config: CompareConfig) -> Iterator[Job]:
     """Everything, the cheap rows first, a seed of all rows before the next seed.
 
-    Rows marked `last` come after all seeds of the others.
+    Rows marked `last` come after all seeds of the others. A run comes behind the sweep that
+    chooses its rate.
     """
     for last in (False, True):
         rows = sorted((r for r in config.rows if r.last == last), key=lambda row: row.minutes)
@@ -75,6 +76,10 @@ def in_order(config: CompareConfig) -> Iterator[Job]:
 
 def chosen_rate(config: CompareConfig, row: CompareRow) -> float | None:
     """The sweep's best rate on validation; None while it is not complete."""
+    if row.role == "step":
+        base = config.find("unified-data")
+        assert base is not None  # the configuration demands it
+        return chosen_rate(config, base)
     jobs = sweep_jobs(config, row)
     if not jobs:
         return config.sweep.rates[0]
