@@ -23,6 +23,7 @@ from unified_embedding.training.assembly import (
     head_classes,
     mixed_seed,
 )
+from unified_embedding.training.compatible import build_influence
 from unified_embedding.training.config import Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
@@ -37,7 +38,7 @@ class StepResult:
     """What one step computed.
 
     Attributes:
-        losses: mean over the labelled images of the global batch, per head.
+        losses: mean over the labelled images of the global batch, by `Trainer.loss_names`.
         save: rank 0's wish to save now, known to all ranks.
     """
 
@@ -54,6 +55,7 @@ class Trainer:
 
     Attributes:
         step: the next step.
+        loss_names: of the losses of a step: the heads' columns, and those of the old classifier.
         examples: rows to train on.
         held_out: rows to validate on; may be empty.
         best: best validation score so far.
@@ -88,6 +90,9 @@ class Trainer:
         if config.gradnorm is not None and rank.world > 1:
             raise TrainingError("gradnorm runs in one process; start without torchrun")
         self.gradnorm = build_gradnorm(config, self.model, self.heads)
+        self.influence = build_influence(
+            config, self.examples, self.classes, self.model, self.heads, rank
+        )
         trained = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = torch.optim.SGD(
             trained,
@@ -96,6 +101,9 @@ class Trainer:
             weight_decay=config.schedule.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=config.precision == "fp16")
+        columns = [head.column for head in self.heads]
+        old = [f"old_{column}" for column in columns if self.influence is not None]
+        self.loss_names = [*columns, *old]
         self._parallel: nn.Module | None = None
         self._saved_at = time.monotonic()
 
@@ -130,6 +138,10 @@ class Trainer:
         if self.gradnorm is not None and trunk_trains:
             self.weights = self.gradnorm.step(shares)
         total = (torch.stack(shares) * self.weights).sum() * scale
+        if self.influence is not None:
+            old = self.influence.losses(embedding, labels, self.slots, step)
+            total = total + self.influence.weight * (torch.stack(old) * self.weights).sum() * scale
+            shares = [*shares, *old]
         moved = True
         if trunk_trains:
             scale *= float(self.scaler.get_scale())
@@ -281,10 +293,10 @@ class Trainer:
         values = torch.stack([share.detach().double() for share in shares])
         flag = torch.tensor([float(due)], dtype=torch.float64, device=values.device)
         *losses, save = sum_over_ranks(torch.cat([values, flag])).tolist()
-        for head, loss in zip(self.heads, losses, strict=True):
+        for name, loss in zip(self.loss_names, losses, strict=True):
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss of {head.column} is {loss} at step {step}; lower schedule.rate or "
+                    f"the loss of {name} is {loss} at step {step}; lower schedule.rate or "
                     "schedule.proxy_rate, or use precision=fp32"
                 )
         return StepResult(losses, save > 0)
@@ -337,6 +349,7 @@ class Trainer:
             "loss_weights": dict(
                 zip([h.column for h in self.heads], self.weights.tolist(), strict=True)
             ),
+            "compatible_with": self.influence.summary if self.influence is not None else None,
             "validation": self.validated,
         }
         return checkpoint.embedder_values(self.recipe, self.model.state_dict(), summary)

@@ -1,7 +1,7 @@
 """What is compared, as data: configs/compare.yaml. Budgets and margins stand there before a run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,7 +18,10 @@ Role = Literal[
     "unified-data",
     "no-layer-norm",
     "gradnorm",
+    "compatible",
 ]
+OLD: Final[Role] = "unified-steps"
+"""Whose run of the same seed is the old embedder of the row "compatible"."""
 
 
 class _Section(BaseModel):
@@ -121,6 +124,9 @@ class CompareConfig(_Section):
         parts = [(row.role, row.task) for row in self.rows]
         if len(set(parts)) != len(parts):
             raise ValueError("a role (and task) belongs to one row")
+        old, new = self.find(OLD), self.find("compatible")
+        if new is not None and (old is None or old.last > new.last):
+            raise ValueError(f"row {new.name!r} needs a row {OLD!r} that is run before it")
         if self.sweep.seed in self.seeds:
             raise ValueError(f"sweep.seed {self.sweep.seed} is a seed of the comparison")
         return self
