@@ -229,6 +229,24 @@ class GradNormConfig(_Section):
     layer: str = "conv_head"
 
 
+class CompatibleConfig(_Section):
+    """Backward-compatible training; see `compatible`. A path alone stands for `old`.
+
+    Attributes:
+        old: the embedder whose index new queries shall search: a released folder with
+            embedder.onnx and spec.json, or last.pt of a run.
+        weight: of the influence loss beside each head's own.
+    """
+
+    old: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, given: Any) -> Any:
+        return {"old": given} if isinstance(given, str) else given
+
+
 class ValidationConfig(_Section):
     """Model selection, on the manifest's validation split alone.
 
@@ -253,6 +271,7 @@ class Config(_Section):
         temperature: of the normalised softmax.
         heads: label column -> weight and temperature of that head; 1 and `temperature` else.
         gradnorm: let GradNorm move the weights; one process, no fp16.
+        compatible_with: an old embedder that this one's queries shall understand.
         sampled: label column -> K; columns not named use the full softmax.
         bank: keep sampled heads' proxies in "memory" of each rank, or in a file that the ranks
             of a host map ("mapped").
@@ -275,6 +294,7 @@ class Config(_Section):
     temperature: Annotated[float, Field(gt=0)] = 0.05
     heads: dict[str, HeadConfig] = {}
     gradnorm: GradNormConfig | None = None
+    compatible_with: CompatibleConfig | None = None
     sampled: dict[str, Annotated[int, Field(ge=1)]] = {}
     bank: Literal["memory", "mapped"] = "memory"
     schedule: ScheduleConfig = ScheduleConfig()
@@ -297,6 +317,10 @@ class Config(_Section):
             raise ValueError("gradnorm moves the weights of heads, which therefore cannot be given")
         if self.gradnorm is not None and self.precision == "fp16":
             raise ValueError("gradnorm needs precision fp32 or bf16: fp16 scales gradients")
+        if self.compatible_with is not None and self.gradnorm is not None:
+            raise ValueError("compatible_with and gradnorm do not go together; leave one out")
+        if self.compatible_with is not None and not self.model.layer_norm:
+            raise ValueError("compatible_with needs model.layer_norm, as whatever is served")
         if self.batch % len(self.data.tasks):
             raise ValueError(
                 f"batch {self.batch} does not divide among {len(self.data.tasks)} tasks; "

@@ -32,6 +32,13 @@ def train(config: Config, rank: Rank, console: Console) -> None:
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.compatible_with is not None and rank.first:
+        console.print(
+            f"compatible with {config.compatible_with.old}; where it has no proxies, it embeds the "
+            "training pictures first, once",
+            soft_wrap=True,
+            highlight=False,
+        )
     trainer = Trainer(config, rank)
     try:
         resumed = trainer.resume()

@@ -26,6 +26,7 @@ from unified_embedding.training.assembly import (
     head_classes,
     mixed_seed,
 )
+from unified_embedding.training.compatible import build_influence
 from unified_embedding.training.config import Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
@@ -40,7 +41,7 @@ class StepResult:
     """What one step computed.
 
     Attributes:
-        losses: mean over the labelled images of the global batch, per head.
+        losses: mean over the labelled images of the global batch, by `Trainer.loss_names`.
         save: rank 0's wish to save now, known to all ranks.
     """
 
@@ -57,6 +58,7 @@ class Trainer:
 
     Attributes:
         step: the next step.
+        loss_names: of the losses of a step: the heads' columns, and those of the old classifier.
         examples: rows to train on.
         held_out: rows to validate on; may be empty.
         best: best validation score so far.
@@ -91,12 +93,18 @@ class Trainer:
         if config.gradnorm is not None and rank.world > 1:
             raise TrainingError("gradnorm runs in one process; start without torchrun")
         self.gradnorm = build_gradnorm(config, self.model, self.heads)
+        self.influence = build_influence(
+            config, self.examples, self.classes, self.model, self.heads, rank
+        )
         self.optimizer = build_optimizer(config.schedule, self.model)
         self._average: AveragedModel | None = None
         if config.schedule.ema:
             averaging = get_ema_multi_avg_fn(config.schedule.ema)
             self._average = AveragedModel(self.model, multi_avg_fn=averaging)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=config.precision == "fp16")
+        columns = [head.column for head in self.heads]
+        old = [f"old_{column}" for column in columns if self.influence is not None]
+        self.loss_names = [*columns, *old]
         self._parallel: nn.Module | None = None
         self._saved_at = time.monotonic()
 
@@ -136,6 +144,10 @@ class Trainer:
         if self.gradnorm is not None and trunk_trains:
             self.weights = self.gradnorm.step(shares)
         total = (torch.stack(shares) * self.weights).sum() * scale
+        if self.influence is not None:
+            old = self.influence.losses(embedding, labels, self.slots, step)
+            total = total + self.influence.weight * (torch.stack(old) * self.weights).sum() * scale
+            shares = [*shares, *old]
         moved = True
         if trunk_trains:
             scale *= float(self.scaler.get_scale())
@@ -305,10 +317,10 @@ class Trainer:
         values = torch.stack([share.detach().double() for share in shares])
         flag = torch.tensor([float(due)], dtype=torch.float64, device=values.device)
         *losses, save = sum_over_ranks(torch.cat([values, flag])).tolist()
-        for head, loss in zip(self.heads, losses, strict=True):
+        for name, loss in zip(self.loss_names, losses, strict=True):
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss of {head.column} is {loss} at step {step}; lower schedule.rate or "
+                    f"the loss of {name} is {loss} at step {step}; lower schedule.rate or "
                     "schedule.proxy_rate, or use precision=fp32"
                 )
         return StepResult(losses, save > 0)
@@ -361,6 +373,7 @@ class Trainer:
             "loss_weights": dict(
                 zip([h.column for h in self.heads], self.weights.tolist(), strict=True)
             ),
+            "compatible_with": self.influence.summary if self.influence is not None else None,
             "validation": self.validated,
         }
         return checkpoint.embedder_values(self.recipe, self.embedder.state_dict(), summary)

@@ -1,7 +1,7 @@
 """What is compared, as data: configs/compare.yaml. Budgets and margins stand there before a run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -19,7 +19,10 @@ Role = Literal[
     "no-layer-norm",
     "gradnorm",
     "step",
+    "compatible",
 ]
+OLD: Final[Role] = "unified-steps"
+"""Whose run of the same seed is the old embedder of the row "compatible"."""
 
 
 class _Section(BaseModel):
@@ -126,6 +129,9 @@ class CompareConfig(_Section):
         steps = [row.name for row in self.rows if row.role == "step"]
         if steps and self.find("unified-data") is None:
             raise ValueError(f"{steps} are steps from a row of the role unified-data; add one")
+        old, new = self.find(OLD), self.find("compatible")
+        if new is not None and (old is None or old.last > new.last):
+            raise ValueError(f"row {new.name!r} needs a row {OLD!r} that is run before it")
         if self.sweep.seed in self.seeds:
             raise ValueError(f"sweep.seed {self.sweep.seed} is a seed of the comparison")
         return self

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from unified_embedding.evaluation.comparison.claims import claims
-from unified_embedding.evaluation.comparison.config import CompareConfig, CompareRow, Role
+from unified_embedding.evaluation.comparison.claims import SEARCHED, claims
+from unified_embedding.evaluation.comparison.config import OLD, CompareConfig, CompareRow, Role
 from unified_embedding.evaluation.comparison.jobs import chosen_rate, seed_job, sweep_jobs
 from unified_embedding.evaluation.comparison.measured import FIGURES, Measured
 from unified_embedding.evaluation.page import (
@@ -59,6 +59,7 @@ def render(measured: Measured) -> str:
         _differences(measured),
         _steps(measured),
         _codes(measured),
+        _compatibility(measured),
         _budget(config),
         claims_detail(judged),
     ]
@@ -167,6 +168,43 @@ def _codes(measured: Measured) -> Lines:
         "which has no map). Points: mean over seeds and maps; SD over maps, mean of the seeds.",
         "",
         *table(head, rows),
+    ]
+
+
+def _compatibility(measured: Measured) -> Lines:
+    find = measured.config.find
+    old, new, free = find(OLD), find("compatible"), find("unified-data")
+    if old is None or new is None:
+        return []
+    levels = [(old, False), (new, True), *((row, True) for row in (free,) if row), (new, False)]
+    rows = []
+    for by in SEARCHED:
+        cells = [Cell(*figure, by) for figure in FIGURES]
+        for row, crossed in levels:
+            index = old if crossed else row
+            texts = [_mean_and_sd(measured.values(row.name, cell, crossed)) for cell in cells]
+            rows.append([row.name, index.name, by, *texts])
+    gains = []
+    for by in SEARCHED:
+        cells = [Cell(*figure, by) for figure in FIGURES]
+        for ours in (new, free) if free is not None else (new,):
+            texts = [points(measured.against_old(ours, cell)) for cell in cells]
+            gains.append([f"queries of {ours.name} minus old queries, old index", by, *texts])
+        for theirs in (old, free) if free is not None else (old,):
+            texts = [points(measured.gain(new, theirs, cell)) for cell in cells]
+            gains.append([f"{new.name} minus {theirs.name}, each in its own index", by, *texts])
+    figures = [f"{t} {m}" for t, m in FIGURES]
+    return [
+        "## Backward compatibility",
+        "",
+        f"`{new.name}` has an influence loss (Shen et al., CVPR 2020) against the run of "
+        f"`{old.name}` of the same seed, the old embedder here. Its queries search what the old "
+        "embedder stored (B1, B2); a row that was not trained for that stands beside it. All rows "
+        "start from the same weights, which alone makes them somewhat alike. The last difference "
+        "is what compatibility costs in an index of its own.",
+        "",
+        *table(["queries of", "index of", "by", *figures], rows),
+        *table(["difference", "by", *figures], gains),
     ]
 
 

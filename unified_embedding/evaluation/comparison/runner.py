@@ -17,6 +17,7 @@ from unified_embedding.evaluation.comparison.jobs import (
     check_same,
     chosen_rate,
     in_order,
+    old_job,
     training_config,
 )
 from unified_embedding.measure.files import write_json
@@ -46,7 +47,7 @@ def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
 def train_next(config: CompareConfig, rank: Rank, console: Console) -> Job | None:
     """Train the first job that is neither done nor in the hands of another process.
 
-    Waits where all that is left needs a sweep which another process trains. Returns None when
+    Waits where all that is left rests on a run which another process trains. Returns None when
     there is nothing left to begin.
 
     Raises:
@@ -56,7 +57,7 @@ def train_next(config: CompareConfig, rank: Rank, console: Console) -> Job | Non
     while True:
         waiting = False
         for number, job in enumerate(jobs, 1):
-            if job.record() is None and not _has_rate(config, job):
+            if job.record() is None and not _ready(config, job):
                 waiting = True
                 continue
             with alone(job.folder) as ours:
@@ -73,7 +74,11 @@ def train_next(config: CompareConfig, rank: Rank, console: Console) -> Job | Non
         time.sleep(1)
 
 
-def _has_rate(config: CompareConfig, job: Job) -> bool:
+def _ready(config: CompareConfig, job: Job) -> bool:
+    """Whether the runs that a job rests on are done: its row's sweep, its old embedder."""
+    old = old_job(config, job)
+    if old is not None and old.record() is None:
+        return False
     return job.rate is not None or chosen_rate(config, job.row) is not None
 
 
