@@ -23,6 +23,12 @@ PREPARED: Final = "prepared"
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
+LossName = Literal["normalized-softmax", "cosface", "arcface", "proxy-anchor"]
+SOFTMAX: Final[LossName] = "normalized-softmax"
+
+_LATER: Final[Any] = Field(exclude_if=lambda value: value is None)
+"""Of settings inside a section that older runs' sections lack: unset, both are equal."""
+
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML 1.2 floats: plain YAML 1.1 reads 1e-4, without a dot, as text."""
@@ -109,6 +115,8 @@ class DataConfig(_Section):
         tasks: tasks to train, by default all that are shipped or stand in the file tasks.yaml
             beside the manifest; one alone makes a specialist.
         labels: label columns that get a head; all of these tasks' columns by default.
+        shared_labels: label column -> other tasks whose training rows carry that label too: the one
+            that rows of the column's own task and of the same `identity` have.
         crop_area: smallest share of a picture that a random crop keeps; 1 turns crops off.
         flip: mirror half of the pictures.
         color: largest relative change of each colour channel.
@@ -121,6 +129,7 @@ class DataConfig(_Section):
     made_up: MadeUp | None = None
     tasks: list[str] = list(TASKS)
     labels: list[str] = list(label_columns(TASKS))
+    shared_labels: Annotated[dict[str, list[str]] | None, _LATER] = None
     crop_area: Share = 0.6
     flip: bool = True
     color: Annotated[float, Field(ge=0, lt=1)] = 0.05
@@ -139,6 +148,12 @@ class DataConfig(_Section):
         for name, values, known in chosen:
             if not values or len(set(values)) != len(values) or set(values) - set(known):
                 raise ValueError(f"{name} {values} must be some of {known}, each once")
+        for column, tasks in (self.shared_labels or {}).items():
+            if column not in self.labels:
+                raise ValueError(f"shared_labels: {column!r} is none of labels {self.labels}")
+            others = [task for task in self.tasks if column not in table[task].labels]
+            if not tasks or set(tasks) - set(others):
+                raise ValueError(f"shared_labels.{column} {tasks} must be some of {others}")
         return self
 
 
@@ -209,10 +224,20 @@ class HeadConfig(_Section):
     Attributes:
         weight: of its mean loss in the sum of all heads.
         temperature: of its softmax; by default the run's.
+        loss: by default the normalised softmax; see `losses`.
+        margin: of the other losses; by default that of their papers.
     """
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] | None = None
+    loss: Annotated[LossName | None, _LATER] = None
+    margin: Annotated[Annotated[float, Field(ge=0)] | None, _LATER] = None
+
+    @model_validator(mode="after")
+    def _has_margin(self) -> "HeadConfig":
+        if self.margin is not None and self.loss in (None, SOFTMAX):
+            raise ValueError(f"margin: {SOFTMAX} has none; name another loss beside it")
+        return self
 
 
 class GradNormConfig(_Section):
@@ -269,7 +294,9 @@ class Config(_Section):
         batch: images per step over all ranks, equal shares of every task.
         images_per_class: class-balanced batches: so many images of each drawn class.
         temperature: of the normalised softmax.
-        heads: label column -> weight and temperature of that head; 1 and `temperature` else.
+        heads: label column -> weight, temperature and loss of that head.
+        class_means: start every proxy from the mean embedding of at most so many training pictures
+            of its class; by default proxies are drawn at random.
         gradnorm: let GradNorm move the weights; one process, no fp16.
         compatible_with: an old embedder that this one's queries shall understand.
         sampled: label column -> K; columns not named use the full softmax.
@@ -293,6 +320,7 @@ class Config(_Section):
     images_per_class: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 0.05
     heads: dict[str, HeadConfig] = {}
+    class_means: Annotated[int, Field(ge=1)] | None = None
     gradnorm: GradNormConfig | None = None
     compatible_with: CompatibleConfig | None = None
     sampled: dict[str, Annotated[int, Field(ge=1)]] = {}
@@ -315,6 +343,8 @@ class Config(_Section):
                 raise ValueError(f"{name} names {sorted(unknown)}; label columns are {list(known)}")
         if self.gradnorm is not None and any(head.weight != 1 for head in self.heads.values()):
             raise ValueError("gradnorm moves the weights of heads, which therefore cannot be given")
+        if self.gradnorm is not None and {h.loss for h in self.heads.values()} - {None, SOFTMAX}:
+            raise ValueError(f"gradnorm knows where {SOFTMAX} starts, and no other loss of heads")
         if self.gradnorm is not None and self.precision == "fp16":
             raise ValueError("gradnorm needs precision fp32 or bf16: fp16 scales gradients")
         if self.compatible_with is not None and self.gradnorm is not None:
@@ -381,7 +411,7 @@ def _from_table(raw: dict[str, Any]) -> TaskTable:
     if sampled:
         raw.setdefault("sampled", sampled)
     for column, spec in specs.items():
-        chosen = spec.model_dump(include={"weight", "temperature"}, exclude_defaults=True)
+        chosen = spec.model_dump(include=set(HeadConfig.model_fields), exclude_defaults=True)
         heads = raw.setdefault("heads", {}) if chosen else None
         if isinstance(heads, dict):
             heads[column] = {**chosen, **(heads.get(column) or {})}

@@ -45,6 +45,8 @@ def train(config: Config, rank: Rank, console: Console) -> None:
         taken = None
         if not resumed and config.start_from:
             taken = trainer.start_from(Path(config.start_from))
+        if not resumed:
+            trainer.start_at_class_means(taken or [])
         if rank.first:
             _write_config(config)
         with Report(trainer, console) as report:

@@ -26,8 +26,9 @@ from unified_embedding.training.assembly import (
     head_classes,
     mixed_seed,
 )
+from unified_embedding.training.class_means import class_means
 from unified_embedding.training.compatible import build_influence
-from unified_embedding.training.config import Config, HeadConfig
+from unified_embedding.training.config import SOFTMAX, Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
 from unified_embedding.training.examples import load_rows, select
@@ -254,6 +255,22 @@ class Trainer:
             taken.append(head.column)
         return taken
 
+    def start_at_class_means(self, taken: list[str]) -> None:
+        """Move fresh proxies to class means where `class_means` asks for it, but not `taken`'s."""
+        if self.config.class_means is None:
+            return
+        for head in self.heads:
+            if head.column not in taken:
+                rows = class_means(
+                    self.model,
+                    self.examples,
+                    self.numbers[head.column],
+                    self.config.class_means,
+                    self.preprocessing,
+                    self.rank,
+                )
+                head.load({**head.state(), "rows": rows})
+
     def close(self) -> None:
         """Release threads and mapped files."""
         for head in self.heads:
@@ -370,6 +387,11 @@ class Trainer:
             "images": {t: len(self.examples.rows_of(t)) for t in self.config.data.tasks},
             "classes": {c: len(found) for c, found in self.classes.items()},
             "sampled": {h.column: h.softmax_classes for h in self.heads},
+            "losses": {
+                column: head.loss
+                for column, head in self.config.heads.items()
+                if column in self.classes and head.loss not in (None, SOFTMAX)
+            },
             "loss_weights": dict(
                 zip([h.column for h in self.heads], self.weights.tolist(), strict=True)
             ),
