@@ -25,7 +25,8 @@ from unified_embedding.training import checkpoint
 from unified_embedding.training.config import CompatibleConfig, Config
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
 from unified_embedding.training.examples import Examples
-from unified_embedding.training.heads import ProxyHead, normalized_softmax, on_device
+from unified_embedding.training.heads import ProxyHead, on_device
+from unified_embedding.training.losses import NormalizedSoftmax
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder
 from unified_embedding.training.subsampler import UNLABELLED, relabel, sample_classes
 from unified_embedding.training.validation import embed
@@ -184,8 +185,8 @@ class Influence:
         labelled = np.flatnonzero(targets != UNLABELLED)
         chosen = embedding.index_select(0, on_device(labelled, embedding.device))
         labels = on_device(targets[labelled], embedding.device)
-        total = normalized_softmax(chosen, rows, labels, head.temperature)
-        return total / max(1, int((numbers != UNLABELLED).sum()))
+        loss = NormalizedSoftmax(head.criterion.temperature)
+        return loss(chosen, rows, labels, int((numbers != UNLABELLED).sum()))
 
 
 def _released(folder: Path) -> OldEmbedder:
