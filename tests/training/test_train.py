@@ -184,6 +184,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, bank: str) -> None:
         "schedule.full.steps=6",
         "validation.every=0",
         "batch=18",
+        "class_means=3",
     ]
     config = load_config(SMOKE, [f"run={tmp_path / 'x'}", *overrides])
     trainer = Trainer(config, ALONE)
@@ -224,6 +225,7 @@ def first_checkpoint(run: Path, overrides: list[str]) -> dict[str, object]:
     """The state before any step."""
     trainer = Trainer(load_config(SMOKE, [f"run={run}", *overrides]), ALONE)
     run.mkdir()
+    trainer.start_at_class_means([])
     trainer.save()
     trainer.close()
     return checkpoint.read(run / "last.pt")
