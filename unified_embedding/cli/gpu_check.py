@@ -147,10 +147,13 @@ def examine(
             for batch in BATCHES
         }
         console.print("timing the server")
-        with server_gate.serving(repository) as url, EmbedderClient(url) as client:
+        with (
+            server_gate.serving(repository) as started,
+            EmbedderClient(started.grpc_url) as client,
+        ):
             server = client.info()
             found = [
-                server_checks.closed_load(url, images, concurrency, seconds, rows)
+                server_checks.closed_load(started.grpc_url, images, concurrency, seconds, rows)
                 for concurrency, rows in loads
             ]
         graphs = _graphs(model, gallery, target, repository) if cuda_graphs else None
