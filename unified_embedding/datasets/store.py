@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
@@ -16,14 +15,12 @@ _LEDGER: Final = "checksums.txt"
 def data_home() -> Path:
     """Folder of everything fetched and prepared, outside any checkout.
 
-    The environment variable UNIFIED_EMBEDDING_DATA wins, then the platform's cache folder
-    (XDG base directory specification on Linux).
+    The environment variable UNIFIED_EMBEDDING_DATA wins, then the cache folder (XDG base
+    directory specification).
     """
     chosen = os.environ.get(HOME_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().resolve()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "unified-embedding"
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache).expanduser() / "unified-embedding"
 
