@@ -262,6 +262,8 @@ class Config(_Section):
         note: printed at the start, for instance which hardware the run needs.
         seed: fixes data order, augmentation, proxies and sampled classes.
         batch: images per step over all ranks, equal shares of every task.
+        accumulate: the batch passes the trunk in so many parts, which needs less memory and one
+            more forward pass; losses and gradients are those of the whole batch.
         images_per_class: class-balanced batches: so many images of each drawn class.
         temperature: of the normalised softmax.
         heads: label column -> weight, temperature and loss of that head.
@@ -286,6 +288,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     batch: Annotated[int, Field(ge=1)] = 48
+    accumulate: Annotated[int, Field(ge=2)] | None = None
     images_per_class: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 0.05
     heads: dict[str, HeadConfig] = {}
@@ -315,6 +318,8 @@ class Config(_Section):
             raise ValueError(f"gradnorm knows where {SOFTMAX} starts, and no other loss of heads")
         if self.gradnorm is not None and self.precision == "fp16":
             raise ValueError("gradnorm needs precision fp32 or bf16: fp16 scales gradients")
+        if self.accumulate is not None and not self.model.frozen_batch_norm:
+            raise ValueError("accumulate: BatchNorm would see parts; keep model.frozen_batch_norm")
         if self.batch % len(self.data.tasks):
             raise ValueError(
                 f"batch {self.batch} does not divide among {len(self.data.tasks)} tasks; "

@@ -28,6 +28,7 @@ from unified_embedding.training.config import SOFTMAX, Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
 from unified_embedding.training.examples import load_rows, select
+from unified_embedding.training.model import InParts
 from unified_embedding.training.schedule import Schedule
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -97,6 +98,8 @@ class Trainer:
             weight_decay=config.schedule.weight_decay,
         )
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=config.precision == "fp16")
+        parts = config.accumulate
+        self._trained = self.model if parts is None else InParts(self.model, parts)
         self._parallel: nn.Module | None = None
         self._saved_at = time.monotonic()
 
@@ -311,11 +314,11 @@ class Trainer:
             return self.model.eval()
         self.model.train()
         if self.rank.world == 1:
-            return self.model
+            return self._trained
         if self._parallel is None:
             cuda = self.rank.device.type == "cuda"
             self._parallel = DistributedDataParallel(
-                self.model,
+                self._trained,
                 device_ids=[self.rank.device.index] if cuda else None,
                 forward_sync_buffers=not self.config.model.frozen_batch_norm,
             )
