@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,12 +17,14 @@ import typer
 import yaml
 from click.testing import Result
 from made_up_shop import SIDE, write_shop
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
+from unified_embedding.datasets.manifest import read_manifest
 from unified_embedding.errors import DataError
 from unified_embedding.evaluation import compare
 from unified_embedding.evaluation.comparison import page
-from unified_embedding.evaluation.comparison.claims import Evidence, claims
+from unified_embedding.evaluation.comparison.claims import SEARCHED, Evidence, claims
 from unified_embedding.evaluation.comparison.config import CompareConfig, Margins, load_config
 from unified_embedding.evaluation.comparison.jobs import (
     check_same,
@@ -33,6 +36,7 @@ from unified_embedding.evaluation.comparison.jobs import (
 )
 from unified_embedding.evaluation.comparison.measured import FIGURES, Measured
 from unified_embedding.evaluation.comparison.runner import alone
+from unified_embedding.evaluation.embedders import open_embedder
 from unified_embedding.protocols.measure import Cell, Samples
 from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN
 from unified_embedding.retrieval import Interval
@@ -51,6 +55,7 @@ ROWS = [
         "last": True,
         "overrides": ["gradnorm={layer: layer4}"],
     },
+    {"name": "compatible", "role": "compatible", "steps": 5, "minutes": 1},
 ]
 
 
@@ -200,6 +205,7 @@ def test_everything_is_trained_measured_and_written(shop: Path, tmp_path: Path) 
     assert len(set(record["loss_weights"].values())) > 1
     assert record["trunk_steps"] == 2  # a third one moved proxies alone
     assert (record["steps"], record["images_of_each_task"]) == (3, 2 * 2)
+    check_compatible(loaded, text.split("## Backward compatibility")[1].split("## Budget")[0])
 
     before = (tmp_path / "comparison.md").read_bytes()
     again = run(config)
@@ -209,6 +215,42 @@ def test_everything_is_trained_measured_and_written(shop: Path, tmp_path: Path) 
     refused = run(changed)
     assert refused.exit_code == 1
     assert "was trained with another schedule" in " ".join(refused.output.split())
+
+
+def check_compatible(config: CompareConfig, section: str) -> None:
+    """Each seed has its own old embedder; what the page shows is what a search over it finds."""
+    assert "not run" not in section
+    old, new = config.find("unified-steps"), config.find("compatible")
+    assert old is not None
+    assert new is not None
+    manifest = config.training.parent / "training.yaml"
+    rows = read_manifest(Path(yaml.safe_load(manifest.read_text())["data"]["manifest"]))
+    catalogue = [r for r in rows if r["task"] == "shop" and r["domain"] == "catalogue"]
+    crops = [r for r in rows if r["task"] == "shop" and r["domain"] == "scene"]
+    crops = [r for r in crops if r["split"] == "test"]
+    shop = Path(yaml.safe_load(manifest.read_text())["data"]["manifest"]).parent
+    found = []
+    for seed in config.seeds:
+        paths = [seed_job(config, row, seed).folder / "last.pt" for row in (old, new)]
+        stated = checkpoint.read(paths[1])["summary"]["compatible_with"]
+        assert stated["old"] == str(paths[0])
+        gallery, queries = (
+            open_embedder(str(path)).embed([(shop / r["image"]).read_bytes() for r in chosen])
+            for path, chosen in zip(paths, (catalogue, crops), strict=True)
+        )
+        near = (unit(queries) @ unit(gallery).T).argmax(axis=1)
+        hits = [catalogue[n]["identity"] == r["identity"] for n, r in zip(near, crops, strict=True)]
+        found.append(100 * np.mean(hits))
+    line = next(x for x in section.splitlines() if x.startswith("| compatible | unified, steps |"))
+    name, metric = MAIN["shop"]
+    at = [x.strip() for x in section.splitlines()[4].split("|")].index(f"{name} {metric}")
+    shown = line.split("|")[at].strip()
+    assert shown == f"{np.mean(found):.1f} ({np.std(found, ddof=1):.1f})"
+
+
+def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    found: NDArray[np.float32] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    return found
 
 
 def record(folder: Path, score: float) -> None:
@@ -238,21 +280,39 @@ def test_cheap_rows_come_first_a_seed_at_a_time_and_last_ones_last(
 ) -> None:
     config = load_config(write(tmp_path, shop))
     runs = [(job.row.name, job.seed) for job in in_order(config) if job.rate is None]
-    one_seed = ["shop, long", "unified, steps", "unified, data"]
+    # The compatible row costs least, but needs another's run as its old embedder.
+    one_seed = ["shop, long", "unified, steps", "unified, data", "compatible"]
     assert runs == [(n, s) for s in (0, 1) for n in one_seed] + [("GradNorm", 0), ("GradNorm", 1)]
     swept = [job.row.name for job in in_order(config) if job.rate is not None]
     assert swept == [name for name in (*one_seed, "GradNorm") for _ in range(2)]
 
 
-def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
-    with (
-        alone(tmp_path / "runs"),
-        pytest.raises(DataError, match="another comparison is running"),
-        alone(tmp_path / "runs"),
-    ):
-        pass
-    with alone(tmp_path / "runs"):
-        pass
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path / "runs") as first, alone(tmp_path / "runs") as second:
+        assert (first, second) == (True, False)
+    with alone(tmp_path / "runs", wait=True) as third:
+        assert third
+
+
+def test_processes_share_the_trainings(shop: Path, tmp_path: Path) -> None:
+    rows = [{**row, "steps": 2} for row in ROWS[:2]]
+    config = write(tmp_path, shop, rows=rows, sweep={"rates": [0.001], "steps": 2})
+    processes = [
+        subprocess.Popen(
+            command(config),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=900)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    begun = [line for text in told for line in text.splitlines() if re.match(r"\d+ of ", line)]
+    assert len(begun) == len(set(begun)) == len(list(in_order(load_config(config)))) == 4
+    figures = (tmp_path / "comparison.md").read_text().split("## Figures")[1].split("##")[0]
+    assert "not run" not in figures
 
 
 def test_the_shipped_plan_states_budget_margin_and_equal_data() -> None:
@@ -266,6 +326,7 @@ def test_the_shipped_plan_states_budget_margin_and_equal_data() -> None:
         "unified-data",
         "no-layer-norm",
         "gradnorm",
+        "compatible",
     }
     batch = 48
     images = {row.name: row.steps * batch // (1 if row.task else 3) for row in config.rows}
@@ -280,11 +341,12 @@ def test_the_shipped_plan_states_budget_margin_and_equal_data() -> None:
             assert not found.model.fixed_map
             assert found.model.layer_norm == (row.role != "no-layer-norm")
             assert (found.gradnorm is not None) == (row.role == "gradnorm")
+            assert (found.compatible_with is not None) == (row.role == "compatible")
     text = page.budget(config)
     assert "0 of 3" in text
     assert "| unified, equal task data | 3,000 | 48,000 |" in text
     unseen = page.render(Measured(config, "", {}, {}))
-    assert unseen.count("**not tested**") == 5
+    assert unseen.count("**not tested**") == 7
     assert "None" not in unseen
 
 
@@ -296,6 +358,8 @@ def test_the_shipped_plan_states_budget_margin_and_equal_data() -> None:
         ({"rows": [{**ROWS[1], "task": "shop"}]}, "a specialist, and only that"),
         ({"sweep": {"rates": [0.1], "steps": 1, "seed": 1}}, "is a seed of the comparison"),
         ({"sweep": {"rates": [], "steps": 1}}, "sweep.rates"),
+        ({"rows": [ROWS[1], ROWS[4]]}, "'compatible' needs a row 'unified-steps'"),
+        ({"rows": [{**ROWS[2], "last": True}, ROWS[4]]}, "needs a row 'unified-steps' that is run"),
         ({"margins": {"own_task": 2}}, "margins.code: Field required"),
         ({"budget": 3}, "budget: Extra inputs"),
     ],
@@ -318,6 +382,7 @@ HELD = Evidence(
     norm=dict.fromkeys(MAIN, BETTER),
     balance=dict.fromkeys(MAIN, FINE),
     transfer=BETTER,
+    old={(task, by): BETTER for task in MAIN for by in SEARCHED},
 )
 
 
@@ -326,7 +391,7 @@ def verdicts(evidence: Evidence) -> dict[str, str]:
 
 
 def test_claims_hold_fail_or_were_not_tested_by_their_rules() -> None:
-    every = ["C1", "C2", "C3", "C5", "C7"]
+    every = ["C1", "C2", "C3", "C5", "C7", "B1", "B2"]
     assert verdicts(HELD) == dict.fromkeys(every, "held")
     assert verdicts(Evidence()) == dict.fromkeys(every, "not tested")
     beyond, unsure = Interval(-0.01, -0.021, 0.0), Interval(0.02, -0.001, 0.04)
@@ -342,6 +407,12 @@ def test_claims_hold_fail_or_were_not_tested_by_their_rules() -> None:
         assert verdicts(evidence)[key] == "did not hold"
     no_help = Evidence(codes=HELD.codes, norm={**HELD.norm, "shop": unsure})
     assert verdicts(no_help)["C3"] == "did not hold"
+    # Compatibility has to gain on two of the three, by float (B1) and by code (B2) apart.
+    one_less = {**HELD.old, ("camera", "float"): unsure, ("shop", "code"): beyond}
+    assert verdicts(Evidence(old=one_less)) == {**verdicts(Evidence()), "B1": "held", "B2": "held"}
+    two_less = {**one_less, ("browse", "code"): unsure}
+    assert verdicts(Evidence(old=two_less))["B1"] == "held"
+    assert verdicts(Evidence(old=two_less))["B2"] == "did not hold"
     # A certain loss within the margin is within the margin.
     certain = Interval(-0.01, -0.015, -0.005)
     assert verdicts(Evidence(own=dict.fromkeys(MAIN, certain)))["C1"] == "held"

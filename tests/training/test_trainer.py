@@ -341,3 +341,55 @@ def test_a_checkpoint_exports_unless_it_has_no_layer_norm(tmp_path: Path) -> Non
     plain.close()
     with pytest.raises(SpecError, match="without LayerNorm"):
         from_checkpoint(tmp_path / "run" / checkpoint.BEST)
+
+
+def test_averaged_weights_are_what_is_saved_and_a_resume_goes_on_with_both(tmp_path: Path) -> None:
+    settings = ["schedule.heads.steps=0", "schedule.full.steps=4", "schedule.ema=0.5"]
+    trainer = make(tmp_path, *settings)
+    expected: dict[str, Tensor] = {}
+    pixels = trainer.pixels()
+    for step in range(4):
+        trainer.run_step(next(pixels))
+        now = weights(trainer)
+        # The average begins with the first step's weights: w <- w / 2 + new / 2 from then on.
+        expected = {n: (expected[n] + now[n]) / 2 if step else now[n] for n in now}
+        if step == 1:
+            trainer.save()
+    saved = dict(trainer.embedder.named_parameters())
+    torch.testing.assert_close(saved, expected)
+    assert not torch.equal(saved["trunk.conv1.0.weight"], weights(trainer)["trunk.conv1.0.weight"])
+
+    resumed = make(tmp_path, *settings)
+    assert resumed.resume()
+    run(resumed, 2)
+    assert weights(resumed).keys() == weights(trainer).keys()
+    torch.testing.assert_close(weights(resumed), weights(trainer), rtol=0, atol=0)
+    torch.testing.assert_close(dict(resumed.embedder.named_parameters()), saved, rtol=0, atol=0)
+    resumed.save()
+    kept = checkpoint.read(tmp_path / "run/last.pt")["embedder"]
+    torch.testing.assert_close({n: kept[n] for n in saved}, saved, rtol=0, atol=0)
+
+
+def test_clipping_bounds_the_step_and_norms_can_be_spared_the_decay(tmp_path: Path) -> None:
+    one = ["schedule.heads.steps=0", "schedule.momentum=0", "schedule.weight_decay=0"]
+    trainer = make(tmp_path, *one, "schedule.rate=1", "schedule.clip=0.01")
+    before = weights(trainer)
+    run(trainer, 1)
+    moved = torch.stack([(weights(trainer)[n] - before[n]).norm() for n in before]).norm()
+    assert float(moved) == pytest.approx(0.01, rel=1e-3)
+
+    trainer = make(tmp_path, "schedule.decay_norms=false")
+    decays = {group["weight_decay"]: group["params"] for group in trainer.optimizer.param_groups}
+    assert {p.ndim for p in decays[0.0]} == {1}
+    assert 1 not in {p.ndim for p in decays[1e-4]}
+    assert sum(map(len, decays.values())) == len(weights(trainer))
+
+
+def test_adamw_is_the_librarys(tmp_path: Path) -> None:
+    trainer = make(tmp_path, "schedule.heads.steps=0", "schedule.optimizer=adamw")
+    before = weights(trainer)
+    run(trainer, 1)
+    # Its first step is the sign of the gradient times the rate, plus the decay.
+    name = "trunk.conv1.0.weight"
+    moved = (weights(trainer)[name] - before[name] * (1 - 0.001 * 1e-4)).abs()
+    assert float(moved.median()) == pytest.approx(0.001, rel=1e-2)

@@ -1,7 +1,9 @@
 """Compare trainings: `python -m unified_embedding.evaluation.compare [CONFIG]`.
 
 Trains every row and seed that is not done, cheap ones first, and writes the page after each. The
-same command goes on after an interruption or a kill.
+same command goes on after an interruption or a kill. Started several times (on a machine with many
+cores, or with a GPU that one training does not fill), each process takes the next training that
+none has.
 """
 
 from pathlib import Path
@@ -35,12 +37,16 @@ def main(
         if plan:
             typer.echo(page.budget(wanted))
             return
-        with alone(wanted.out), join_ranks() as rank:
+        with join_ranks() as rank:
             job = None if write else train_next(wanted, rank, console)
             while job is not None:
-                if job.rate is None:  # a sweep alone shows nothing new
-                    write_text(out, page.render(measure_all(wanted, console, threads)))
+                # A sweep alone shows nothing new, and one process measures at a time.
+                if job.rate is None:
+                    with alone(wanted.out) as ours:
+                        if ours:
+                            write_text(out, page.render(measure_all(wanted, console, threads)))
                 job = train_next(wanted, rank, console)
+        with alone(wanted.out, wait=True):
             write_text(out, page.render(measure_all(wanted, console, threads)))
         console.print(str(out))
 

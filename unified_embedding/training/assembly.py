@@ -127,6 +127,19 @@ def build_model(
     return recipe, model
 
 
+def build_optimizer(schedule: ScheduleConfig, model: UnifiedEmbedder) -> torch.optim.Optimizer:
+    """The optimiser of what the trunk trains, in two groups where norms are not to decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": trained, "weight_decay": schedule.weight_decay}]
+    if not schedule.decay_norms:
+        # Gains and biases are vectors; what multiplies features has two axes or more.
+        groups[0]["params"] = [p for p in trained if p.ndim > 1]
+        groups.append({"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0})
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=schedule.rate)
+    return torch.optim.SGD(groups, lr=schedule.rate, momentum=schedule.momentum)
+
+
 def build_heads(
     config: Config, classes: Mapping[str, list[str]], dim: int, rank: Rank
 ) -> list[ProxyHead]:

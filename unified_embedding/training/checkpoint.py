@@ -1,5 +1,6 @@
 """Files of a run: the trained embedder (best.pt) and everything a resume needs (last.pt)."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from unified_embedding.errors import ImageError, TrainingError
 from unified_embedding.image import Preprocessing
+from unified_embedding.spec import digest
 from unified_embedding.training.model import UnifiedEmbedder
 from unified_embedding.whole_files import whole_file
 
 BEST: Final = "best.pt"
 LAST: Final = "last.pt"
 _FORMAT: Final = 1
+_WORDS: Final = ("weights", "license")  # of a recipe: change no vector
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,20 @@ def load_embedder(path: Path) -> tuple[UnifiedEmbedder, EmbedderRecipe, dict[str
     except (KeyError, TypeError, RuntimeError, ImageError) as error:
         raise TrainingError(f"{path} holds no embedder that can be rebuilt ({error})") from error
     return model.eval(), recipe, values["summary"]
+
+
+def embedder_id(values: Mapping[str, Any]) -> str:
+    """Twelve hex digits of a checkpoint's embedder: its weights and how it is built."""
+    tensors = [
+        [
+            name,
+            list(tensor.shape),
+            hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest(),
+        ]
+        for name, tensor in sorted(values["embedder"].items())
+    ]
+    recipe = {key: found for key, found in values["recipe"].items() if key not in _WORDS}
+    return digest([tensors, recipe])
 
 
 def images_seen(summary: Mapping[str, Any]) -> int | None:

@@ -120,6 +120,8 @@ class DataConfig(_Section):
         crop_area: smallest share of a picture that a random crop keeps; 1 turns crops off.
         flip: mirror half of the pictures.
         color: largest relative change of each colour channel.
+        augment: "light" stops there; "strong" adds what hand-held cameras and rooms do:
+            perspective, light and occlusion (`dataset.STRONG`).
         workers: processes that read pictures; 0 reads in the training process.
     """
 
@@ -131,6 +133,7 @@ class DataConfig(_Section):
     crop_area: Share = 0.6
     flip: bool = True
     color: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    augment: Literal["light", "strong"] = "light"
     workers: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -182,8 +185,13 @@ class ScheduleConfig(_Section):
         full: the second.
         rate: learning rate of the trunk.
         proxy_rate: learning rate of the proxies, in both stages.
+        optimizer: of the trunk: "sgd" or "adamw".
         momentum: of SGD.
-        weight_decay: of SGD, proxies included.
+        weight_decay: of the optimiser, proxies included.
+        decay_norms: False spares the trunk's norms and biases the weight decay.
+        clip: largest norm of the trunk's gradient; 0 leaves it as it is.
+        ema: decay of an exponential moving average of the trunk's weights, for instance 0.999; what
+            validates and is saved is then the average. 0 keeps none.
         proxies: how proxies move: "sgd", or "adagrad" with one accumulator a row.
         proxy_momentum: of the proxies' SGD; by default `momentum`. A sampled row resumes its old
             momentum when it is drawn again, which 0 and "adagrad" avoid.
@@ -197,8 +205,12 @@ class ScheduleConfig(_Section):
     full: Length = Length(epochs=3.0)
     rate: Annotated[float, Field(ge=0)] = 0.001
     proxy_rate: Annotated[float, Field(ge=0)] = 0.005
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norms: bool = True
+    clip: Annotated[float, Field(ge=0)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
     proxies: Literal["sgd", "adagrad"] = "sgd"
     proxy_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     decay: Literal["constant", "cosine", "step"] = "cosine"
@@ -242,6 +254,24 @@ class GradNormConfig(_Section):
     layer: str = "conv_head"
 
 
+class CompatibleConfig(_Section):
+    """Backward-compatible training; see `compatible`. A path alone stands for `old`.
+
+    Attributes:
+        old: the embedder whose index new queries shall search: a released folder with
+            embedder.onnx and spec.json, or last.pt of a run.
+        weight: of the influence loss beside each head's own.
+    """
+
+    old: str
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="before")
+    @classmethod
+    def _path_alone(cls, given: Any) -> Any:
+        return {"old": given} if isinstance(given, str) else given
+
+
 class ValidationConfig(_Section):
     """Model selection, on the manifest's validation split alone.
 
@@ -270,6 +300,7 @@ class Config(_Section):
         class_means: start every proxy from the mean embedding of at most so many training pictures
             of its class; by default proxies are drawn at random.
         gradnorm: let GradNorm move the weights; one process, no fp16.
+        compatible_with: an old embedder that this one's queries shall understand.
         sampled: label column -> K; columns not named use the full softmax.
         bank: keep sampled heads' proxies in "memory" of each rank, or in a file that the ranks
             of a host map ("mapped").
@@ -294,6 +325,7 @@ class Config(_Section):
     heads: dict[str, HeadConfig] = {}
     class_means: Annotated[int, Field(ge=1)] | None = None
     gradnorm: GradNormConfig | None = None
+    compatible_with: CompatibleConfig | None = None
     sampled: dict[str, Annotated[int, Field(ge=1)]] = {}
     bank: Literal["memory", "mapped"] = "memory"
     schedule: ScheduleConfig = ScheduleConfig()
@@ -320,6 +352,10 @@ class Config(_Section):
             raise ValueError("gradnorm needs precision fp32 or bf16: fp16 scales gradients")
         if self.accumulate is not None and not self.model.frozen_batch_norm:
             raise ValueError("accumulate: BatchNorm would see parts; keep model.frozen_batch_norm")
+        if self.compatible_with is not None and self.gradnorm is not None:
+            raise ValueError("compatible_with and gradnorm do not go together; leave one out")
+        if self.compatible_with is not None and not self.model.layer_norm:
+            raise ValueError("compatible_with needs model.layer_norm, as whatever is served")
         if self.batch % len(self.data.tasks):
             raise ValueError(
                 f"batch {self.batch} does not divide among {len(self.data.tasks)} tasks; "

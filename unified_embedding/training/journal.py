@@ -53,20 +53,20 @@ class Journal:
 
     Args:
         run: the run's folder.
-        heads: label columns, in the order of the losses.
+        names: of the losses of a step, in order.
         start: the step that comes next.
     """
 
-    def __init__(self, run: Path, heads: list[str], start: int) -> None:
-        self.heads = heads
-        self._losses = Table(run / LOSSES, heads, start)
+    def __init__(self, run: Path, names: list[str], start: int) -> None:
+        self.names = names
+        self._losses = Table(run / LOSSES, names, start)
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start)
 
     def losses(self, step: int, losses: list[float], rate: float, proxy_rate: float) -> None:
         """Note one step. The CSV keeps every bit of a loss."""
         self._losses.add(step, [repr(loss) for loss in losses])
-        for head, loss in zip(self.heads, losses, strict=True):
-            self._board.add_scalar(f"loss/{head}", loss, step)
+        for name, loss in zip(self.names, losses, strict=True):
+            self._board.add_scalar(f"loss/{name}", loss, step)
         self._board.add_scalar("loss/total", sum(losses), step)
         self._board.add_scalar("rate/trunk", rate, step)
         self._board.add_scalar("rate/proxies", proxy_rate, step)

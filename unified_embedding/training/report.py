@@ -30,9 +30,10 @@ class Report:
         self.trainer = trainer
         self.console = console
         self.first_step = trainer.step
-        heads = [head.column for head in trainer.heads]
         speaks = trainer.rank.first
-        self._journal = Journal(trainer.run, heads, self.first_step) if speaks else None
+        self._journal = (
+            Journal(trainer.run, trainer.loss_names, self.first_step) if speaks else None
+        )
         self._bar = _progress(console) if speaks else None
         self._trace = (
             Table(
@@ -113,8 +114,8 @@ class Report:
 
     def losses(self, step: int, result: StepResult) -> str:
         """One step's losses as text."""
-        pairs = zip(self.trainer.heads, result.losses, strict=True)
-        return f"step {step}: " + ", ".join(f"{h.column} {loss:.3f}" for h, loss in pairs)
+        pairs = zip(self.trainer.loss_names, result.losses, strict=True)
+        return f"step {step}: " + ", ".join(f"{name} {loss:.3f}" for name, loss in pairs)
 
 
 def _progress(console: Console) -> Progress:

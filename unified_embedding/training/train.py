@@ -32,6 +32,13 @@ def train(config: Config, rank: Rank, console: Console) -> None:
     keep_freed_memory()
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.compatible_with is not None and rank.first:
+        console.print(
+            f"compatible with {config.compatible_with.old}; where it has no proxies, it embeds the "
+            "training pictures first, once",
+            soft_wrap=True,
+            highlight=False,
+        )
     trainer = Trainer(config, rank)
     try:
         resumed = trainer.resume()
@@ -84,7 +91,9 @@ def _select(trainer: Trainer, report: Report) -> None:
     held_out = trainer.held_out
     if trainer.config.validation.every and len(held_out):
         limit = trainer.config.validation.images
-        found = validate(trainer.model, held_out, trainer.preprocessing, trainer.rank.device, limit)
+        found = validate(
+            trainer.embedder, held_out, trainer.preprocessing, trainer.rank.device, limit
+        )
     if found:
         mean = sum(score.float_ for score in found.values()) / len(found)
         report.validated(found, mean)

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unified_embedding.errors import TrainingError
 from unified_embedding.training import checkpoint
@@ -19,11 +21,13 @@ from unified_embedding.training.assembly import (
     build_gradnorm,
     build_heads,
     build_model,
+    build_optimizer,
     build_plan,
     head_classes,
     mixed_seed,
 )
 from unified_embedding.training.class_means import class_means
+from unified_embedding.training.compatible import build_influence
 from unified_embedding.training.config import SOFTMAX, Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
@@ -39,7 +43,7 @@ class StepResult:
     """What one step computed.
 
     Attributes:
-        losses: mean over the labelled images of the global batch, per head.
+        losses: mean over the labelled images of the global batch, by `Trainer.loss_names`.
         save: rank 0's wish to save now, known to all ranks.
     """
 
@@ -56,6 +60,7 @@ class Trainer:
 
     Attributes:
         step: the next step.
+        loss_names: of the losses of a step: the heads' columns, and those of the old classifier.
         examples: rows to train on.
         held_out: rows to validate on; may be empty.
         best: best validation score so far.
@@ -90,18 +95,27 @@ class Trainer:
         if config.gradnorm is not None and rank.world > 1:
             raise TrainingError("gradnorm runs in one process; start without torchrun")
         self.gradnorm = build_gradnorm(config, self.model, self.heads)
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            trained,
-            lr=config.schedule.rate,
-            momentum=config.schedule.momentum,
-            weight_decay=config.schedule.weight_decay,
+        self.influence = build_influence(
+            config, self.examples, self.classes, self.model, self.heads, rank
         )
+        self.optimizer = build_optimizer(config.schedule, self.model)
+        self._average: AveragedModel | None = None
+        if config.schedule.ema:
+            averaging = get_ema_multi_avg_fn(config.schedule.ema)
+            self._average = AveragedModel(self.model, multi_avg_fn=averaging)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=config.precision == "fp16")
         parts = config.accumulate
         self._trained = self.model if parts is None else InParts(self.model, parts)
+        columns = [head.column for head in self.heads]
+        old = [f"old_{column}" for column in columns if self.influence is not None]
+        self.loss_names = [*columns, *old]
         self._parallel: nn.Module | None = None
         self._saved_at = time.monotonic()
+
+    @property
+    def embedder(self) -> nn.Module:
+        """What is validated, saved and served: the averaged weights where there is an average."""
+        return self.model if self._average is None else self._average.module
 
     def pixels(self) -> Iterator[Tensor]:
         """This rank's batches, from the current step to the last."""
@@ -134,6 +148,10 @@ class Trainer:
         if self.gradnorm is not None and trunk_trains:
             self.weights = self.gradnorm.step(shares)
         total = (torch.stack(shares) * self.weights).sum() * scale
+        if self.influence is not None:
+            old = self.influence.losses(embedding, labels, self.slots, step)
+            total = total + self.influence.weight * (torch.stack(old) * self.weights).sum() * scale
+            shares = [*shares, *old]
         moved = True
         if trunk_trains:
             scale *= float(self.scaler.get_scale())
@@ -163,6 +181,7 @@ class Trainer:
                     "best": self.best,
                     "validated": self.validated,
                     "heads": heads,
+                    **self._average_values(),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "gradnorm": self.gradnorm.weights if self.gradnorm is not None else None,
@@ -187,7 +206,10 @@ class Trainer:
             return False
         values = checkpoint.read(path)
         self._check_same_run(values, path)
-        self.model.load_state_dict(values["embedder"])
+        self.embedder.load_state_dict(values["embedder"])
+        if self._average is not None:
+            self.model.load_state_dict(values["trained"])
+            self._average.n_averaged.fill_(values["averaged"])
         for head in self.heads:
             head.load(values["heads"][head.column])
         self.optimizer.load_state_dict(values["optimizer"])
@@ -211,6 +233,7 @@ class Trainer:
         values = checkpoint.read(path)
         try:
             self.model.load_state_dict(values["embedder"])
+            self.embedder.load_state_dict(values["embedder"])
         except (KeyError, RuntimeError) as error:
             raise TrainingError(f"start_from {path} holds another network ({error})") from error
         self.recipe = replace(
@@ -289,22 +312,35 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(step)
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        if self.config.schedule.clip:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), self.config.schedule.clip)
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         # A scale that fell is how GradScaler tells that it left the step out.
-        return bool(self.scaler.get_scale() >= before)
+        moved = bool(self.scaler.get_scale() >= before)
+        if moved and self._average is not None:
+            self._average.update_parameters(self.model)
+        return moved
+
+    def _average_values(self) -> dict[str, Any]:
+        """What a resume needs beside the average, which is what `_embedder_values` holds."""
+        if self._average is None:
+            return {}
+        trained = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        return {"trained": trained, "averaged": int(self._average.n_averaged)}
 
     def _shared_result(self, shares: list[Tensor], step: int) -> StepResult:
         due = self.rank.first and self.due()
         values = torch.stack([share.detach().double() for share in shares])
         flag = torch.tensor([float(due)], dtype=torch.float64, device=values.device)
         *losses, save = sum_over_ranks(torch.cat([values, flag])).tolist()
-        for head, loss in zip(self.heads, losses, strict=True):
+        for name, loss in zip(self.loss_names, losses, strict=True):
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"the loss of {head.column} is {loss} at step {step}; lower schedule.rate or "
+                    f"the loss of {name} is {loss} at step {step}; lower schedule.rate or "
                     "schedule.proxy_rate, or use precision=fp32"
                 )
         return StepResult(losses, save > 0)
@@ -362,6 +398,7 @@ class Trainer:
             "loss_weights": dict(
                 zip([h.column for h in self.heads], self.weights.tolist(), strict=True)
             ),
+            "compatible_with": self.influence.summary if self.influence is not None else None,
             "validation": self.validated,
         }
-        return checkpoint.embedder_values(self.recipe, self.model.state_dict(), summary)
+        return checkpoint.embedder_values(self.recipe, self.embedder.state_dict(), summary)

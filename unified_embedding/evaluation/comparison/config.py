@@ -1,7 +1,7 @@
 """What is compared, as data: configs/compare.yaml. Budgets and margins stand there before a run."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,7 +18,11 @@ Role = Literal[
     "unified-data",
     "no-layer-norm",
     "gradnorm",
+    "step",
+    "compatible",
 ]
+OLD: Final[Role] = "unified-steps"
+"""Whose run of the same seed is the old embedder of the row "compatible"."""
 
 
 class _Section(BaseModel):
@@ -30,7 +34,8 @@ class CompareRow(_Section):
 
     Attributes:
         name: how the page calls it.
-        role: its part in the claims.
+        role: its part in the claims; any number of rows may be a "step": one change of the row
+            "unified-data", at whose learning rate it runs, judged on validation for the release.
         task: a specialist's product.
         steps: in which the trunk moves.
         minutes: budget of one run in minutes of all cores together, stated before it.
@@ -118,9 +123,15 @@ class CompareConfig(_Section):
         for what, values in (("row names", [row.name for row in self.rows]), ("seeds", self.seeds)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ, got {values}")
-        parts = [(row.role, row.task) for row in self.rows]
+        parts = [(row.role, row.task) for row in self.rows if row.role != "step"]
         if len(set(parts)) != len(parts):
             raise ValueError("a role (and task) belongs to one row")
+        steps = [row.name for row in self.rows if row.role == "step"]
+        if steps and self.find("unified-data") is None:
+            raise ValueError(f"{steps} are steps from a row of the role unified-data; add one")
+        old, new = self.find(OLD), self.find("compatible")
+        if new is not None and (old is None or old.last > new.last):
+            raise ValueError(f"row {new.name!r} needs a row {OLD!r} that is run before it")
         if self.sweep.seed in self.seeds:
             raise ValueError(f"sweep.seed {self.sweep.seed} is a seed of the comparison")
         return self

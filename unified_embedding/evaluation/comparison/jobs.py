@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from unified_embedding.errors import DataError
-from unified_embedding.evaluation.comparison.config import CompareConfig, CompareRow
+from unified_embedding.evaluation.comparison.config import OLD, CompareConfig, CompareRow
+from unified_embedding.training import checkpoint
 from unified_embedding.training import config as training
 
 DONE: Final = "done.json"
@@ -43,8 +44,8 @@ class Job:
 
 
 def sweep_jobs(config: CompareConfig, row: CompareRow) -> list[Job]:
-    """The short runs that choose a row's rate; none when there is one rate."""
-    rates = config.sweep.rates
+    """The short runs that choose a row's rate; none when it has no choice."""
+    rates = config.sweep.rates if row.role != "step" else []
     steps = min(config.sweep.steps, row.steps)
     folder = config.out / _slug(row.name)
     return [
@@ -62,10 +63,15 @@ def seed_job(config: CompareConfig, row: CompareRow, seed: int) -> Job:
 def in_order(config: CompareConfig) -> Iterator[Job]:
     """Everything, the cheap rows first, a seed of all rows before the next seed.
 
-    Rows marked `last` come after all seeds of the others.
+    A run comes behind the sweep that chooses its rate, the compatible row behind those of its
+    seed, one of which is its old embedder. Rows marked `last` come after all seeds of the others.
     """
+
+    def place(row: CompareRow) -> tuple[bool, float]:
+        return row.role == "compatible", row.minutes
+
     for last in (False, True):
-        rows = sorted((r for r in config.rows if r.last == last), key=lambda row: row.minutes)
+        rows = sorted((r for r in config.rows if r.last == last), key=place)
         for number, seed in enumerate(config.seeds):
             for row in rows:
                 if number == 0:
@@ -73,8 +79,28 @@ def in_order(config: CompareConfig) -> Iterator[Job]:
                 yield seed_job(config, row, seed)
 
 
+def old_job(config: CompareConfig, job: Job) -> Job | None:
+    """The run whose index the queries of a compatible run shall search; None of other rows.
+
+    Of the same seed; in the sweep, whose seed has no such run, of the first.
+    """
+    old = config.find(OLD)
+    if job.row.role != "compatible" or old is None:
+        return None
+    return seed_job(config, old, job.seed if job.seed in config.seeds else config.seeds[0])
+
+
+def weights(job: Job) -> Path:
+    """The checkpoint that counts: the last, annealed one."""
+    return job.folder / checkpoint.LAST
+
+
 def chosen_rate(config: CompareConfig, row: CompareRow) -> float | None:
     """The sweep's best rate on validation; None while it is not complete."""
+    if row.role == "step":
+        base = config.find("unified-data")
+        assert base is not None  # the configuration demands it
+        return chosen_rate(config, base)
     jobs = sweep_jobs(config, row)
     if not jobs:
         return config.sweep.rates[0]
@@ -98,11 +124,14 @@ def training_config(config: CompareConfig, job: Job) -> training.Config:
     if rate is None:
         raise DataError(f"{job.row.name}: the sweep of its rate is not complete")
     tasks = [f"data.tasks=[{job.row.task}]"] if job.row.task is not None else []
+    old = old_job(config, job)
+    compatible = [f"compatible_with.old={json.dumps(str(weights(old)))}"] if old is not None else []
     found = training.load_config(
         config.training,
         [
             *config.common,
             *tasks,
+            *compatible,
             *job.row.overrides,
             f"run={job.folder}",
             f"seed={job.seed}",

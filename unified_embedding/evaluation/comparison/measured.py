@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -12,24 +12,34 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from unified_embedding.datasets.task_table import CAMERA
-from unified_embedding.evaluation.comparison.claims import Evidence
-from unified_embedding.evaluation.comparison.config import CompareConfig, CompareRow
-from unified_embedding.evaluation.comparison.jobs import Job, seed_job, training_config
+from unified_embedding.evaluation.comparison.claims import SEARCHED, Evidence
+from unified_embedding.evaluation.comparison.config import OLD, CompareConfig, CompareRow, Role
+from unified_embedding.evaluation.comparison.jobs import (
+    Job,
+    seed_job,
+    training_config,
+    weights,
+)
 from unified_embedding.evaluation.config import EmbedderRow, EvaluationConfig
+from unified_embedding.evaluation.embedders import Embedder
 from unified_embedding.evaluation.rotations import Rotated, remembered_rotation, rotate
 from unified_embedding.evaluation.run import Bench, open_bench
-from unified_embedding.protocols.measure import Cell, Measurement, Samples, measure
-from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN
-from unified_embedding.retrieval import Comparison, Interval, bootstrap_trainings
+from unified_embedding.protocols.measure import Cell, Measurement, Samples, measure, measure_by
+from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN, Task
+from unified_embedding.retrieval import Comparison, Interval, bootstrap_trainings, scores
 from unified_embedding.spec import digest
-from unified_embedding.training import checkpoint
 from unified_embedding.training.config import manifest_path
 from unified_embedding.whole_files import whole_file
 
 FIGURES: Final = (*MAIN.values(), (CAMERA_EXACT, "R@1"))
 """(task, metric) of everything that the page shows."""
 
+CROSSED: Final[tuple[Role, ...]] = ("compatible", "unified-data")
+"""Rows whose queries also search the index of the row `OLD`: one trained for it, and one not."""
+
 Change = Callable[[Mapping[Cell, Samples]], Samples]
+Runs = Mapping[str, Mapping[int, Mapping[Cell, Samples]]]
+"""Row name -> seed -> cell -> samples."""
 
 _MEAN_PICTURES: Final = 512
 
@@ -41,25 +51,34 @@ class Measured:
     Attributes:
         config: the comparison.
         digest: of the test set; "" when no run is finished.
-        scores: row name -> seed -> cell -> samples.
+        scores: of each run's queries in its own index.
         rotated: bits -> one `Rotated` per seed of the row "unified-data".
+        crossed: of the same queries in the index of the row `OLD`, same seed.
     """
 
     config: CompareConfig
     digest: str
-    scores: Mapping[str, Mapping[int, Mapping[Cell, Samples]]]
+    scores: Runs
     rotated: Mapping[int, Sequence[Rotated]]
+    crossed: Runs = field(default_factory=dict)
 
-    def values(self, row: str, cell: Cell) -> list[float]:
-        """The figure of each finished seed."""
-        runs = self.scores.get(row, {})
+    def values(self, row: str, cell: Cell, crossed: bool = False) -> list[float]:
+        """The figure of each finished seed; `crossed`: in the old index."""
+        runs = (self.crossed if crossed else self.scores).get(row, {})
         return [float(run[cell].values.mean()) for run in runs.values() if cell in run]
+
+    def against_old(self, row: CompareRow | None, cell: Cell) -> Interval | None:
+        """A row's queries in the old index, minus the old embedder's own, paired as in `gain`."""
+        old = self.config.find(OLD)
+        if row is None or old is None:
+            return None
+        return _paired(self.crossed.get(row.name, {}), self.scores.get(old.name, {}), _one(cell))
 
     def gain(
         self, ours: CompareRow | None, theirs: CompareRow | None, cell: Cell
     ) -> Interval | None:
         """Paired difference over the seeds that both rows have, and over clusters."""
-        return self.change(ours, theirs, lambda run: run[cell])
+        return self.change(ours, theirs, _one(cell))
 
     def change(
         self, ours: CompareRow | None, theirs: CompareRow | None, of: Change
@@ -67,18 +86,13 @@ class Measured:
         """As `gain`, of any figure of a run; None when no seed is finished on both sides."""
         if ours is None or theirs is None:
             return None
-        left, right = self.scores.get(ours.name, {}), self.scores.get(theirs.name, {})
-        try:
-            pairs = [of(left[seed]).minus(of(right[seed])) for seed in left if seed in right]
-        except KeyError:
-            return None
-        return over_seeds(pairs)
+        return _paired(self.scores.get(ours.name, {}), self.scores.get(theirs.name, {}), of)
 
     def evidence(self) -> Evidence:
         """Everything that the claims ask for and that was run."""
         find = self.config.find
         data, steps = find("unified-data"), find("unified-steps")
-        own, others, codes, norm, balance = {}, {}, {}, {}, {}
+        own, others, codes, norm, balance, old = {}, {}, {}, {}, {}, {}
         for task, figure in MAIN.items():
             cell = Cell(*figure, "float")
             for other, theirs in MAIN.items():
@@ -97,9 +111,30 @@ class Measured:
             balanced = self.gain(steps, find("gradnorm"), cell)
             if balanced is not None:
                 balance[task] = balanced
+            for kind in SEARCHED:
+                kept = self.against_old(find("compatible"), Cell(*figure, kind))
+                if kept is not None:
+                    old[task, kind] = kept
         camera = find("specialist-long", CAMERA.name)
         transfer = self.gain(data, camera, Cell(CAMERA_EXACT, "R@1", "float"))
-        return Evidence(own, others, codes, norm, balance, transfer)
+        return Evidence(own, others, codes, norm, balance, transfer, old)
+
+
+def _one(cell: Cell) -> Change:
+    return lambda run: run[cell]
+
+
+def _paired(
+    left: Mapping[int, Mapping[Cell, Samples]],
+    right: Mapping[int, Mapping[Cell, Samples]],
+    of: Change,
+) -> Interval | None:
+    """Differences of the seeds on both sides; None without one, or where one lacks a figure."""
+    try:
+        pairs = [of(left[seed]).minus(of(right[seed])) for seed in left if seed in right]
+    except KeyError:
+        return None
+    return over_seeds(pairs)
 
 
 def over_seeds(runs: Sequence[Samples]) -> Interval | None:
@@ -121,18 +156,18 @@ def measure_all(config: CompareConfig, console: Console, threads: int) -> Measur
     if not done:
         return Measured(config, "", {}, {})
     bench = _bench(config, done, console, threads)
-    scores: dict[str, dict[int, Mapping[Cell, Samples]]] = {}
+    found: dict[str, dict[int, Mapping[Cell, Samples]]] = {}
     rotated: dict[int, list[Rotated]] = {}
     for job in done:
-        scores.setdefault(job.row.name, {})[job.seed] = _scores(bench, job)
+        found.setdefault(job.row.name, {})[job.seed] = _scores(bench, job)
         if job.row.role == "unified-data":
             for bits in config.maps.bits:
                 rotated.setdefault(bits, []).append(_maps(bench, job, bits, config.maps.count))
-    return Measured(config, bench.pictures.digest(), scores, rotated)
+    return Measured(config, bench.pictures.digest(), found, rotated, _crossed(bench, config, done))
 
 
 def _bench(config: CompareConfig, done: list[Job], console: Console, threads: int) -> Bench:
-    rows = [EmbedderRow(name=str(j.folder), source=str(_weights(j)), kind="unified") for j in done]
+    rows = [EmbedderRow(name=str(j.folder), source=str(weights(j)), kind="unified") for j in done]
     named = training_config(config, done[0]).data.manifest
     manifest = manifest_path(named)
     assert manifest is not None  # made-up pictures are not compared
@@ -141,20 +176,57 @@ def _bench(config: CompareConfig, done: list[Job], console: Console, threads: in
 
 
 def _scores(bench: Bench, job: Job) -> Mapping[Cell, Samples]:
-    embedder = bench.open(str(_weights(job)))
+    embedder = bench.open(str(weights(job)))
     key = digest([embedder.id, bench.pictures.digest(), bench.pictures.seen_table(), FIGURES])
     path = job.folder / f"measured-{key}.npz"
     if not path.exists():
-        wanted = {name for name, _ in FIGURES}
-        vectors = bench.features.vectors(
-            embedder, bench.pictures.sha256, bench.pictures.read, f"{job.row.name}: embedding"
-        )
+        vectors = _vectors(bench, job, embedder)
         with bench.console.status(f"{job.row.name}: searching"):
-            found = measure(
-                bench.pictures, vectors, [task for task in bench.tasks if task.name in wanted]
-            )
+            found = measure(bench.pictures, vectors, _searches(bench))
         _save(found, path)
     return _load(path)
+
+
+def _crossed(bench: Bench, config: CompareConfig, done: list[Job]) -> Runs:
+    row = config.find(OLD)
+    old = {job.seed: job for job in done if job.row == row}
+    found: dict[str, dict[int, Mapping[Cell, Samples]]] = {}
+    for job in done if config.find("compatible") is not None else ():
+        if job.row.role in CROSSED and job.seed in old:
+            samples = _against(bench, job, old[job.seed])
+            found.setdefault(job.row.name, {})[job.seed] = samples
+    return found
+
+
+def _against(bench: Bench, job: Job, old: Job) -> Mapping[Cell, Samples]:
+    """A run's queries in the index of another."""
+    embedders = [bench.open(str(weights(one))) for one in (job, old)]
+    ids = [embedder.id for embedder in embedders]
+    key = digest([*ids, bench.pictures.digest(), bench.pictures.seen_table(), FIGURES])
+    path = job.folder / f"crossed-{key}.npz"
+    if not path.exists():
+        ours, theirs = (_vectors(bench, *one) for one in zip((job, old), embedders, strict=True))
+
+        def similarity(
+            queries: NDArray[np.int64], gallery: NDArray[np.int64], comparison: Comparison
+        ) -> NDArray[np.float32]:
+            return scores(ours[queries], theirs[gallery], comparison)
+
+        with bench.console.status(f"{job.row.name}: searching the index of {old.row.name}"):
+            found = measure_by(bench.pictures, similarity, _searches(bench), SEARCHED)
+        _save(found, path)
+    return _load(path)
+
+
+def _vectors(bench: Bench, job: Job, embedder: Embedder) -> NDArray[np.float32]:
+    return bench.features.vectors(
+        embedder, bench.pictures.sha256, bench.pictures.read, f"{job.row.name}: embedding"
+    )
+
+
+def _searches(bench: Bench) -> list[Task]:
+    wanted = {name for name, _ in FIGURES}
+    return [task for task in bench.tasks if task.name in wanted]
 
 
 def _save(found: Measurement, path: Path) -> None:
@@ -179,7 +251,7 @@ def _load(path: Path) -> Mapping[Cell, Samples]:
 
 
 def _maps(bench: Bench, job: Job, bits: int, count: int) -> Rotated:
-    embedder = bench.open(str(_weights(job)))
+    embedder = bench.open(str(weights(job)))
     key = [embedder.id, bench.pictures.digest(), bench.pictures.seen_table(), bits, count]
 
     def make() -> Rotated:
@@ -191,9 +263,7 @@ def _maps(bench: Bench, job: Job, bits: int, count: int) -> Rotated:
         training = bench.features.vectors(
             embedder, hashes, lambda row: data[row], f"{job.row.name}: mean of training pictures"
         )
-        vectors = bench.features.vectors(
-            embedder, bench.pictures.sha256, bench.pictures.read, f"{job.row.name}: embedding"
-        )
+        vectors = _vectors(bench, job, embedder)
         with bench.console.status(f"{job.row.name}: {count} maps to {bits} bits"):
             return rotate(bench.pictures, vectors, bench.tasks, bits, training.mean(axis=0), count)
 
@@ -203,7 +273,3 @@ def _maps(bench: Bench, job: Job, bits: int, count: int) -> Rotated:
 def _code_loss(run: Mapping[Cell, Samples], figure: tuple[str, str]) -> Samples:
     """Code minus float, query by query."""
     return run[Cell(*figure, "code")].minus(run[Cell(*figure, "float")])
-
-
-def _weights(job: Job) -> Path:
-    return job.folder / checkpoint.LAST
