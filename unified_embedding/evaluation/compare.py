@@ -14,7 +14,7 @@ from rich.console import Console
 
 from unified_embedding.evaluation.comparison import page
 from unified_embedding.evaluation.comparison.config import load_config
-from unified_embedding.evaluation.comparison.measured import measure_all
+from unified_embedding.evaluation.comparison.measured import measure_all, measure_job
 from unified_embedding.evaluation.comparison.runner import alone, train_next
 from unified_embedding.measure.files import write_text
 from unified_embedding.training.distributed import join_ranks
@@ -40,11 +40,12 @@ def main(
         with join_ranks() as rank:
             job = None if write else train_next(wanted, rank, console)
             while job is not None:
-                # A sweep alone shows nothing new, and one process measures at a time.
-                if job.rate is None:
+                if job.rate is None:  # A sweep alone shows nothing new.
+                    measure_job(wanted, job, console, threads)
                     with alone(wanted.out) as ours:
                         if ours:
-                            write_text(out, page.render(measure_all(wanted, console, threads)))
+                            known = measure_all(wanted, console, threads, known_only=True)
+                            write_text(out, page.render(known))
                 job = train_next(wanted, rank, console)
         with alone(wanted.out, wait=True):
             write_text(out, page.render(measure_all(wanted, console, threads)))

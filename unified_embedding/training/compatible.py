@@ -26,6 +26,7 @@ from unified_embedding.training.config import CompatibleConfig, Config
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
 from unified_embedding.training.examples import Examples
 from unified_embedding.training.heads import ProxyHead, on_device
+from unified_embedding.training.losses import NormalizedSoftmax
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder
 from unified_embedding.training.subsampler import UNLABELLED, relabel, sample_classes
 from unified_embedding.training.validation import embed
@@ -109,7 +110,7 @@ def build_influence(
 class Influence:
     """The old classifier on the new embedding: the influence loss.
 
-    It has the head's loss and, of a sampled head, as many sampled classes; their rows wait
+    It has the head's temperature and, of a sampled head, as many sampled classes; their rows wait
     in CPU memory.
 
     Args:
@@ -184,7 +185,8 @@ class Influence:
         labelled = np.flatnonzero(targets != UNLABELLED)
         chosen = embedding.index_select(0, on_device(labelled, embedding.device))
         labels = on_device(targets[labelled], embedding.device)
-        return head.criterion(chosen, rows, labels, int((numbers != UNLABELLED).sum()))
+        loss = NormalizedSoftmax(head.criterion.temperature)
+        return loss(chosen, rows, labels, int((numbers != UNLABELLED).sum()))
 
 
 def _released(folder: Path) -> OldEmbedder:

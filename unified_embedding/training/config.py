@@ -26,8 +26,10 @@ Share = Annotated[float, Field(gt=0, le=1)]
 LossName = Literal["normalized-softmax", "cosface", "arcface", "proxy-anchor"]
 SOFTMAX: Final[LossName] = "normalized-softmax"
 
-_LATER: Final[Any] = Field(exclude_if=lambda value: value is None)
-"""Of settings inside a section that older runs' sections lack: unset, both are equal."""
+
+def _later(default: Any = None) -> Any:
+    """Of settings inside a section that older runs' sections lack: unset, both are equal."""
+    return Field(exclude_if=lambda value: value == default)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
@@ -129,11 +131,11 @@ class DataConfig(_Section):
     made_up: MadeUp | None = None
     tasks: list[str] = list(TASKS)
     labels: list[str] = list(label_columns(TASKS))
-    shared_labels: Annotated[dict[str, list[str]] | None, _LATER] = None
+    shared_labels: Annotated[dict[str, list[str]] | None, _later()] = None
     crop_area: Share = 0.6
     flip: bool = True
     color: Annotated[float, Field(ge=0, lt=1)] = 0.05
-    augment: Literal["light", "strong"] = "light"
+    augment: Annotated[Literal["light", "strong"], _later("light")] = "light"
     workers: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -205,12 +207,12 @@ class ScheduleConfig(_Section):
     full: Length = Length(epochs=3.0)
     rate: Annotated[float, Field(ge=0)] = 0.001
     proxy_rate: Annotated[float, Field(ge=0)] = 0.005
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: Annotated[Literal["sgd", "adamw"], _later("sgd")] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
-    decay_norms: bool = True
-    clip: Annotated[float, Field(ge=0)] = 0.0
-    ema: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    decay_norms: Annotated[bool, _later(True)] = True
+    clip: Annotated[float, Field(ge=0), _later(0.0)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1), _later(0.0)] = 0.0
     proxies: Literal["sgd", "adagrad"] = "sgd"
     proxy_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     decay: Literal["constant", "cosine", "step"] = "cosine"
@@ -230,8 +232,8 @@ class HeadConfig(_Section):
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] | None = None
-    loss: Annotated[LossName | None, _LATER] = None
-    margin: Annotated[Annotated[float, Field(ge=0)] | None, _LATER] = None
+    loss: Annotated[LossName | None, _later()] = None
+    margin: Annotated[Annotated[float, Field(ge=0)] | None, _later()] = None
 
     @model_validator(mode="after")
     def _has_margin(self) -> "HeadConfig":

@@ -101,7 +101,7 @@ class Trainer:
         self.optimizer = build_optimizer(config.schedule, self.model)
         self._average: AveragedModel | None = None
         if config.schedule.ema:
-            averaging = get_ema_multi_avg_fn(config.schedule.ema)
+            averaging = get_ema_multi_avg_fn(config.schedule.ema)  # type: ignore[no-untyped-call]
             self._average = AveragedModel(self.model, multi_avg_fn=averaging)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=config.precision == "fp16")
         parts = config.accumulate

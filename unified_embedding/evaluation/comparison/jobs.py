@@ -64,14 +64,16 @@ def in_order(config: CompareConfig) -> Iterator[Job]:
     """Everything, the cheap rows first, a seed of all rows before the next seed.
 
     A run comes behind the sweep that chooses its rate, the compatible row behind those of its
-    seed, one of which is its old embedder. Rows marked `last` come after all seeds of the others.
+    seed, one of which is its old embedder. Rows marked `last` come after all seeds of the others,
+    and steps, for which no claim shall wait, after those.
     """
 
     def place(row: CompareRow) -> tuple[bool, float]:
         return row.role == "compatible", row.minutes
 
-    for last in (False, True):
-        rows = sorted((r for r in config.rows if r.last == last), key=place)
+    for turn in range(3):
+        rows = [r for r in config.rows if (2 if r.role == "step" else int(r.last)) == turn]
+        rows.sort(key=place)
         for number, seed in enumerate(config.seeds):
             for row in rows:
                 if number == 0:

@@ -20,6 +20,7 @@ from unified_embedding.evaluation.comparison.jobs import (
     old_job,
     training_config,
 )
+from unified_embedding.evaluation.embedders import open_embedder
 from unified_embedding.measure.files import write_json
 from unified_embedding.measure.provenance import commit
 from unified_embedding.training import checkpoint
@@ -110,6 +111,7 @@ def _train(config: CompareConfig, job: Job, rank: Rank, console: Console) -> Non
             "cpu_seconds_per_step": spent / max(1, steps - before) if steps > before else None,
             "validation": summary["validation"],
             "score": sum(scores) / len(scores),
+            "embedder": open_embedder(str(last)).id,
             "loss_weights": summary["loss_weights"],
             "identity": settings.identity(),
             "commit": commit(ROOT),
