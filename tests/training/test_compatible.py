@@ -219,7 +219,7 @@ def test_a_run_resumes_bit_for_bit_and_embeds_nothing_again(
     def nothing(*_: object) -> NDArray[np.float32]:
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr("unified_embedding.training.compatible.embed", nothing)
+    monkeypatch.setattr("unified_embedding.training.class_means.embed", nothing)
     again = make(tmp_path / "cut", *overrides)
     assert again.resume()
     run(again, 2)

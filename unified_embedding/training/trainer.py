@@ -260,19 +260,16 @@ class Trainer:
 
     def start_at_class_means(self, taken: list[str]) -> None:
         """Move fresh proxies to class means where `class_means` asks for it, but not `taken`'s."""
-        if self.config.class_means is None:
+        limit = self.config.class_means
+        fresh = {head.column: head for head in self.heads if head.column not in taken}
+        if limit is None or not fresh:
             return
-        for head in self.heads:
-            if head.column not in taken:
-                rows = class_means(
-                    self.model,
-                    self.examples,
-                    self.numbers[head.column],
-                    self.config.class_means,
-                    self.preprocessing,
-                    self.rank,
-                )
-                head.load({**head.state(), "rows": rows})
+        numbers = {column: self.numbers[column] for column in fresh}
+        found = class_means(
+            self.model, self.examples, numbers, limit, self.preprocessing, self.rank
+        )
+        for column, rows in found.items():
+            fresh[column].load({**fresh[column].state(), "rows": rows})
 
     def close(self) -> None:
         """Release threads and mapped files."""
