@@ -233,11 +233,12 @@ def _budget(config: CompareConfig) -> Lines:
                 f"{len(done)} of {len(config.seeds)}",
                 _spent(done),
                 _rate(config, row),
+                ", ".join(sorted({record["device"] for record in done})) or NOT_RUN,
             ]
         )
     total = sum(float(row[3]) for row in rows)
     head = ["row", "trunk steps", "images per task", "minutes of all cores, planned"]
-    head += ["seeds done", "CPU seconds per step", "learning rate chosen"]
+    head += ["seeds done", "CPU seconds per step", "learning rate chosen", "trained on"]
     return [
         "## Budget and progress",
         "",

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from unified_embedding.checkout import ROOT
@@ -22,6 +23,7 @@ from unified_embedding.evaluation.comparison.jobs import (
 )
 from unified_embedding.evaluation.embedders import open_embedder
 from unified_embedding.measure.files import write_json
+from unified_embedding.measure.processor import cpu_name
 from unified_embedding.measure.provenance import commit
 from unified_embedding.training import checkpoint
 from unified_embedding.training.distributed import Rank
@@ -115,5 +117,10 @@ def _train(config: CompareConfig, job: Job, rank: Rank, console: Console) -> Non
             "loss_weights": summary["loss_weights"],
             "identity": settings.identity(),
             "commit": commit(ROOT),
+            "device": _device(rank),
         },
     )
+
+
+def _device(rank: Rank) -> str:
+    return torch.cuda.get_device_name(rank.device) if rank.device.type == "cuda" else cpu_name()
