@@ -210,6 +210,13 @@ def test_everything_is_trained_measured_and_written(shop: Path, tmp_path: Path) 
     again = run(config)
     assert again.exit_code == 0
     assert (tmp_path / "comparison.md").read_bytes() == before
+    first, second = (seed_job(loaded, unified, seed).folder / "last.pt" for seed in (0, 1))
+    kept = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    refused = run(config)
+    assert refused.exit_code == 1
+    assert "compatible with other weights than" in " ".join(refused.output.split())
+    first.write_bytes(kept)
     changed = write(tmp_path, shop, common=["schedule.momentum=0.5"])
     refused = run(changed)
     assert refused.exit_code == 1
