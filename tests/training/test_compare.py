@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -104,12 +105,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def run(config: Path) -> Result:
+def run(config: Path, *options: str) -> Result:
     """The same command in this process, which has torch loaded."""
     app = typer.Typer()
     app.command()(compare.main)
     return CliRunner(env={"COLUMNS": "200"}).invoke(
-        app, command(config)[3:], catch_exceptions=False
+        app, [*command(config)[3:], *options], catch_exceptions=False
     )
 
 
@@ -210,13 +211,15 @@ def test_everything_is_trained_measured_and_written(shop: Path, tmp_path: Path) 
     again = run(config)
     assert again.exit_code == 0
     assert (tmp_path / "comparison.md").read_bytes() == before
-    first, second = (seed_job(loaded, unified, seed).folder / "last.pt" for seed in (0, 1))
-    kept = first.read_bytes()
-    first.write_bytes(second.read_bytes())
-    refused = run(config)
+    first, second = (seed_job(loaded, unified, seed).folder for seed in (0, 1))
+    for name in ("last.pt", "done.json"):  # trained anew, with another outcome
+        (first / name).rename(first / f"{name}.kept")
+        (first / name).write_bytes((second / name).read_bytes())
+    refused = run(config, "--page")
     assert refused.exit_code == 1
     assert "compatible with other weights than" in " ".join(refused.output.split())
-    first.write_bytes(kept)
+    for name in ("last.pt", "done.json"):
+        (first / f"{name}.kept").rename(first / name)
     changed = write(tmp_path, shop, common=["schedule.momentum=0.5"])
     refused = run(changed)
     assert refused.exit_code == 1
@@ -293,15 +296,32 @@ def test_cheap_rows_come_first_a_seed_at_a_time_and_last_ones_last(
     assert swept == [name for name in (*one_seed, "GradNorm") for _ in range(2)]
 
 
-def test_two_comparisons_do_not_share_a_folder(tmp_path: Path) -> None:
-    with (
-        alone(tmp_path / "runs"),
-        pytest.raises(DataError, match="another comparison is running"),
-        alone(tmp_path / "runs"),
-    ):
-        pass
-    with alone(tmp_path / "runs"):
-        pass
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    with alone(tmp_path / "runs") as first, alone(tmp_path / "runs") as second:
+        assert (first, second) == (True, False)
+    with alone(tmp_path / "runs", wait=True) as third:
+        assert third
+
+
+def test_processes_share_the_trainings(shop: Path, tmp_path: Path) -> None:
+    rows = [{**row, "steps": 2} for row in ROWS[:2]]
+    config = write(tmp_path, shop, rows=rows, sweep={"rates": [0.001], "steps": 2})
+    processes = [
+        subprocess.Popen(
+            command(config),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    told = [process.communicate(timeout=900)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], told
+    begun = [line for text in told for line in text.splitlines() if re.match(r"\d+ of ", line)]
+    assert len(begun) == len(set(begun)) == len(list(in_order(load_config(config)))) == 4
+    figures = (tmp_path / "comparison.md").read_text().split("## Figures")[1].split("##")[0]
+    assert "not run" not in figures
 
 
 def test_the_shipped_plan_states_budget_margin_and_equal_data() -> None:

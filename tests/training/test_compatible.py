@@ -107,7 +107,7 @@ def test_the_influence_loss_is_the_old_classifier_on_the_new_embedding(
             drawn = sample_classes(numbers, 8, 6, (0, 0))
             classifier, place = classifier[drawn], {n: i for i, n in enumerate(drawn.tolist())}
             targets = np.array([place.get(n, UNLABELLED) for n in numbers.tolist()])
-        expected = by_hand(vectors, classifier, targets, head.temperature)
+        expected = by_hand(vectors, classifier, targets, head.criterion.temperature)
         assert share.item() == pytest.approx(expected, rel=1e-4)
     trainer.close()
 
@@ -224,10 +224,10 @@ def test_a_run_resumes_bit_for_bit_and_embeds_nothing_again(
     cut.save()
     cut.close()
 
-    def nothing(*_: object) -> NDArray[np.float32]:
+    def nothing(*_: object) -> None:
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr("unified_embedding.training.compatible.embed", nothing)
+    monkeypatch.setattr("unified_embedding.training.compatible.class_sums", nothing)
     again = make(tmp_path / "cut", *overrides)
     assert again.resume()
     run(again, 2)

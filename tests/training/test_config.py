@@ -73,6 +73,12 @@ def test_overrides_reach_every_level_and_are_typed(minimal: Path) -> None:
         ("sampled.color=4", r"sampled names \['color'\]"),
         ("heads.color.weight=2", r"heads names \['color'\]"),
         ("heads.browse_class.weight=0", r"heads\.browse_class\.weight"),
+        ("heads.browse_class.loss=hinge", r"heads\.browse_class\.loss"),
+        ("heads.browse_class.margin=0.2", "normalized-softmax has none"),
+        ("class_means=0", "class_means"),
+        ("data.shared_labels={color: [shop]}", "'color' is none of labels"),
+        ("data.shared_labels={camera_category: [camera]}", r"some of \['browse', 'shop'\]"),
+        ("data.shared_labels={camera_category: []}", r"shared_labels\.camera_category"),
         ("sampled.browse_class=0", r"sampled\.browse_class"),
         ("run.folder=x", "run is a value, not a section"),
         ("seed=[1", "no readable value"),
@@ -85,7 +91,10 @@ def test_bad_overrides_name_the_key(minimal: Path, override: str, message: str) 
         load_config(minimal, [override])
 
 
-@pytest.mark.parametrize("other", ["heads.browse_class.weight=2", "precision=fp16"])
+@pytest.mark.parametrize(
+    "other",
+    ["heads.browse_class.weight=2", "heads.browse_class.loss=cosface", "precision=fp16"],
+)
 def test_gradnorm_excludes_given_weights_and_scaled_gradients(minimal: Path, other: str) -> None:
     assert load_config(minimal, ["gradnorm={}"]).gradnorm is not None
     with pytest.raises(TrainingError, match="gradnorm"):
@@ -112,8 +121,23 @@ def test_identity_holds_what_changes_results_and_nothing_else(minimal: Path) -> 
     base = load_config(minimal).identity()
     for free in ("run=elsewhere", "threads=3", "data.workers=2", "trace=true", "bank=mapped"):
         assert load_config(minimal, [free]).identity() == base
-    for fixed in ("seed=1", "schedule.rate=0.5", "precision=bf16", "model.frozen=[conv_stem]"):
+    for fixed in (
+        "seed=1",
+        "schedule.rate=0.5",
+        "precision=bf16",
+        "model.frozen=[conv_stem]",
+        "class_means=8",
+        "data.shared_labels={camera_category: [shop]}",
+    ):
         assert load_config(minimal, [fixed]).identity() != base
+
+
+def test_unset_later_settings_leave_the_identity_of_earlier_runs_as_it_was(minimal: Path) -> None:
+    """Sections are compared whole, so that a key that they did not have would refuse to resume."""
+    fields = load_config(minimal, ["heads.browse_class.weight=2"]).identity()
+    assert "shared_labels" not in fields["data"]
+    assert fields["heads"] == {"browse_class": {"weight": 2, "temperature": None}}
+    assert fields["class_means"] is None  # at the top, what is missing equals None
 
 
 def test_a_config_survives_its_own_dump(minimal: Path, tmp_path: Path) -> None:

@@ -109,3 +109,15 @@ def test_a_bad_picture_is_named(tmp_path: Path, examples: Examples) -> None:
     assert images[0, 0, 0].shape == (32, 32, 3)
     with pytest.raises(DataError, match=r"picture bad\.png cannot be used"):
         images[1, 0, 0]
+
+
+def test_strong_augmentation_depends_on_row_step_and_slot_alone(examples: Examples) -> None:
+    strong = TrainingImages(examples, SIZE, made_up(augment="strong"), seed=1)
+    before = torch.random.get_rng_state()
+    first = strong[0, 3, 1]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    torch.rand(7)
+    assert torch.equal(strong[0, 3, 1], first)
+    assert (first.shape, first.dtype) == ((32, 32, 3), torch.uint8)
+    light = TrainingImages(examples, SIZE, made_up(), seed=1)
+    assert any(not torch.equal(strong[0, s, 1], light[0, s, 1]) for s in range(3, 9))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up_shop import write_shop
 
 from unified_embedding.datasets import made_up
 from unified_embedding.datasets.manifest import COLUMNS, check_rows, write_manifest
@@ -119,4 +120,97 @@ def test_a_manifest_of_ones_own_trains(manifest: Path, tmp_path: Path) -> None:
         assert pixels.shape == (4, 32, 32, 3)
         trainer.run_step(pixels)
     assert trainer.step == 2
+    trainer.close()
+
+
+SHARED = {"camera_category": ["shop"]}
+
+
+def test_shop_pictures_carry_the_category_that_their_product_has_in_camera(tmp_path: Path) -> None:
+    """Against a loop over all pairs of rows; nothing but that column of those rows changes."""
+    path = write_shop(tmp_path)
+    data, plain = config(path, shared_labels=SHARED), config(path)
+    rows, read = load_rows(data)
+    rows = [
+        {**row, "camera_category": ""} if row["identity"] == "product 2" else row for row in rows
+    ]
+    found, before = (select(rows, read, one, "train") for one in (data, plain))
+    kept = [row for row in rows if row["split"] == "train"]
+    expected = []
+    for row in kept:
+        label = row["camera_category"]
+        for other in kept:
+            same = other["identity"] == row["identity"] and other["task"] == "camera"
+            if row["task"] == "shop" and same:
+                label = other["camera_category"]
+        expected.append(label)
+    assert found.labels["camera_category"].tolist() == expected
+    shop = found.task == "shop"
+    assert 0 < sum(label != "" for label in np.array(expected)[shop]) < shop.sum()
+    assert (before.labels["camera_category"][shop] == "").all()
+    for column in ("browse_class", "shop_class", "shop_instance"):
+        assert found.labels[column].tolist() == before.labels[column].tolist()
+    assert found.images == before.images
+    assert found.fingerprint() != before.fingerprint()
+
+
+def test_labels_are_shared_in_training_alone(tmp_path: Path) -> None:
+    """What is validated, and the test set that is published, do not change."""
+    path = write_shop(tmp_path)
+    data = config(path, shared_labels=SHARED)
+    rows, read = load_rows(data)
+    for split in ("validation", "test"):
+        found, before = (select(rows, read, one, split) for one in (data, config(path)))
+        assert found.fingerprint() == before.fingerprint()
+    # A product whose only camera rows are in another split has no label to share.
+    moved = [
+        {**row, "split": "test"} if row["task"] == "camera" and row["split"] == "train" else row
+        for row in rows
+    ]
+    with pytest.raises(DataError, match="no training row of shop has an `identity`"):
+        select(moved, read, data, "train")
+
+
+def test_labels_that_contradict_each_other_are_not_shared(tmp_path: Path) -> None:
+    data = config(write_shop(tmp_path), shared_labels=SHARED)
+    rows, read = load_rows(data)
+    first = next(i for i, row in enumerate(rows) if row["camera_category"] == "category 0")
+    rows[first] = {**rows[first], "camera_category": "category 9"}
+    with pytest.raises(DataError, match="'product 0' carry both 'category 9' and 'category 0'"):
+        select(rows, read, data, "train")
+
+
+@pytest.mark.parametrize("tasks", [["camera", "shop"], ["shop"]], ids=str)
+def test_one_pass_trains_every_head_on_a_picture_that_shares_labels(
+    tmp_path: Path, tasks: list[str]
+) -> None:
+    """The category head's gradient comes from the shop's rows too; a specialist may learn it."""
+    run = tmp_path / "run"
+    settings = Config.model_validate(
+        {
+            "run": str(run),
+            "data": {
+                "manifest": str(write_shop(tmp_path)),
+                "tasks": tasks,
+                "shared_labels": SHARED,
+            },
+            "model": {"trunk": "resnet10t"},
+            "preprocessing": {"size": 32},
+            "batch": 6,
+            "schedule": {"heads": {"steps": 2}, "full": {"steps": 0}},
+        }
+    )
+    trainer = Trainer(settings, ALONE)
+    batch = trainer.plan.batch_rows(0)
+    several = [
+        len([c for c in trainer.numbers if trainer.numbers[c][row] >= 0])
+        for row in batch
+        if trainer.examples.task[row] == "shop"
+    ]
+    assert max(several) == 3
+    head = next(head for head in trainer.heads if head.column == "camera_category")
+    result = trainer.run_step(next(trainer.pixels()))
+    loss = result.losses[trainer.heads.index(head)]
+    assert head._labelled == sum(trainer.numbers["camera_category"][batch] >= 0)
+    assert loss > 0
     trainer.close()

@@ -97,8 +97,8 @@ def test_it_is_trained_and_validated_beside_the_others(folder: Path, tmp_path: P
     try:
         heads = {head.column: head for head in trainer.heads}
         assert list(heads) == [*label_columns(TASKS), "fabric_weave", "fabric_article"]
-        assert heads["fabric_weave"].temperature == 0.1
-        assert heads["shop_class"].temperature == 0.05
+        assert heads["fabric_weave"].criterion.temperature == 0.1
+        assert heads["shop_class"].criterion.temperature == 0.05
         article = heads["fabric_article"]
         assert isinstance(article, SampledHead)
         assert article.softmax_classes == 4

@@ -17,11 +17,8 @@ from unified_embedding.training.bank import (
     Sgd,
     first_proxies,
 )
-from unified_embedding.training.heads import (
-    FullHead,
-    ProxyHead,
-    normalized_softmax,
-)
+from unified_embedding.training.heads import DEFAULT_LOSS, FullHead, ProxyHead
+from unified_embedding.training.losses import ArcFace, ProxyAnchor, ProxyLoss
 from unified_embedding.training.sampled_head import SampledHead
 from unified_embedding.training.subsampler import UNLABELLED
 
@@ -106,15 +103,6 @@ def close(found: Tensor | None, expected: Tensor | None) -> None:
     assert float((found - expected).norm() / expected.norm()) <= 2e-6
 
 
-def test_loss_agrees_with_pytorch_metric_learning() -> None:
-    losses = pytest.importorskip("pytorch_metric_learning.losses", reason="dev extra")
-    torch.manual_seed(0)
-    embedding, labels = torch.randn(BATCH, DIM), torch.randint(0, CLASSES, (BATCH,))
-    theirs = losses.NormalizedSoftmaxLoss(CLASSES, DIM, temperature=0.05)
-    found = normalized_softmax(embedding, theirs.W.detach().T, labels, 0.05) / BATCH
-    assert float(found) == pytest.approx(theirs(embedding, labels).item(), rel=1e-5)
-
-
 def test_only_sampled_rows_and_their_momentum_move() -> None:
     sgd = Sgd(momentum=0.9, weight_decay=0.01)
     head = SampledHead("c", CLASSES, DIM, 10, 5, optimizer=sgd)
@@ -186,11 +174,14 @@ class _Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("criterion", [DEFAULT_LOSS, ArcFace(), ProxyAnchor()], ids=str)
 @pytest.mark.parametrize("kind", ["full", "sampled"])
-def test_a_step_never_asks_the_device_for_a_value(kind: str) -> None:
+def test_a_step_never_asks_the_device_for_a_value(kind: str, criterion: ProxyLoss) -> None:
     """Each of these operations makes the host wait until a GPU has caught up."""
     head: ProxyHead = (
-        FullHead("c", CLASSES, DIM, 0) if kind == "full" else SampledHead("c", CLASSES, DIM, 9, 0)
+        FullHead("c", CLASSES, DIM, 0, criterion)
+        if kind == "full"
+        else SampledHead("c", CLASSES, DIM, 9, 0, criterion)
     )
     labels = make_labels(0, 6)
     with _Operations() as operations:
@@ -205,15 +196,16 @@ def test_a_step_never_asks_the_device_for_a_value(kind: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("criterion", [DEFAULT_LOSS, ArcFace(), ProxyAnchor()], ids=str)
 @pytest.mark.parametrize("kind", ["full", "sampled"])
-def test_a_step_never_waits_for_a_gpu(kind: str) -> None:
+def test_a_step_never_waits_for_a_gpu(kind: str, criterion: ProxyLoss) -> None:
     from unified_embedding.training.distributed import Rank
 
     rank = Rank(device=torch.device("cuda:0"))
     head: ProxyHead = (
-        FullHead("c", CLASSES, DIM, 0, rank=rank)
+        FullHead("c", CLASSES, DIM, 0, criterion, rank=rank)
         if kind == "full"
-        else SampledHead("c", CLASSES, DIM, 9, 0, rank=rank)
+        else SampledHead("c", CLASSES, DIM, 9, 0, criterion, rank=rank)
     )
     labels = make_labels(0, 6)
     embedding = torch.randn(BATCH, DIM, device="cuda:0", requires_grad=True)

@@ -186,6 +186,7 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, bank: str, compatib
         "schedule.full.steps=6",
         "validation.every=0",
         "batch=18",
+        "class_means=3",
     ]
     if compatible:
         # Without proxies: the processes share the work of the class means.
@@ -232,6 +233,7 @@ def first_checkpoint(run: Path, overrides: list[str]) -> dict[str, object]:
     """The state before any step."""
     run.mkdir()
     trainer = Trainer(load_config(SMOKE, [f"run={run}", *overrides]), ALONE)
+    trainer.start_at_class_means([])
     trainer.save()
     trainer.close()
     return checkpoint.read(run / "last.pt")

@@ -1,6 +1,8 @@
 """The trainer in one process: stages, freezing, ablations, precision, continuing elsewhere."""
 
+import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -10,8 +12,10 @@ from torch.amp import GradScaler
 from unified_embedding.errors import SpecError, TrainingError
 from unified_embedding.export.export import from_checkpoint
 from unified_embedding.training import checkpoint
-from unified_embedding.training.config import load_config
-from unified_embedding.training.distributed import ALONE
+from unified_embedding.training.assembly import _LOSSES, build_heads
+from unified_embedding.training.config import LossName, load_config
+from unified_embedding.training.distributed import ALONE, Rank
+from unified_embedding.training.losses import ArcFace, CosFace, NormalizedSoftmax, ProxyAnchor
 from unified_embedding.training.model import FixedMap, batch_norms
 from unified_embedding.training.trainer import Trainer
 
@@ -102,6 +106,8 @@ def test_a_specialist_has_its_own_heads_only(tmp_path: Path) -> None:
         ["images_per_class=2", "batch=24"],
         ["precision=bf16"],
         ["data.labels=[browse_class, camera_category, shop_instance]"],
+        ["heads={browse_class: {loss: cosface}, camera_category: {loss: arcface, margin: 0.3}}"],
+        ["heads={browse_class: {loss: proxy-anchor}, shop_class: {loss: proxy-anchor}}"],
     ],
     ids=lambda overrides: overrides[0],
 )
@@ -120,7 +126,7 @@ def test_heads_have_weights_and_temperatures_of_their_own(tmp_path: Path) -> Non
     camera = "heads.camera_category.weight=3"
     heavy = make(tmp_path, "schedule.momentum=0", "schedule.weight_decay=0", camera)
     warm = make(tmp_path, "heads.camera_category.temperature=0.2")
-    assert [head.temperature for head in warm.heads] == [0.05, 0.2, 0.05, 0.05]
+    assert [head.criterion.temperature for head in warm.heads] == [0.05, 0.2, 0.05, 0.05]
     before = [head.state()["rows"].clone() for head in plain.heads]
     losses = [run(trainer, 1)[0] for trainer in (plain, heavy, warm)]
     assert losses[0] == losses[1]  # reported as they are
@@ -131,6 +137,37 @@ def test_heads_have_weights_and_temperatures_of_their_own(tmp_path: Path) -> Non
         torch.testing.assert_close(moved[1], factor * moved[0], rtol=1e-3, atol=1e-6)
     for trainer in (plain, heavy, warm):
         trainer.close()
+
+
+def test_heads_have_losses_of_their_own(tmp_path: Path) -> None:
+    named = dict(zip(("browse_class", "camera_category", "shop_class"), _LOSSES, strict=False))
+    heads = {column: {"loss": loss} for column, loss in named.items()}
+    shop = {"loss": "proxy-anchor", "margin": 0.2, "temperature": 0.03125}
+    trainer = make(tmp_path, f"heads={json.dumps({**heads, 'shop_instance': shop})}")
+    assert [head.criterion for head in trainer.heads] == [
+        NormalizedSoftmax(0.05),
+        CosFace(0.05, 0.35),
+        ArcFace(0.05, 0.5),
+        ProxyAnchor(1 / 32, 0.2),
+    ]
+    trainer.save()
+    trainer.close()
+    text = from_checkpoint(tmp_path / "run" / checkpoint.LAST)[0].training or ""
+    assert "normalised softmax where no other loss is named: browse_class (6 classes, " in text
+    assert "4 in a softmax, cosface)" in text
+    assert set(_LOSSES) == set(get_args(LossName))
+    for other in ("", "heads.shop_class.loss=cosface", "heads.shop_class.margin=0.1"):
+        changed = [o for o in (f"heads={json.dumps(heads)}", other) if o]
+        trainer = make(tmp_path, *changed)
+        with pytest.raises(TrainingError, match="a run with another heads"):
+            trainer.resume()
+        trainer.close()
+
+
+def test_a_loss_over_the_whole_batch_runs_in_one_process(tmp_path: Path) -> None:
+    config = make(tmp_path, "heads.shop_class.loss=proxy-anchor").config
+    with pytest.raises(TrainingError, match=r"heads\.shop_class\.loss compares all images"):
+        build_heads(config, {"shop_class": ["a", "b"]}, 4, Rank(world=2))
 
 
 def test_gradnorm_moves_the_weights_resumes_and_is_told_in_the_checkpoint(tmp_path: Path) -> None:
@@ -275,3 +312,55 @@ def test_a_checkpoint_exports_unless_it_has_no_layer_norm(tmp_path: Path) -> Non
     plain.close()
     with pytest.raises(SpecError, match="without LayerNorm"):
         from_checkpoint(tmp_path / "run" / checkpoint.BEST)
+
+
+def test_averaged_weights_are_what_is_saved_and_a_resume_goes_on_with_both(tmp_path: Path) -> None:
+    settings = ["schedule.heads.steps=0", "schedule.full.steps=4", "schedule.ema=0.5"]
+    trainer = make(tmp_path, *settings)
+    expected: dict[str, Tensor] = {}
+    pixels = trainer.pixels()
+    for step in range(4):
+        trainer.run_step(next(pixels))
+        now = weights(trainer)
+        # The average begins with the first step's weights: w <- w / 2 + new / 2 from then on.
+        expected = {n: (expected[n] + now[n]) / 2 if step else now[n] for n in now}
+        if step == 1:
+            trainer.save()
+    saved = dict(trainer.embedder.named_parameters())
+    torch.testing.assert_close(saved, expected)
+    assert not torch.equal(saved["trunk.conv1.0.weight"], weights(trainer)["trunk.conv1.0.weight"])
+
+    resumed = make(tmp_path, *settings)
+    assert resumed.resume()
+    run(resumed, 2)
+    assert weights(resumed).keys() == weights(trainer).keys()
+    torch.testing.assert_close(weights(resumed), weights(trainer), rtol=0, atol=0)
+    torch.testing.assert_close(dict(resumed.embedder.named_parameters()), saved, rtol=0, atol=0)
+    resumed.save()
+    kept = checkpoint.read(tmp_path / "run/last.pt")["embedder"]
+    torch.testing.assert_close({n: kept[n] for n in saved}, saved, rtol=0, atol=0)
+
+
+def test_clipping_bounds_the_step_and_norms_can_be_spared_the_decay(tmp_path: Path) -> None:
+    one = ["schedule.heads.steps=0", "schedule.momentum=0", "schedule.weight_decay=0"]
+    trainer = make(tmp_path, *one, "schedule.rate=1", "schedule.clip=0.01")
+    before = weights(trainer)
+    run(trainer, 1)
+    moved = torch.stack([(weights(trainer)[n] - before[n]).norm() for n in before]).norm()
+    assert float(moved) == pytest.approx(0.01, rel=1e-3)
+
+    trainer = make(tmp_path, "schedule.decay_norms=false")
+    decays = {group["weight_decay"]: group["params"] for group in trainer.optimizer.param_groups}
+    assert {p.ndim for p in decays[0.0]} == {1}
+    assert 1 not in {p.ndim for p in decays[1e-4]}
+    assert sum(map(len, decays.values())) == len(weights(trainer))
+
+
+def test_adamw_is_the_librarys(tmp_path: Path) -> None:
+    trainer = make(tmp_path, "schedule.heads.steps=0", "schedule.optimizer=adamw")
+    before = weights(trainer)
+    run(trainer, 1)
+    # Its first step is the sign of the gradient times the rate, plus the decay.
+    name = "trunk.conv1.0.weight"
+    moved = (weights(trainer)[name] - before[name] * (1 - 0.001 * 1e-4)).abs()
+    assert float(moved.median()) == pytest.approx(0.001, rel=1e-2)

@@ -134,7 +134,10 @@ def _problem(row: Row, folder: Path | None, tasks: TaskTable) -> str | None:
     for task, spec in tasks.items():
         for column in spec.labels:
             if row[column] and task != row["task"]:
-                return f"{column} is filled, but it is a label of {task}, not of {row['task']}"
+                return (
+                    f"{column} is filled, but it is a label of {task}, not of {row['task']}; leave "
+                    "it empty (a run's data.shared_labels gives a task the labels of another)"
+                )
     for column, value in row.items():
         if value != value.strip():
             return f"{column} {value!r} begins or ends with a space"

@@ -30,12 +30,16 @@ class LabelSpec(_Section):
     Attributes:
         weight: of the head's mean loss in the sum of all heads.
         temperature: of its softmax; by default the run's.
+        loss: by default the normalised softmax; the names are those of a run's `heads`.
+        margin: of the other losses; by default that of their papers.
         sampled: classes K of its softmax; by default all.
         made_up: classes of a smoke run without a manifest.
     """
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] | None = None
+    loss: str | None = None
+    margin: Annotated[float, Field(ge=0)] | None = None
     sampled: Annotated[int, Field(ge=1)] | None = None
     made_up: Annotated[int, Field(ge=0)] = 0
 

@@ -1,7 +1,9 @@
 """Compare trainings: `python -m unified_embedding.evaluation.compare [CONFIG]`.
 
 Trains every row and seed that is not done, cheap ones first, and writes the page after each. The
-same command goes on after an interruption or a kill.
+same command goes on after an interruption or a kill. Started several times (on a machine with many
+cores, or with a GPU that one training does not fill), each process takes the next training that
+none has.
 """
 
 from pathlib import Path
@@ -12,7 +14,7 @@ from rich.console import Console
 
 from unified_embedding.evaluation.comparison import page
 from unified_embedding.evaluation.comparison.config import load_config
-from unified_embedding.evaluation.comparison.measured import measure_all
+from unified_embedding.evaluation.comparison.measured import measure_all, measure_job
 from unified_embedding.evaluation.comparison.runner import alone, train_next
 from unified_embedding.measure.files import write_text
 from unified_embedding.training.distributed import join_ranks
@@ -35,12 +37,17 @@ def main(
         if plan:
             typer.echo(page.budget(wanted))
             return
-        with alone(wanted.out), join_ranks() as rank:
+        with join_ranks() as rank:
             job = None if write else train_next(wanted, rank, console)
             while job is not None:
-                if job.rate is None:  # a sweep alone shows nothing new
-                    write_text(out, page.render(measure_all(wanted, console, threads)))
+                if job.rate is None:  # A sweep alone shows nothing new.
+                    measure_job(wanted, job, console, threads)
+                    with alone(wanted.out) as ours:
+                        if ours:
+                            known = measure_all(wanted, console, threads, known_only=True)
+                            write_text(out, page.render(known))
                 job = train_next(wanted, rank, console)
+        with alone(wanted.out, wait=True):
             write_text(out, page.render(measure_all(wanted, console, threads)))
         console.print(str(out))
 

@@ -103,10 +103,13 @@ def trained(summary: Mapping[str, Any], start: str) -> str:
         start: the weights that the training began with.
     """
     images = ", ".join(f"{count:,} pictures of {task}" for task, count in summary["images"].items())
+    losses = summary.get("losses", {})
     heads = ", ".join(
-        f"{column} ({count:,} classes, {summary['sampled'][column]:,} in a softmax)"
+        f"{column} ({count:,} classes, {summary['sampled'][column]:,} in a softmax"
+        + (f", {losses[column]})" if column in losses else ")")
         for column, count in summary["classes"].items()
     )
+    others = " where no other loss is named" if losses else ""
     figures = ", ".join(
         f"{task} {score.get('metric', 'R@1')} {score['float_']:.3f} by float and "
         f"{score['code']:.3f} by code on {score['queries']} queries"
@@ -120,7 +123,7 @@ def trained(summary: Mapping[str, Any], start: str) -> str:
     return (
         f"{how} on {images}, for {summary['steps']:,} steps of {summary['batch']} pictures "
         f"({summary['epochs']:.1f} epochs of the largest set){before}, starting from: {start}. One "
-        f"bias-free proxy head per label, normalised softmax: {heads}. "
+        f"bias-free proxy head per label, normalised softmax{others}: {heads}. "
         + (f"{_INFLUENCE.format(**against)} " if against else "")
         + (f"On the validation split: {figures}. " if figures else "")
         + (_IMAGENET if LITE0_PACKAGE in start else "")

@@ -1,7 +1,7 @@
 """The parts of a run, built from its configuration."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final
 
@@ -13,11 +13,25 @@ from torch import Tensor, nn
 from unified_embedding.errors import TrainingError
 from unified_embedding.training.bank import RowOptimizer, RowwiseAdagrad, Sgd
 from unified_embedding.training.checkpoint import EmbedderRecipe
-from unified_embedding.training.config import Config, HeadConfig, ModelConfig, ScheduleConfig
+from unified_embedding.training.config import (
+    SOFTMAX,
+    Config,
+    HeadConfig,
+    LossName,
+    ModelConfig,
+    ScheduleConfig,
+)
 from unified_embedding.training.distributed import Rank
 from unified_embedding.training.examples import Examples
 from unified_embedding.training.gradnorm import GradNorm
 from unified_embedding.training.heads import FullHead, ProxyHead
+from unified_embedding.training.losses import (
+    ArcFace,
+    CosFace,
+    NormalizedSoftmax,
+    ProxyAnchor,
+    ProxyLoss,
+)
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder
 from unified_embedding.training.plan import Plan
 from unified_embedding.training.sampled_head import SampledHead
@@ -25,6 +39,12 @@ from unified_embedding.training.validation import embed
 from unified_embedding.training.weights import load_trunk, trunk_weights
 
 _MAP_PICTURES: Final = 512
+_LOSSES: Final[Mapping[LossName, Callable[..., ProxyLoss]]] = {
+    SOFTMAX: NormalizedSoftmax,
+    "cosface": CosFace,
+    "arcface": ArcFace,
+    "proxy-anchor": ProxyAnchor,
+}
 
 
 def mixed_seed(*numbers: int) -> int:
@@ -107,6 +127,19 @@ def build_model(
     return recipe, model
 
 
+def build_optimizer(schedule: ScheduleConfig, model: UnifiedEmbedder) -> torch.optim.Optimizer:
+    """The optimiser of what the trunk trains, in two groups where norms are not to decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": trained, "weight_decay": schedule.weight_decay}]
+    if not schedule.decay_norms:
+        # Gains and biases are vectors; what multiplies features has two axes or more.
+        groups[0]["params"] = [p for p in trained if p.ndim > 1]
+        groups.append({"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0})
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=schedule.rate)
+    return torch.optim.SGD(groups, lr=schedule.rate, momentum=schedule.momentum)
+
+
 def build_heads(
     config: Config, classes: Mapping[str, list[str]], dim: int, rank: Rank
 ) -> list[ProxyHead]:
@@ -115,14 +148,14 @@ def build_heads(
     heads: list[ProxyHead] = []
     for number, (column, found) in enumerate(classes.items()):
         seed, count = mixed_seed(config.seed, number), len(found)
-        temperature = config.heads.get(column, HeadConfig()).temperature or config.temperature
+        criterion = _criterion(config.heads.get(column, HeadConfig()), config.temperature)
         if column not in config.sampled:
-            heads.append(FullHead(column, count, dim, seed, temperature, optimizer, rank))
+            heads.append(FullHead(column, count, dim, seed, criterion, optimizer, rank))
             continue
         sampled = config.sampled[column]
         file = Path(config.run) / f"{column}.bank" if config.bank == "mapped" else None
         heads.append(
-            SampledHead(column, count, dim, sampled, seed, temperature, optimizer, rank, file)
+            SampledHead(column, count, dim, sampled, seed, criterion, optimizer, rank, file)
         )
     return heads
 
@@ -146,6 +179,11 @@ def build_gradnorm(
         )
     expected = [math.log(max(2, head.softmax_classes)) for head in heads]
     return GradNorm(layer, expected, config.gradnorm.alpha, config.gradnorm.rate)
+
+
+def _criterion(head: HeadConfig, temperature: float) -> ProxyLoss:
+    margin = {} if head.margin is None else {"margin": head.margin}
+    return _LOSSES[head.loss or SOFTMAX](head.temperature or temperature, **margin)
 
 
 def _row_optimizer(schedule: ScheduleConfig) -> RowOptimizer:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 _CHUNK: Final = 1 << 16
 
+FIRST_NORM: Final = 3**-0.5
+"""Norm of a row of `first_proxies`, nearly: D numbers of variance 1 / (3 D)."""
+
 
 def first_proxies(classes: int, dim: int, seed: int) -> Tensor:
     """Initial proxies float32 [M, D], uniform in +-1/sqrt(D) (the companion code's rule)."""

@@ -23,6 +23,14 @@ PREPARED: Final = "prepared"
 
 Share = Annotated[float, Field(gt=0, le=1)]
 
+LossName = Literal["normalized-softmax", "cosface", "arcface", "proxy-anchor"]
+SOFTMAX: Final[LossName] = "normalized-softmax"
+
+
+def _later(default: Any = None) -> Any:
+    """Of settings inside a section that older runs' sections lack: unset, both are equal."""
+    return Field(exclude_if=lambda value: value == default)
+
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML 1.2 floats: plain YAML 1.1 reads 1e-4, without a dot, as text."""
@@ -109,9 +117,13 @@ class DataConfig(_Section):
         tasks: tasks to train, by default all that are shipped or stand in the file tasks.yaml
             beside the manifest; one alone makes a specialist.
         labels: label columns that get a head; all of these tasks' columns by default.
+        shared_labels: label column -> other tasks whose training rows carry that label too: the one
+            that rows of the column's own task and of the same `identity` have.
         crop_area: smallest share of a picture that a random crop keeps; 1 turns crops off.
         flip: mirror half of the pictures.
         color: largest relative change of each colour channel.
+        augment: "light" stops there; "strong" adds what hand-held cameras and rooms do:
+            perspective, light and occlusion (`dataset.STRONG`).
         workers: processes that read pictures; 0 reads in the training process.
     """
 
@@ -119,9 +131,11 @@ class DataConfig(_Section):
     made_up: MadeUp | None = None
     tasks: list[str] = list(TASKS)
     labels: list[str] = list(label_columns(TASKS))
+    shared_labels: Annotated[dict[str, list[str]] | None, _later()] = None
     crop_area: Share = 0.6
     flip: bool = True
     color: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    augment: Annotated[Literal["light", "strong"], _later("light")] = "light"
     workers: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
@@ -136,6 +150,12 @@ class DataConfig(_Section):
         for name, values, known in chosen:
             if not values or len(set(values)) != len(values) or set(values) - set(known):
                 raise ValueError(f"{name} {values} must be some of {known}, each once")
+        for column, tasks in (self.shared_labels or {}).items():
+            if column not in self.labels:
+                raise ValueError(f"shared_labels: {column!r} is none of labels {self.labels}")
+            others = [task for task in self.tasks if column not in table[task].labels]
+            if not tasks or set(tasks) - set(others):
+                raise ValueError(f"shared_labels.{column} {tasks} must be some of {others}")
         return self
 
 
@@ -167,8 +187,13 @@ class ScheduleConfig(_Section):
         full: the second.
         rate: learning rate of the trunk.
         proxy_rate: learning rate of the proxies, in both stages.
+        optimizer: of the trunk: "sgd" or "adamw".
         momentum: of SGD.
-        weight_decay: of SGD, proxies included.
+        weight_decay: of the optimiser, proxies included.
+        decay_norms: False spares the trunk's norms and biases the weight decay.
+        clip: largest norm of the trunk's gradient; 0 leaves it as it is.
+        ema: decay of an exponential moving average of the trunk's weights, for instance 0.999; what
+            validates and is saved is then the average. 0 keeps none.
         proxies: how proxies move: "sgd", or "adagrad" with one accumulator a row.
         proxy_momentum: of the proxies' SGD; by default `momentum`. A sampled row resumes its old
             momentum when it is drawn again, which 0 and "adagrad" avoid.
@@ -182,8 +207,12 @@ class ScheduleConfig(_Section):
     full: Length = Length(epochs=3.0)
     rate: Annotated[float, Field(ge=0)] = 0.001
     proxy_rate: Annotated[float, Field(ge=0)] = 0.005
+    optimizer: Annotated[Literal["sgd", "adamw"], _later("sgd")] = "sgd"
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
     weight_decay: Annotated[float, Field(ge=0)] = 1e-4
+    decay_norms: Annotated[bool, _later(True)] = True
+    clip: Annotated[float, Field(ge=0), _later(0.0)] = 0.0
+    ema: Annotated[float, Field(ge=0, lt=1), _later(0.0)] = 0.0
     proxies: Literal["sgd", "adagrad"] = "sgd"
     proxy_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     decay: Literal["constant", "cosine", "step"] = "cosine"
@@ -197,10 +226,20 @@ class HeadConfig(_Section):
     Attributes:
         weight: of its mean loss in the sum of all heads.
         temperature: of its softmax; by default the run's.
+        loss: by default the normalised softmax; see `losses`.
+        margin: of the other losses; by default that of their papers.
     """
 
     weight: Annotated[float, Field(gt=0)] = 1.0
     temperature: Annotated[float, Field(gt=0)] | None = None
+    loss: Annotated[LossName | None, _later()] = None
+    margin: Annotated[Annotated[float, Field(ge=0)] | None, _later()] = None
+
+    @model_validator(mode="after")
+    def _has_margin(self) -> "HeadConfig":
+        if self.margin is not None and self.loss in (None, SOFTMAX):
+            raise ValueError(f"margin: {SOFTMAX} has none; name another loss beside it")
+        return self
 
 
 class GradNormConfig(_Section):
@@ -257,7 +296,9 @@ class Config(_Section):
         batch: images per step over all ranks, equal shares of every task.
         images_per_class: class-balanced batches: so many images of each drawn class.
         temperature: of the normalised softmax.
-        heads: label column -> weight and temperature of that head; 1 and `temperature` else.
+        heads: label column -> weight, temperature and loss of that head.
+        class_means: start every proxy from the mean embedding of at most so many training pictures
+            of its class; by default proxies are drawn at random.
         gradnorm: let GradNorm move the weights; one process, no fp16.
         compatible_with: an old embedder that this one's queries shall understand.
         sampled: label column -> K; columns not named use the full softmax.
@@ -281,6 +322,7 @@ class Config(_Section):
     images_per_class: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 0.05
     heads: dict[str, HeadConfig] = {}
+    class_means: Annotated[int, Field(ge=1)] | None = None
     gradnorm: GradNormConfig | None = None
     compatible_with: CompatibleConfig | None = None
     sampled: dict[str, Annotated[int, Field(ge=1)]] = {}
@@ -303,6 +345,8 @@ class Config(_Section):
                 raise ValueError(f"{name} names {sorted(unknown)}; label columns are {list(known)}")
         if self.gradnorm is not None and any(head.weight != 1 for head in self.heads.values()):
             raise ValueError("gradnorm moves the weights of heads, which therefore cannot be given")
+        if self.gradnorm is not None and {h.loss for h in self.heads.values()} - {None, SOFTMAX}:
+            raise ValueError(f"gradnorm knows where {SOFTMAX} starts, and no other loss of heads")
         if self.gradnorm is not None and self.precision == "fp16":
             raise ValueError("gradnorm needs precision fp32 or bf16: fp16 scales gradients")
         if self.compatible_with is not None and self.gradnorm is not None:
@@ -369,7 +413,7 @@ def _from_table(raw: dict[str, Any]) -> TaskTable:
     if sampled:
         raw.setdefault("sampled", sampled)
     for column, spec in specs.items():
-        chosen = spec.model_dump(include={"weight", "temperature"}, exclude_defaults=True)
+        chosen = spec.model_dump(include=set(HeadConfig.model_fields), exclude_defaults=True)
         heads = raw.setdefault("heads", {}) if chosen else None
         if isinstance(heads, dict):
             heads[column] = {**chosen, **(heads.get(column) or {})}

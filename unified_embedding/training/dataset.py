@@ -2,12 +2,14 @@
 
 import math
 from collections.abc import Iterator
+from typing import Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.transforms import v2  # type: ignore[import-untyped]
 
 from unified_embedding.errors import DataError, ImageError
 from unified_embedding.image import Box, Preprocessing, load_pixels
@@ -16,7 +18,16 @@ from unified_embedding.training.examples import Examples
 from unified_embedding.training.plan import Plan, batches
 
 Key = tuple[int, int, int]
-_AUGMENTATION = 3  # apart from the plan's own draws
+_AUGMENTATION: Final = 3  # apart from the plan's own draws
+
+STRONG: Final = v2.Compose(
+    [
+        v2.RandomPerspective(0.3, p=0.5, fill=127),
+        v2.RandomApply([v2.ColorJitter(0.4, 0.4, 0.3)], p=0.8),
+        v2.RandomErasing(p=0.25, scale=(0.02, 0.2), value=127),
+    ]
+)
+"""uint8 [3, S, S] to the same; draws from torch's global generator."""
 
 
 class TrainingImages(Dataset[Tensor]):
@@ -40,7 +51,13 @@ class TrainingImages(Dataset[Tensor]):
             pixels = pixels[:, ::-1]
         if self.data.color:
             pixels = change_color(pixels, rng, self.data.color)
-        return torch.from_numpy(np.array(pixels, order="C"))
+        image = torch.from_numpy(np.array(pixels, order="C"))
+        if self.data.augment == "light":
+            return image
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(int(rng.integers(2**63)))
+            strong: Tensor = STRONG(image.permute(2, 0, 1)).permute(1, 2, 0).contiguous()
+        return strong
 
 
 def pixels_of(

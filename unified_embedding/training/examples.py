@@ -18,7 +18,7 @@ from unified_embedding.datasets.task_table import (
     label_columns,
     tasks_beside,
 )
-from unified_embedding.errors import DataError, TrainingError
+from unified_embedding.errors import DataError, TrainingError, shown
 from unified_embedding.training.config import DataConfig, MadeUp, manifest_path
 from unified_embedding.training.subsampler import UNLABELLED
 
@@ -99,10 +99,52 @@ def load_rows(data: DataConfig) -> tuple[list[Row], Callable[[str], bytes]]:
 
 
 def select(rows: list[Row], read: Callable[[str], bytes], data: DataConfig, split: str) -> Examples:
-    """The rows of one split and of the configured tasks and labels."""
-    kept = [row for row in rows if row["split"] == split and row["task"] in data.tasks]
+    """The rows of one split and of the configured tasks and labels.
+
+    Training rows alone share labels: what validation and evaluation search stays as it is.
+
+    Raises:
+        DataError: `data.shared_labels` does not fit the rows.
+    """
+    of_split = [row for row in rows if row["split"] == split]
+    kept = [row for row in of_split if row["task"] in data.tasks]
     path = manifest_path(data.manifest)
-    return from_rows(kept, read, data.labels, TASKS if path is None else tasks_beside(path))
+    tasks = TASKS if path is None else tasks_beside(path)
+    if split == "train":
+        for column, others in (data.shared_labels or {}).items():
+            kept = _with_shared_label(kept, column, others, _label_by_identity(of_split, column))
+    return from_rows(kept, read, data.labels, tasks)
+
+
+def _label_by_identity(rows: list[Row], column: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for row in rows:
+        identity, label = row.get("identity"), row.get(column)
+        if identity and label and found.setdefault(identity, label) != label:
+            raise DataError(
+                f"shared_labels.{column}: rows of the identity {shown(identity)} carry both "
+                f"{shown(found[identity])} and {shown(label)}; one of them must be corrected"
+            )
+    return found
+
+
+def _with_shared_label(
+    rows: list[Row], column: str, tasks: list[str], labels: Mapping[str, str]
+) -> list[Row]:
+    """`rows`, those of `tasks` with the label of their identity in `column`, if it has one."""
+    found = [
+        {**row, column: labels[row["identity"]]}
+        if row["task"] in tasks and row.get("identity") in labels
+        else row
+        for row in rows
+    ]
+    for task in tasks:
+        if not any(row["task"] == task and row.get(column) for row in found):
+            raise DataError(
+                f"shared_labels.{column}: no training row of {task} has an `identity` of which a "
+                f"row carries {column}"
+            )
+    return found
 
 
 def from_rows(

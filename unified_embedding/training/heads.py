@@ -8,36 +8,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional
 
 from unified_embedding.errors import TrainingError
 from unified_embedding.training.bank import RowOptimizer, Sgd, first_proxies
 from unified_embedding.training.distributed import ALONE, Rank, sum_over_ranks
+from unified_embedding.training.losses import NormalizedSoftmax, ProxyLoss
 from unified_embedding.training.subsampler import UNLABELLED
 
-
-def normalized_softmax(
-    embedding: Tensor, proxies: Tensor, labels: Tensor, temperature: float
-) -> Tensor:
-    """Sum over rows of -log softmax of cosine / temperature at the label.
-
-    L_norm of arXiv 1811.12649: embeddings and proxies are L2-normalised, there is no bias.
-
-    Args:
-        embedding: [B, D].
-        proxies: [C, D].
-        labels: int64 [B] in 0..C-1.
-        temperature: sigma, 0.05 in the paper's companion.
-
-    Returns:
-        A scalar; zero, with zero gradients, for no rows.
-    """
-    rows = functional.normalize(embedding.float(), dim=1)
-    cosine = rows @ functional.normalize(proxies, dim=1).T
-    return functional.cross_entropy(cosine / temperature, labels, reduction="sum")
-
-
 DEFAULT_OPTIMIZER: Final = Sgd()
+DEFAULT_LOSS: Final = NormalizedSoftmax()
 
 
 def on_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
@@ -52,14 +31,20 @@ class ProxyHead(ABC):
     Attributes:
         column: the manifest's label column.
         classes: number M of classes.
+        criterion: what the head minimises.
     """
 
     def __init__(
-        self, column: str, classes: int, temperature: float, optimizer: RowOptimizer, rank: Rank
+        self, column: str, classes: int, criterion: ProxyLoss, optimizer: RowOptimizer, rank: Rank
     ) -> None:
+        if criterion.over_batch and rank.world > 1:
+            raise TrainingError(
+                f"heads.{column}.loss compares all images of a batch; start without torchrun, or "
+                "take another loss"
+            )
         self.column = column
         self.classes = classes
-        self.temperature = temperature
+        self.criterion = criterion
         self.optimizer = optimizer
         self.rank = rank
         self._labelled = 0
@@ -79,9 +64,9 @@ class ProxyHead(ABC):
 
     @abstractmethod
     def loss(self, embedding: Tensor, labels: NDArray[np.int64]) -> Tensor:
-        """This rank's share of the mean loss over the labelled images of the global batch.
+        """This rank's share of the loss over the labelled images of the global batch.
 
-        The shares of all ranks add up to the mean; it is zero when no image is labelled.
+        The shares of all ranks add up; it is zero when no image is labelled.
         """
 
     @abstractmethod
@@ -113,8 +98,7 @@ class ProxyHead(ABC):
         labelled = np.flatnonzero(targets != UNLABELLED)
         rows = embedding.index_select(0, on_device(labelled, embedding.device))
         labels = on_device(targets[labelled], embedding.device)
-        total = normalized_softmax(rows, proxies, labels, self.temperature)
-        return total / max(1, self._labelled)
+        return self.criterion(rows, proxies, labels, self._labelled)
 
     def _take_gradient(self, scale: float) -> Tensor:
         if self._proxies is None or self._proxies.grad is None:
@@ -142,7 +126,7 @@ class FullHead(ProxyHead):
         classes: M.
         dim: D.
         seed: draws the first proxies.
-        temperature: see `normalized_softmax`.
+        criterion: what the head minimises.
         optimizer: how proxies move.
         rank: this process.
     """
@@ -153,11 +137,11 @@ class FullHead(ProxyHead):
         classes: int,
         dim: int,
         seed: int,
-        temperature: float = 0.05,
+        criterion: ProxyLoss = DEFAULT_LOSS,
         optimizer: RowOptimizer = DEFAULT_OPTIMIZER,
         rank: Rank = ALONE,
     ) -> None:
-        super().__init__(column, classes, temperature, optimizer, rank)
+        super().__init__(column, classes, criterion, optimizer, rank)
         self.rows = first_proxies(classes, dim, seed).to(rank.device)
         self.kept = self.rows.new_zeros(classes, optimizer.width(dim))
 

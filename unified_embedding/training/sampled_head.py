@@ -12,7 +12,8 @@ from torch import Tensor
 from unified_embedding.errors import TrainingError
 from unified_embedding.training.bank import ProxyBank, RowOptimizer
 from unified_embedding.training.distributed import ALONE, Rank, barrier
-from unified_embedding.training.heads import DEFAULT_OPTIMIZER, ProxyHead
+from unified_embedding.training.heads import DEFAULT_LOSS, DEFAULT_OPTIMIZER, ProxyHead
+from unified_embedding.training.losses import ProxyLoss
 from unified_embedding.training.subsampler import UNLABELLED, relabel, sample_classes
 
 
@@ -29,7 +30,7 @@ class SampledHead(ProxyHead):
         dim: D.
         sampled: K.
         seed: draws the first proxies and every sampled set.
-        temperature: see `normalized_softmax`.
+        criterion: what the head minimises, over the sampled classes.
         optimizer: how proxies move.
         rank: this process.
         file: map the bank from here instead of memory; shared by the ranks of a host.
@@ -42,12 +43,12 @@ class SampledHead(ProxyHead):
         dim: int,
         sampled: int,
         seed: int,
-        temperature: float = 0.05,
+        criterion: ProxyLoss = DEFAULT_LOSS,
         optimizer: RowOptimizer = DEFAULT_OPTIMIZER,
         rank: Rank = ALONE,
         file: Path | None = None,
     ) -> None:
-        super().__init__(column, classes, temperature, optimizer, rank)
+        super().__init__(column, classes, criterion, optimizer, rank)
         if sampled < 1:
             raise TrainingError(f"sampled.{column} is {sampled}; at least 1 class must be sampled")
         self.sampled = sampled

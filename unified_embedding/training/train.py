@@ -45,6 +45,8 @@ def train(config: Config, rank: Rank, console: Console) -> None:
         taken = None
         if not resumed and config.start_from:
             taken = trainer.start_from(Path(config.start_from))
+        if not resumed:
+            trainer.start_at_class_means(taken or [])
         if rank.first:
             _write_config(config)
         with Report(trainer, console) as report:
@@ -89,7 +91,9 @@ def _select(trainer: Trainer, report: Report) -> None:
     held_out = trainer.held_out
     if trainer.config.validation.every and len(held_out):
         limit = trainer.config.validation.images
-        found = validate(trainer.model, held_out, trainer.preprocessing, trainer.rank.device, limit)
+        found = validate(
+            trainer.embedder, held_out, trainer.preprocessing, trainer.rank.device, limit
+        )
     if found:
         mean = sum(score.float_ for score in found.values()) / len(found)
         report.validated(found, mean)

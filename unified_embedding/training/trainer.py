@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from unified_embedding.errors import TrainingError
 from unified_embedding.training import checkpoint
@@ -19,12 +21,14 @@ from unified_embedding.training.assembly import (
     build_gradnorm,
     build_heads,
     build_model,
+    build_optimizer,
     build_plan,
     head_classes,
     mixed_seed,
 )
+from unified_embedding.training.class_means import class_means
 from unified_embedding.training.compatible import build_influence
-from unified_embedding.training.config import Config, HeadConfig
+from unified_embedding.training.config import SOFTMAX, Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
 from unified_embedding.training.examples import load_rows, select
@@ -93,19 +97,22 @@ class Trainer:
         self.influence = build_influence(
             config, self.examples, self.classes, self.model, self.heads, rank
         )
-        trained = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.SGD(
-            trained,
-            lr=config.schedule.rate,
-            momentum=config.schedule.momentum,
-            weight_decay=config.schedule.weight_decay,
-        )
+        self.optimizer = build_optimizer(config.schedule, self.model)
+        self._average: AveragedModel | None = None
+        if config.schedule.ema:
+            averaging = get_ema_multi_avg_fn(config.schedule.ema)  # type: ignore[no-untyped-call]
+            self._average = AveragedModel(self.model, multi_avg_fn=averaging)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=config.precision == "fp16")
         columns = [head.column for head in self.heads]
         old = [f"old_{column}" for column in columns if self.influence is not None]
         self.loss_names = [*columns, *old]
         self._parallel: nn.Module | None = None
         self._saved_at = time.monotonic()
+
+    @property
+    def embedder(self) -> nn.Module:
+        """What is validated, saved and served: the averaged weights where there is an average."""
+        return self.model if self._average is None else self._average.module
 
     def pixels(self) -> Iterator[Tensor]:
         """This rank's batches, from the current step to the last."""
@@ -171,6 +178,7 @@ class Trainer:
                     "best": self.best,
                     "validated": self.validated,
                     "heads": heads,
+                    **self._average_values(),
                     "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(),
                     "gradnorm": self.gradnorm.weights if self.gradnorm is not None else None,
@@ -195,7 +203,10 @@ class Trainer:
             return False
         values = checkpoint.read(path)
         self._check_same_run(values, path)
-        self.model.load_state_dict(values["embedder"])
+        self.embedder.load_state_dict(values["embedder"])
+        if self._average is not None:
+            self.model.load_state_dict(values["trained"])
+            self._average.n_averaged.fill_(values["averaged"])
         for head in self.heads:
             head.load(values["heads"][head.column])
         self.optimizer.load_state_dict(values["optimizer"])
@@ -219,6 +230,7 @@ class Trainer:
         values = checkpoint.read(path)
         try:
             self.model.load_state_dict(values["embedder"])
+            self.embedder.load_state_dict(values["embedder"])
         except (KeyError, RuntimeError) as error:
             raise TrainingError(f"start_from {path} holds another network ({error})") from error
         self.recipe = replace(
@@ -242,6 +254,22 @@ class Trainer:
             head.load({"rows": rows, "kept": torch.zeros_like(head.state()["kept"])})
             taken.append(head.column)
         return taken
+
+    def start_at_class_means(self, taken: list[str]) -> None:
+        """Move fresh proxies to class means where `class_means` asks for it, but not `taken`'s."""
+        if self.config.class_means is None:
+            return
+        for head in self.heads:
+            if head.column not in taken:
+                rows = class_means(
+                    self.model,
+                    self.examples,
+                    self.numbers[head.column],
+                    self.config.class_means,
+                    self.preprocessing,
+                    self.rank,
+                )
+                head.load({**head.state(), "rows": rows})
 
     def close(self) -> None:
         """Release threads and mapped files."""
@@ -281,12 +309,25 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(step)
         self.scaler.scale(total).backward()  # type: ignore[no-untyped-call]
+        if self.config.schedule.clip:
+            self.scaler.unscale_(self.optimizer)
+            clip_grad_norm_(self.model.parameters(), self.config.schedule.clip)
         before = self.scaler.get_scale()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
         # A scale that fell is how GradScaler tells that it left the step out.
-        return bool(self.scaler.get_scale() >= before)
+        moved = bool(self.scaler.get_scale() >= before)
+        if moved and self._average is not None:
+            self._average.update_parameters(self.model)
+        return moved
+
+    def _average_values(self) -> dict[str, Any]:
+        """What a resume needs beside the average, which is what `_embedder_values` holds."""
+        if self._average is None:
+            return {}
+        trained = {name: tensor.detach().cpu() for name, tensor in self.model.state_dict().items()}
+        return {"trained": trained, "averaged": int(self._average.n_averaged)}
 
     def _shared_result(self, shares: list[Tensor], step: int) -> StepResult:
         due = self.rank.first and self.due()
@@ -346,10 +387,15 @@ class Trainer:
             "images": {t: len(self.examples.rows_of(t)) for t in self.config.data.tasks},
             "classes": {c: len(found) for c, found in self.classes.items()},
             "sampled": {h.column: h.softmax_classes for h in self.heads},
+            "losses": {
+                column: head.loss
+                for column, head in self.config.heads.items()
+                if column in self.classes and head.loss not in (None, SOFTMAX)
+            },
             "loss_weights": dict(
                 zip([h.column for h in self.heads], self.weights.tolist(), strict=True)
             ),
             "compatible_with": self.influence.summary if self.influence is not None else None,
             "validation": self.validated,
         }
-        return checkpoint.embedder_values(self.recipe, self.model.state_dict(), summary)
+        return checkpoint.embedder_values(self.recipe, self.embedder.state_dict(), summary)

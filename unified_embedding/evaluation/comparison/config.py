@@ -18,6 +18,7 @@ Role = Literal[
     "unified-data",
     "no-layer-norm",
     "gradnorm",
+    "step",
     "compatible",
 ]
 OLD: Final[Role] = "unified-steps"
@@ -33,7 +34,8 @@ class CompareRow(_Section):
 
     Attributes:
         name: how the page calls it.
-        role: its part in the claims.
+        role: its part in the claims; any number of rows may be a "step": one change of the row
+            "unified-data", at whose learning rate it runs, judged on validation for the release.
         task: a specialist's product.
         steps: in which the trunk moves.
         minutes: budget of one run in minutes of all cores together, stated before it.
@@ -121,9 +123,12 @@ class CompareConfig(_Section):
         for what, values in (("row names", [row.name for row in self.rows]), ("seeds", self.seeds)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ, got {values}")
-        parts = [(row.role, row.task) for row in self.rows]
+        parts = [(row.role, row.task) for row in self.rows if row.role != "step"]
         if len(set(parts)) != len(parts):
             raise ValueError("a role (and task) belongs to one row")
+        steps = [row.name for row in self.rows if row.role == "step"]
+        if steps and self.find("unified-data") is None:
+            raise ValueError(f"{steps} are steps from a row of the role unified-data; add one")
         old, new = self.find(OLD), self.find("compatible")
         if new is not None and (old is None or old.last > new.last):
             raise ValueError(f"row {new.name!r} needs a row {OLD!r} that is run before it")

@@ -44,8 +44,8 @@ class Job:
 
 
 def sweep_jobs(config: CompareConfig, row: CompareRow) -> list[Job]:
-    """The short runs that choose a row's rate; none when there is one rate."""
-    rates = config.sweep.rates
+    """The short runs that choose a row's rate; none when it has no choice."""
+    rates = config.sweep.rates if row.role != "step" else []
     steps = min(config.sweep.steps, row.steps)
     folder = config.out / _slug(row.name)
     return [
@@ -63,15 +63,17 @@ def seed_job(config: CompareConfig, row: CompareRow, seed: int) -> Job:
 def in_order(config: CompareConfig) -> Iterator[Job]:
     """Everything, the cheap rows first, a seed of all rows before the next seed.
 
-    The compatible row comes behind those of its seed, one of which is its old embedder. Rows
-    marked `last` come after all seeds of the others.
+    A run comes behind the sweep that chooses its rate, the compatible row behind those of its
+    seed, one of which is its old embedder. Rows marked `last` come after all seeds of the others,
+    and steps, for which no claim shall wait, after those.
     """
 
     def place(row: CompareRow) -> tuple[bool, float]:
         return row.role == "compatible", row.minutes
 
-    for last in (False, True):
-        rows = sorted((r for r in config.rows if r.last == last), key=place)
+    for turn in range(3):
+        rows = [r for r in config.rows if (2 if r.role == "step" else int(r.last)) == turn]
+        rows.sort(key=place)
         for number, seed in enumerate(config.seeds):
             for row in rows:
                 if number == 0:
@@ -97,6 +99,10 @@ def weights(job: Job) -> Path:
 
 def chosen_rate(config: CompareConfig, row: CompareRow) -> float | None:
     """The sweep's best rate on validation; None while it is not complete."""
+    if row.role == "step":
+        base = config.find("unified-data")
+        assert base is not None  # the configuration demands it
+        return chosen_rate(config, base)
     jobs = sweep_jobs(config, row)
     if not jobs:
         return config.sweep.rates[0]

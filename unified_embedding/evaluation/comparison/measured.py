@@ -22,7 +22,6 @@ from unified_embedding.evaluation.comparison.jobs import (
     weights,
 )
 from unified_embedding.evaluation.config import EmbedderRow, EvaluationConfig
-from unified_embedding.evaluation.embedders import Embedder
 from unified_embedding.evaluation.rotations import Rotated, remembered_rotation, rotate
 from unified_embedding.evaluation.run import Bench, open_bench
 from unified_embedding.protocols.measure import Cell, Measurement, Samples, measure, measure_by
@@ -147,8 +146,30 @@ def over_seeds(runs: Sequence[Samples]) -> Interval | None:
     return bootstrap_trainings(values, runs[0].clusters.tolist())
 
 
-def measure_all(config: CompareConfig, console: Console, threads: int) -> Measured:
-    """Measure every finished run that is not measured yet.
+def measure_job(config: CompareConfig, job: Job, console: Console, threads: int) -> None:
+    """Measure one finished run, so that `measure_all` finds its figures.
+
+    Raises:
+        DataError: the test set is missing or not the frozen one.
+    """
+    bench = _bench(config, job, console, threads)
+    old = config.find(OLD)
+    if job.row.role == "unified-data":
+        for bits in config.maps.bits:
+            _maps(bench, job, bits, config.maps.count)
+    if job.row.role in CROSSED and old is not None and config.find("compatible") is not None:
+        before = seed_job(config, old, job.seed)
+        if before.record() is not None:
+            _against(bench, job, before)
+    _scores(bench, job)
+
+
+def measure_all(
+    config: CompareConfig, console: Console, threads: int, known_only: bool = False
+) -> Measured:
+    """Measure every finished run that is not measured yet, or leave those out (`known_only`).
+
+    Figures once measured need no weights.
 
     Raises:
         DataError: the test set is missing or not the frozen one.
@@ -157,7 +178,9 @@ def measure_all(config: CompareConfig, console: Console, threads: int) -> Measur
     done = [job for job in jobs if job.record() is not None]
     if not done:
         return Measured(config, "", {}, {})
-    bench = _bench(config, done, console, threads)
+    bench = _bench(config, done[0], console, threads)
+    if known_only:
+        done = [job for job in done if _file(bench, "measured", job).exists()]
     found: dict[str, dict[int, Mapping[Cell, Samples]]] = {}
     rotated: dict[int, list[Rotated]] = {}
     for job in done:
@@ -165,12 +188,13 @@ def measure_all(config: CompareConfig, console: Console, threads: int) -> Measur
         if job.row.role == "unified-data":
             for bits in config.maps.bits:
                 rotated.setdefault(bits, []).append(_maps(bench, job, bits, config.maps.count))
-    return Measured(config, bench.pictures.digest(), found, rotated, _crossed(bench, config, done))
+    crossed = _crossed(bench, config, done, known_only)
+    return Measured(config, bench.pictures.digest(), found, rotated, crossed)
 
 
-def _bench(config: CompareConfig, done: list[Job], console: Console, threads: int) -> Bench:
-    rows = [EmbedderRow(name=str(j.folder), source=str(weights(j)), kind="unified") for j in done]
-    named = training_config(config, done[0]).data.manifest
+def _bench(config: CompareConfig, job: Job, console: Console, threads: int) -> Bench:
+    rows = [EmbedderRow(name=str(job.folder), source=str(weights(job)), kind="unified")]
+    named = training_config(config, job).data.manifest
     manifest = manifest_path(named)
     assert manifest is not None  # made-up pictures are not compared
     wanted = EvaluationConfig(rows=rows, frozen=config.frozen)
@@ -178,23 +202,36 @@ def _bench(config: CompareConfig, done: list[Job], console: Console, threads: in
 
 
 def _scores(bench: Bench, job: Job) -> Mapping[Cell, Samples]:
-    embedder = bench.open(str(weights(job)))
-    key = digest([embedder.id, bench.pictures.digest(), bench.pictures.seen_table(), FIGURES])
-    path = job.folder / f"measured-{key}.npz"
+    path = _file(bench, "measured", job)
     if not path.exists():
-        vectors = _vectors(bench, job, embedder)
+        vectors = _vectors(bench, job)
         with bench.console.status(f"{job.row.name}: searching"):
             found = measure(bench.pictures, vectors, _searches(bench))
         _save(found, path)
     return _load(path)
 
 
-def _crossed(bench: Bench, config: CompareConfig, done: list[Job]) -> Runs:
+def _file(bench: Bench, what: str, job: Job, *others: Job) -> Path:
+    """Where figures of a run stand: named by the embedders, the test set and what is measured."""
+    ids = [_embedder(one) for one in (job, *others)]
+    key = digest([*ids, bench.pictures.digest(), bench.pictures.seen_table(), FIGURES])
+    return job.folder / f"{what}-{key}.npz"
+
+
+def _embedder(job: Job) -> str:
+    record = job.record()
+    assert record is not None  # only finished runs are measured
+    return str(record["embedder"])
+
+
+def _crossed(bench: Bench, config: CompareConfig, done: list[Job], known_only: bool) -> Runs:
     row = config.find(OLD)
     old = {job.seed: job for job in done if job.row == row}
     found: dict[str, dict[int, Mapping[Cell, Samples]]] = {}
     for job in done if config.find("compatible") is not None else ():
         if job.row.role in CROSSED and job.seed in old:
+            if known_only and not _file(bench, "crossed", job, old[job.seed]).exists():
+                continue
             samples = _against(bench, job, old[job.seed])
             found.setdefault(job.row.name, {})[job.seed] = samples
     return found
@@ -202,13 +239,10 @@ def _crossed(bench: Bench, config: CompareConfig, done: list[Job]) -> Runs:
 
 def _against(bench: Bench, job: Job, old: Job) -> Mapping[Cell, Samples]:
     """A run's queries in the index of another."""
-    embedders = [bench.open(str(weights(one))) for one in (job, old)]
-    ids = [embedder.id for embedder in embedders]
-    key = digest([*ids, bench.pictures.digest(), bench.pictures.seen_table(), FIGURES])
-    path = job.folder / f"crossed-{key}.npz"
+    path = _file(bench, "crossed", job, old)
     if not path.exists():
         _check_old(job, old)
-        ours, theirs = (_vectors(bench, *one) for one in zip((job, old), embedders, strict=True))
+        ours, theirs = (_vectors(bench, one) for one in (job, old))
 
         def similarity(
             queries: NDArray[np.int64], gallery: NDArray[np.int64], comparison: Comparison
@@ -232,7 +266,8 @@ def _check_old(job: Job, old: Job) -> None:
         )
 
 
-def _vectors(bench: Bench, job: Job, embedder: Embedder) -> NDArray[np.float32]:
+def _vectors(bench: Bench, job: Job) -> NDArray[np.float32]:
+    embedder = bench.open(str(weights(job)))
     return bench.features.vectors(
         embedder, bench.pictures.sha256, bench.pictures.read, f"{job.row.name}: embedding"
     )
@@ -265,10 +300,10 @@ def _load(path: Path) -> Mapping[Cell, Samples]:
 
 
 def _maps(bench: Bench, job: Job, bits: int, count: int) -> Rotated:
-    embedder = bench.open(str(weights(job)))
-    key = [embedder.id, bench.pictures.digest(), bench.pictures.seen_table(), bits, count]
+    key = [_embedder(job), bench.pictures.digest(), bench.pictures.seen_table(), bits, count]
 
     def make() -> Rotated:
+        embedder = bench.open(str(weights(job)))
         every = sorted({row["image"] for row in bench.rows if row["split"] == "train"})
         count_of_mean = min(_MEAN_PICTURES, len(every))
         images = [every[number * len(every) // count_of_mean] for number in range(count_of_mean)]
@@ -277,7 +312,7 @@ def _maps(bench: Bench, job: Job, bits: int, count: int) -> Rotated:
         training = bench.features.vectors(
             embedder, hashes, lambda row: data[row], f"{job.row.name}: mean of training pictures"
         )
-        vectors = _vectors(bench, job, embedder)
+        vectors = _vectors(bench, job)
         with bench.console.status(f"{job.row.name}: {count} maps to {bits} bits"):
             return rotate(bench.pictures, vectors, bench.tasks, bits, training.mean(axis=0), count)
 

@@ -57,6 +57,7 @@ def render(measured: Measured) -> str:
         claims_table(judged),
         _figures(measured),
         _differences(measured),
+        _steps(measured),
         _codes(measured),
         _compatibility(measured),
         _budget(config),
@@ -110,6 +111,42 @@ def _difference(
         return []
     gains = [points(measured.gain(ours, theirs, Cell(*figure, "float"))) for figure in FIGURES]
     return [what, f"{ours.name} minus {theirs.name}", *gains]
+
+
+def _steps(measured: Measured) -> Lines:
+    config, base = measured.config, measured.config.find("unified-data")
+    steps = [row for row in config.rows if row.role == "step"]
+    if base is None or not steps:
+        return []
+    before = _validation(config, base)
+    rows = []
+    for row in steps:
+        after = _validation(config, row)
+        gains = [after[seed] - before[seed] for seed in after if seed in before]
+        verdict = ("kept" if np.mean(gains) > 0 else "not kept") if gains else NOT_RUN
+        gained = (
+            f"{100 * np.mean(gains):+.1f} ({', '.join(f'{100 * g:+.1f}' for g in gains)})"
+            if gains
+            else NOT_RUN
+        )
+        shown = [points(measured.gain(row, base, Cell(*figure, "float"))) for figure in FIGURES]
+        rows.append([row.name, _code(row.overrides), gained, verdict, *shown])
+    head = ["step", "change", "validation, points (each seed)", "for the release"]
+    return [
+        "## Steps towards the release",
+        "",
+        f"Each is `{base.name}` with one change, at the same rate. A step is kept for the release "
+        "when the mean of the three main figures on the validation split rises, over the same "
+        "seeds; the test set, in the other columns, decides nothing here.",
+        "",
+        *table([*head, *(f"{t} {m}" for t, m in FIGURES)], rows),
+    ]
+
+
+def _validation(config: CompareConfig, row: CompareRow) -> dict[int, float]:
+    """Seed -> mean of the row's main figures on validation, of its finished runs."""
+    records = {seed: seed_job(config, row, seed).record() for seed in config.seeds}
+    return {seed: record["score"] for seed, record in records.items() if record is not None}
 
 
 def _codes(measured: Measured) -> Lines:
@@ -196,11 +233,12 @@ def _budget(config: CompareConfig) -> Lines:
                 f"{len(done)} of {len(config.seeds)}",
                 _spent(done),
                 _rate(config, row),
+                ", ".join(sorted({record["device"] for record in done})) or NOT_RUN,
             ]
         )
     total = sum(float(row[3]) for row in rows)
     head = ["row", "trunk steps", "images per task", "minutes of all cores, planned"]
-    head += ["seeds done", "CPU seconds per step", "learning rate chosen"]
+    head += ["seeds done", "CPU seconds per step", "learning rate chosen", "trained on"]
     return [
         "## Budget and progress",
         "",
