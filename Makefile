@@ -123,8 +123,8 @@ data: .venv/.stamp-train ## fetch and render the public training and test pictur
 train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value ...'; resumes
 	@$(PY) -m unified_embedding.training.train $(CONFIG) $(ARGS)
 
-evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
-	@$(PY) -m unified_embedding.evaluation
+evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md: ARGS='--frozen any'
+	@$(PY) -m unified_embedding.evaluation $(ARGS)
 
 compare: .venv/.stamp-all ## train and compare specialists and unified over seeds (hours; resumes) -> docs/comparison.md
 	@$(PY) -m unified_embedding.evaluation.compare

@@ -127,16 +127,6 @@ def _recall(first: "_FirstGroup", k: int) -> NDArray[np.float64]:
     return 1.0 - miss
 
 
-def reciprocal_rank(
-    similarity: NDArray[np.floating[Any]], relevant: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """1 / rank of the first relevant row, float64 [N]; its mean is the MRR.
-
-    Arguments as `recall_at`.
-    """
-    return _reciprocal(_first_relevant_group(similarity, relevant))
-
-
 def _reciprocal(first: "_FirstGroup") -> NDArray[np.float64]:
     above, tied, tied_relevant = first
     found, miss = np.zeros(len(above)), np.ones(len(above))

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
+from unified_embedding.datasets.complaints import problems_of
 from unified_embedding.datasets.store import data_home
 from unified_embedding.datasets.task_table import (
     TASKS,
@@ -394,7 +395,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     try:
         return Config.model_validate(raw, context={"tasks": table})
     except ValidationError as error:
-        raise TrainingError(f"{path}: {_sentences(error)}") from None
+        raise TrainingError(f"{path}: {problems_of(error)}") from None
 
 
 def manifest_path(manifest: str | None) -> Path | None:
@@ -442,13 +443,3 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         place[last] = yaml.load(text, _Loader) if text else None
     except yaml.YAMLError as error:
         raise TrainingError(f"override {override!r} has no readable value ({error})") from error
-
-
-def _sentences(error: ValidationError) -> str:
-    parts = []
-    for entry in error.errors(include_url=False):
-        where = ".".join(str(part) for part in entry["loc"])
-        message = entry["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(entry["input"], dict) else f" (given: {entry['input']!r})"
-        parts.append(f"{where}: {message}{given}" if where else message)
-    return "; ".join(parts)
