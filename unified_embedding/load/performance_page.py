@@ -62,7 +62,10 @@ def replaced(text: str, name: str, body: str, page: Path) -> str:
 def bench(record: Mapping[str, Any]) -> str:
     """Every embedder's tables."""
     tables = [markdown(result) for result in record["results"]]
-    how = f"{record['rounds']} rounds of {record['seconds']:g} s in turns"
+    missing = record["unfinished"]
+    how = f"{record['minutes']:g} minutes, measurements of {record['seconds']:g} s"
+    if missing:
+        how = f"**Unfinished: {', '.join(missing)} not measured.** {how}"
     return "\n\n".join([*tables, f"{how}; {_made(record)}."])
 
 

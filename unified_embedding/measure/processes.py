@@ -81,6 +81,15 @@ class ProcessTree:
                 count += 1
         return Usage(cpu, memory, count)
 
+    def cpu_s(self) -> float:
+        """CPU seconds since its start, of ended processes too once their parent knows."""
+        whole = 0.0
+        for process in self._processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                # User and system, its own and of children that it has waited for.
+                whole += sum(process.cpu_times()[:4])
+        return whole
+
     def _processes(self) -> list[psutil.Process]:
         return [self._root, *self._root.children(recursive=True)]
 
