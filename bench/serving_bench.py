@@ -47,12 +47,8 @@ from unified_embedding.load.serving_tables import (
     LITSERVE,
     OURS,
     ROOFLINE,
-    Answer,
-    Cells,
-    Question,
     key,
     markdown,
-    medians,
     poisson_key,
     poisson_question,
     questions,
@@ -62,6 +58,15 @@ from unified_embedding.measure.files import write_json, write_text
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.poisson_limit import LimitSearch, Trial, poisson_trial
 from unified_embedding.measure.provenance import commit, machine
+from unified_embedding.measure.questions import (
+    Answer,
+    Cells,
+    Question,
+    answered,
+    medians,
+    one_round,
+    open_questions,
+)
 from unified_embedding.measure.rounds import Rounds
 from unified_embedding.measure.watch import ServerWatch
 from unified_embedding.serving.local_server import child, end_in_order
@@ -86,8 +91,6 @@ from unified_embedding.load.serving_systems import (  # noqa: E402
 GROWTH: Final = ((128, 1), (8, 4), (8, 16))
 EXPLAINED: Final = ((1, 1), (8, 1), (32, 1), (8, 16))
 WARM_UP_S: Final = 0.3
-# Rounds that measure the cells too that no target needs.
-ORIENTING: Final = 1
 # Where the first search for a highest Poisson rate starts, of the closed loop's maximum.
 START_AT: Final = 0.8
 SE_TRUNK: Final = "seresnext101_32x4d"
@@ -223,7 +226,7 @@ async def measure(embedder: Embedder, plan: Plan, logs: Path) -> dict[str, Any]:
             (embedder.repository / "embedder" / "1" / "engine.json").read_text()
         ),
         "ratios": [one.record() for one in answers],
-        "machine": rounds.record(),
+        "rounds": rounds.record(),
         "cells": cells,
         "medians": medians(cells, rounds.counted),
         "stages": stages,
@@ -250,14 +253,11 @@ async def in_rounds(
             closed, by_name[name], images, users, per_request, plan.seconds
         )
     asked = questions(embedder.name)
-    cells: Cells = {name: {} for name in making}
+    cells: Cells = {}
     draw = random.Random(plan.seed)
 
     def open_ones() -> list[Question]:
-        if rounds.disturbed:
-            return asked
-        answers = [(one, one.answer(cells, rounds.counted)) for one in asked]
-        return [one for one, found in answers if not (found and found.settled(plan.width))]
+        return open_questions(asked, cells, rounds, plan.width)
 
     rounds = Rounds(plan.until, settled=lambda: not open_ones())
     for number in rounds:
@@ -269,16 +269,11 @@ async def in_rounds(
                 making[poisson_key(name)] = poisson_search(
                     by_name[name], images, maximum, plan.seconds, draw
                 )
-                cells[poisson_key(name)] = {}
             asked.append(poisson_question(embedder.name, embedder.slo_p99_ms, best))
-        wanted = {cell for one in open_ones() for cell in (one.ours, *one.theirs)}
-        if number < ORIENTING:
-            wanted |= making.keys()
-        for cell in draw.sample(sorted(wanted), len(wanted)):
-            show(f"round {number + 1}, {cell}")
-            cells[cell][number] = await making[cell]()
-    answers = [one.answer(cells, rounds.counted) for one in asked]
-    return cells, rounds, [one for one in answers if one is not None]
+        await one_round(number, open_ones(), making, cells, draw, show)
+    # For tables: in the order of the loads, not of chance.
+    cells = {cell: cells[cell] for cell in making}
+    return cells, rounds, answered(asked, cells, rounds.counted)
 
 
 async def limit(roofline: Roofline) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """Rounds on quiet and on busy machines: which are made, which count, and what is said."""
 
+import os
 import subprocess
 import sys
 import time
@@ -12,7 +13,8 @@ pytest.importorskip("psutil", reason="the extra `load` is not installed")
 
 from unified_embedding.measure import quiet, rounds
 from unified_embedding.measure.paired import MIN_ROUNDS
-from unified_embedding.measure.quiet import Condition, Moment, cpu_seconds, look, running
+from unified_embedding.measure.processes import ProcessTree
+from unified_embedding.measure.quiet import Condition, Moment, look, running, used_and_stolen
 from unified_embedding.measure.rounds import Rounds, paired
 
 # Two moments ten seconds apart on a virtual machine of four cores, lines that matter.
@@ -35,13 +37,13 @@ QUIET = Condition(stolen=0.0, others=0.01, waiting=0, loop_cpu_s=0.1, loop_wait=
 
 def test_a_recorded_round_is_judged_by_the_cores_in_use() -> None:
     ticks = 100
-    used, stolen = (value * ticks for value in cpu_seconds(STAT, {0, 1}))
+    used, stolen = (value * ticks for value in used_and_stolen(STAT, {0, 1}))
     scale = quiet.os.sysconf("SC_CLK_TCK") / ticks
     assert (used * scale, stolen * scale) == pytest.approx((3700, 80))
     assert running(STAT) == 7
-    before = Moment(100.0, *cpu_seconds(STAT, {0, 1}), 10.0, 0, 0.1, 0.1)
+    before = Moment(100.0, *used_and_stolen(STAT, {0, 1}), 10.0, 0, 0.1, 0.1)
     # Ten seconds; 16.5 CPU seconds were used, 15 of them by the measured systems, 2.5 stolen.
-    after = Moment(110.0, *cpu_seconds(LATER, {0, 1}), 25.0, 1, 0.1, 0.1)
+    after = Moment(110.0, *used_and_stolen(LATER, {0, 1}), 25.0, 1, 0.1, 0.1)
     found = Condition.between(before, after, cores=2)
     assert (found.stolen, found.others) == pytest.approx((0.125, 0.075))
     assert found.busy(0.1) == [
@@ -77,6 +79,8 @@ def test_the_measured_systems_are_not_others() -> None:
     subprocess.run([sys.executable, "-c", burn], check=True)
     after = look(())
     assert after.own - before.own >= 0.5
+    # Named once more, it counts once.
+    assert look((ProcessTree(os.getpid()),)).own - after.own < 0.5
     orphan = f"import os, time\nif os.fork() == 0:\n    os.setsid()\n    {'pass'}\n"
     orphan += "    while time.process_time() < 0.5: pass\n"
     subprocess.run([sys.executable, "-c", orphan], check=True)

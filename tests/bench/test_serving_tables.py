@@ -14,16 +14,14 @@ from unified_embedding.load.serving_tables import (
     OURS,
     ROOFLINE,
     TORCH,
-    Cells,
-    Question,
     key,
     markdown,
-    medians,
     poisson_key,
     poisson_question,
     questions,
 )
 from unified_embedding.measure.paired import at_least, at_most
+from unified_embedding.measure.questions import Cells, Question, answered, medians
 
 ROUNDS = range(8)
 
@@ -64,10 +62,8 @@ def asked(embedder: str) -> list[Question]:
 
 
 def test_every_question_is_answered_by_paired_rounds(cells: Cells) -> None:
-    answers = [one.answer(cells, frozenset(ROUNDS)) for one in asked("Lite0")]
     found = {}
-    for one in answers:
-        assert one is not None
+    for one in answered(asked("Lite0"), cells, ROUNDS):
         record = one.record()
         # The machine's changes are in both sides: nothing is left of them.
         assert record["high"] - record["low"] < 1e-9
@@ -113,7 +109,7 @@ def test_too_few_rounds_have_no_bounds(cells: Cells) -> None:
 
 
 def result(cells: Cells, **machine: Any) -> dict[str, Any]:
-    answers = [one.answer(cells, frozenset(ROUNDS)) for one in asked("Lite0")]
+    answers = answered(asked("Lite0"), cells, ROUNDS)
     stages = {
         "1 callers x 1": {
             "stages_ms": {"decode": 2.5, "engine": 3.25},
@@ -129,9 +125,8 @@ def result(cells: Cells, **machine: Any) -> dict[str, Any]:
     return {
         "embedder": {"name": "Lite0", "slo_p99_ms": 100.0},
         "engine.json": {"engine": "openvino-bf16-0123456789ab"},
-        "ratios": [one.record() for one in answers if one],
-        "machine": {"told": "8 rounds in random order, machine quiet", "disturbed": False}
-        | machine,
+        "ratios": [one.record() for one in answers],
+        "rounds": {"told": "8 rounds in random order, machine quiet", "disturbed": False} | machine,
         "medians": medians(cells, frozenset(ROUNDS)),
         "stages": stages,
     }

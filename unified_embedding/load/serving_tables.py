@@ -1,24 +1,16 @@
 """Ratios and tables of `make bench`, from bench.json's values."""
 
-import math
-import statistics
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from unified_embedding.load.targets import SERVING
-from unified_embedding.measure.paired import Target, ratio, settled, told
-from unified_embedding.measure.rounds import paired
-from unified_embedding.retrieval import Interval
+from unified_embedding.measure.questions import Question, ratio_table
 
 CONCURRENCY: Final = (1, 8, 32)
 OURS: Final = "our server"
 LITSERVE: Final = ("LitServe, 1 worker", "LitServe, 2 workers")
 TORCH: Final = "FastAPI + torch fp32"
 ROOFLINE: Final = "roofline"
-
-Cells = dict[str, dict[int, dict[str, float]]]
-"""A system under a load -> round -> its figures; not every cell is measured in every round."""
 
 
 def key(system: str, users: int, per_request: int) -> str:
@@ -29,69 +21,6 @@ def key(system: str, users: int, per_request: int) -> str:
 def poisson_key(system: str) -> str:
     """Name of the cell that holds a system's highest Poisson rate."""
     return f"{system} | Poisson"
-
-
-@dataclass(frozen=True)
-class Question:
-    """A ratio that has a target.
-
-    Attributes:
-        name: for tables.
-        figure: what is compared.
-        ours: cell of the numerator.
-        theirs: cells of the denominator; of several the best counts.
-        target: what the ratio should be.
-    """
-
-    name: str
-    figure: str
-    ours: str
-    theirs: tuple[str, ...]
-    target: Target
-
-    def answer(self, cells: Cells, counted: Collection[int]) -> "Answer | None":
-        """From the rounds that count; None when no round has both sides."""
-        found = []
-        for theirs in self.theirs:
-            sides = [
-                {number: one[self.figure] for number, one in cells.get(cell, {}).items()}
-                for cell in (self.ours, theirs)
-            ]
-            ours, others = paired(counted, *sides)
-            if ours:
-                found.append((ratio(ours, others), len(ours)))
-        if not found:
-            return None
-        # The best of the others is the one beside which ours looks worst.
-        worst = min if self.target.at_least else max
-        interval, rounds = worst(found, key=lambda one: one[0].mean)
-        return Answer(self, interval, rounds)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A question's interval after so many rounds."""
-
-    question: Question
-    interval: Interval
-    rounds: int
-
-    def settled(self, width: float) -> bool:
-        """No further round is needed."""
-        return settled(self.interval, width, self.question.target)
-
-    def record(self) -> dict[str, Any]:
-        """As JSON values; without bounds when the rounds were too few."""
-        known = not math.isinf(self.interval.high)
-        return {
-            "name": self.question.name,
-            "ratio": self.interval.mean,
-            "low": self.interval.low if known else None,
-            "high": self.interval.high if known else None,
-            "rounds": self.rounds,
-            "target": str(self.question.target),
-            "verdict": self.question.target.verdict(self.interval),
-        }
 
 
 def questions(embedder: str) -> list[Question]:
@@ -139,48 +68,19 @@ def poisson_question(embedder: str, slo_p99_ms: float, theirs: str) -> Question:
     )
 
 
-def medians(cells: Cells, counted: frozenset[int]) -> dict[str, dict[str, float]]:
-    """The median of every figure, and the largest memory, over the rounds that count.
-
-    All rounds of a cell that was measured in no such round.
-    """
-    found = {}
-    for name, rounds in cells.items():
-        chosen = [rounds[number] for number in sorted(counted & rounds.keys())]
-        chosen = chosen or list(rounds.values())
-        found[name] = {
-            figure: (max if figure == "memory_mb" else statistics.median)(
-                one[figure] for one in chosen
-            )
-            for figure in chosen[0]
-        }
-    return found
-
-
 def markdown(result: Mapping[str, Any]) -> str:
     """Everything about one embedder."""
     medians = result["medians"]
     parts = [
         f"### {result['embedder']['name']}, engine {result['engine.json']['engine']}",
-        "\n".join(ratio_table(result["ratios"], result["machine"]["disturbed"])),
-        f"{result['machine']['told']}.",
+        "\n".join(ratio_table(result["ratios"], result["rounds"]["disturbed"])),
+        f"{result['rounds']['told']}.",
         "\n".join(_system_table(medians)),
     ]
     rates = {name: one["per_s"] for name, one in medians.items() if name.endswith(" | Poisson")}
     if rates:
         parts.append("\n".join(_poisson_table(rates, result["embedder"]["slo_p99_ms"])))
     return "\n\n".join([*parts, "\n".join(_stage_table(result["stages"]))])
-
-
-def ratio_table(ratios: list[Mapping[str, Any]], disturbed: bool) -> Iterator[str]:
-    """Answers as records: the ratio with its interval, the target, the verdict."""
-    yield "| ratio, 95 % interval | measured | rounds | target | |"
-    yield "|---|---|---|---|---|"
-    for one in ratios:
-        low, high = (one[side] for side in ("low", "high"))
-        known = Interval(one["ratio"], low or 0.0, math.inf if high is None else high)
-        verdict = one["verdict"] + (" (machine busy)" if disturbed else "")
-        yield f"| {one['name']} | {told(known)} | {one['rounds']} | {one['target']} | {verdict} |"
 
 
 def _system_table(cells: Mapping[str, Mapping[str, float]]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -81,17 +81,21 @@ class ProcessTree:
                 count += 1
         return Usage(cpu, memory, count)
 
-    def cpu_s(self) -> float:
-        """CPU seconds since its start, of ended processes too once their parent knows."""
-        whole = 0.0
-        for process in self._processes():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                # User and system, its own and of children that it has waited for.
-                whole += sum(process.cpu_times()[:4])
-        return whole
-
     def _processes(self) -> list[psutil.Process]:
         return [self._root, *self._root.children(recursive=True)]
+
+
+def cpu_seconds(trees: Iterable[ProcessTree]) -> float:
+    """CPU seconds of all processes in `trees`, each once.
+
+    Of ended processes too, as soon as their parents have waited for them.
+    """
+    whole = 0.0
+    for process in {one.pid: one for tree in trees for one in tree._processes()}.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # User and system, its own and of children that it has waited for.
+            whole += sum(process.cpu_times()[:4])
+    return whole
 
 
 def _part(process: psutil.Process) -> str:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from unified_embedding.measure.processes import ProcessTree
+from unified_embedding.measure.processes import ProcessTree, cpu_seconds
 
 STOLEN: Final = 0.02
 OTHERS: Final = 0.05
@@ -39,14 +39,15 @@ class Moment:
         stolen: seconds that the hypervisor gave to others meanwhile.
         own: CPU seconds of this program and the systems that it measures.
         waiting: processes beside this one that run or wait for a core.
-        loop_cpu_s, loop_wall_s: of the fixed work.
+        loop_cpu_s, loop_wall_s: of the fixed work. Like `waiting` the median of some glances, as
+            a moment's interruption is no load.
     """
 
     at: float
     used: float
     stolen: float
     own: float
-    waiting: int
+    waiting: float
     loop_cpu_s: float
     loop_wall_s: float
 
@@ -64,7 +65,7 @@ class Condition:
 
     stolen: float
     others: float
-    waiting: int
+    waiting: float
     loop_cpu_s: float
     loop_wait: float
 
@@ -92,7 +93,7 @@ class Condition:
         signs = {
             f"{self.stolen:.0%} of the cores' time stolen": self.stolen > STOLEN,
             f"others used {self.others:.0%} of the cores' time": self.others > OTHERS,
-            f"{self.waiting} other processes running": self.waiting > 0,
+            f"{self.waiting:.0f} other processes running": self.waiting > 0,
             f"fixed work took {slower:.2f} of its best CPU time": slower > SLOWER,
             f"fixed work took {self.loop_wait:.2f} of its CPU time": self.loop_wait > SLOWER,
         }
@@ -102,22 +103,26 @@ class Condition:
 def look(trees: Sequence[ProcessTree]) -> Moment:
     """The machine now, while none of the measured systems has anything to do.
 
-    Takes about a tenth of a second. `trees` are processes that are measured and are not children
-    of this one.
+    Takes about a tenth of a second. `trees` are measured processes; this one's children are
+    known.
     """
     cores = os.sched_getaffinity(0)
-    waiting = []
-    cpu, wall = time.thread_time(), time.perf_counter()
+    # The run queue is the whole machine's: it says nothing about some of its cores.
+    whole = len(cores) == os.cpu_count()
+    waiting, cpu, wall = [], [], []
     for _ in range(_REPEATS):
+        cpu_began, began = time.thread_time(), time.perf_counter()
         hashlib.blake2b(_BLOCK).digest()
-        waiting.append(running(_STAT.read_text()) - 1)
-    cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
-    used, stolen = cpu_seconds(_STAT.read_text(), cores)
-    own = sum(tree.cpu_s() for tree in (ProcessTree(os.getpid()), *trees))
-    return Moment(time.monotonic(), used, stolen, own, round(statistics.median(waiting)), cpu, wall)
+        cpu.append(time.thread_time() - cpu_began)
+        wall.append(time.perf_counter() - began)
+        waiting.append(running(_STAT.read_text()) - 1 if whole else 0)
+    used, stolen = used_and_stolen(_STAT.read_text(), cores)
+    own = cpu_seconds((ProcessTree(os.getpid()), *trees))
+    middle = (statistics.median(values) for values in (waiting, cpu, wall))
+    return Moment(time.monotonic(), used, stolen, own, *middle)
 
 
-def cpu_seconds(stat: str, cores: Collection[int]) -> tuple[float, float]:
+def used_and_stolen(stat: str, cores: Collection[int]) -> tuple[float, float]:
     """Seconds that processes used of `cores`, and that the hypervisor stole from them.
 
     Args:

@@ -28,7 +28,7 @@ class Rounds:
         until: when no round may run any more (time.monotonic); one is made in any case.
         settled: whether the rounds that count answer all questions; asked after each round on
             a quiet machine.
-        trees: measured processes that are not children of this one.
+        trees: measured processes, unless they are children of this one.
         """
         self._until, self._settled, self._trees = until, settled, trees
         self.conditions: list[Condition] = []
