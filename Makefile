@@ -102,7 +102,7 @@ loadgen: engine .venv/.stamp-peers ## MLPerf LoadGen through our client, as a cr
 soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DURATION=
 	@$(PY) bench/soak.py
 
-bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch, verdicts by intervals (15 min; the first time, SE's engine is built before): EMBEDDERS=lite0,se FULL=1
+bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
 performance: engine .venv/.stamp-all ## all programs behind docs/performance.md, then the page from their results (50 min)

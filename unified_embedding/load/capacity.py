@@ -14,7 +14,7 @@ import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,8 @@ CONCURRENCY: Final = 32
 CURVE: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
 OVERLOAD: Final = (0.5, 1.0, 1.5, 2.0, 3.0)
 OVERLOAD_TIMEOUT_S: Final = 1.0
+# Nothing is late in a closed loop; this only ends what hangs.
+CLOSED_TIMEOUT_S: Final = 120.0
 # Where the first search for the highest Poisson rate starts, of the closed loop's maximum.
 START_AT: Final = 0.8
 LOOP, POISSON = "closed loop", "Poisson"
@@ -80,6 +82,21 @@ class Plan:
     until: float
     width: float
     seed: int
+
+
+@dataclass(frozen=True)
+class Callers:
+    """The same requests, by how long the caller waits.
+
+    Attributes:
+        steady: as long as it takes, in a closed loop.
+        patient: some times as long as the objective, see `patience_s`.
+        hurried: a second.
+    """
+
+    steady: Request
+    patient: Request
+    hurried: Request
 
 
 def main(
@@ -116,23 +133,24 @@ def main(
 async def measure(server: Served, plan: Plan) -> dict[str, Any]:
     """Everything, as JSON values."""
     images, seconds, slo_p99_ms = pictures(), plan.seconds, plan.slo_p99_ms
-    async with (
-        client_of(server.url, patience_s(slo_p99_ms), server.connection) as patient,
-        client_of(server.url, OVERLOAD_TIMEOUT_S, server.connection) as hasty,
-    ):
-        request, hurried = embed_request(patient, images), embed_request(hasty, images)
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(client_of(server.url, wait, server.connection))
+            for wait in (CLOSED_TIMEOUT_S, patience_s(slo_p99_ms), OVERLOAD_TIMEOUT_S)
+        ]
+        callers = Callers(*(embed_request(client, images) for client in clients))
         with steps("closed loop") as step:
-            loop, maximum = await closed_maximum(request, seconds)
+            loop, maximum = await closed_maximum(callers.steady, seconds)
             step(f"{maximum:.0f}/s at concurrency {CONCURRENCY}")
         with steps("latency over throughput") as step:
             curve = []
             for share in CURVE:
                 found = await poisson_trial(
-                    request, share * maximum, seconds, slo_p99_ms, plan.seed + 1000
+                    callers.patient, share * maximum, seconds, slo_p99_ms, plan.seed + 1000
                 )
                 curve.append(found)
                 step(f"{found.rate:.0f}/s: p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms")
-        cells, rounds, asked = await in_rounds(server, request, hurried, maximum, plan)
+        cells, rounds, asked = await in_rounds(server, callers, maximum, plan)
     counted = rounds.counted
     middle = medians(cells, counted)
     (rates,) = paired(counted, {number: one["per_s"] for number, one in cells[POISSON].items()})
@@ -158,24 +176,20 @@ async def measure(server: Served, plan: Plan) -> dict[str, Any]:
 
 
 async def in_rounds(
-    server: Served,
-    request: Request,
-    hurried: Request,
-    maximum: float,
-    plan: Plan,
+    server: Served, callers: Callers, maximum: float, plan: Plan
 ) -> tuple[Cells, Rounds, list[Question]]:
     """The closed loop, a search for the highest Poisson rate, and overload, in random order.
 
-    `hurried` are requests with the deadline of overload, and `maximum` the closed loop's rate.
+    `maximum` is the closed loop's rate.
     """
     draw, seconds = random.Random(plan.seed), plan.seconds
 
     async def one_loop() -> dict[str, float]:
-        found = await closed_loop(request, CONCURRENCY, seconds, 1.0)
+        found = await closed_loop(callers.steady, CONCURRENCY, seconds, 1.0)
         return {"per_s": _rate(found, seconds)}
 
     async def trial(rate: float, number: int) -> Trial:
-        return await poisson_trial(request, rate, seconds, plan.slo_p99_ms, number)
+        return await poisson_trial(callers.patient, rate, seconds, plan.slo_p99_ms, number)
 
     search = LimitSearch(trial, START_AT * maximum, draw)
 
@@ -189,7 +203,7 @@ async def in_rounds(
     }
     for factor in OVERLOAD:
         making[beyond(factor)] = partial(
-            overloaded, server, hurried, factor * maximum, seconds, draw
+            overloaded, server, callers.hurried, factor * maximum, seconds, draw
         )
     asked = questions()
     cells: Cells = {}
