@@ -56,6 +56,7 @@ CONCURRENCY: Final = 32
 CURVE: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
 OVERLOAD: Final = (0.5, 1.0, 1.5, 2.0, 3.0)
 OVERLOAD_TIMEOUT_S: Final = 1.0
+SETTLING_S: Final = 0.5
 # Nothing is late in a closed loop; this only ends what hangs.
 CLOSED_TIMEOUT_S: Final = 120.0
 # Where the first search for the highest Poisson rate starts, of the closed loop's maximum.
@@ -277,6 +278,8 @@ async def overloaded(
     """
     profile = RateProfile.parse(f"{rate!r}")
     recorder = await open_loop(request, profile, seconds, draw.randrange(1 << 30), WARM_UP_S)
+    # The server finishes what nobody waits for any more.
+    await asyncio.sleep(SETTLING_S)
     found = {
         "offered": recorder.offered / seconds,
         "per_s": _rate(recorder, seconds),

@@ -35,11 +35,13 @@ class Rounds:
 
     def __iter__(self) -> Iterator[int]:
         cores, last = len(os.sched_getaffinity(0)), 0.0
+        before = look(self._trees)
         while True:
-            began, before = time.monotonic(), look(self._trees)
+            began = time.monotonic()
             yield len(self.conditions)
-            self.conditions.append(Condition.between(before, look(self._trees), cores))
-            took = time.monotonic() - began
+            after = look(self._trees)
+            self.conditions.append(Condition.between(before, after, cores))
+            before, took = after, time.monotonic() - began
             # The next one may take as long as the longer one of the last two.
             if not self.disturbed and self._settled():
                 return
