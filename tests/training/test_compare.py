@@ -105,12 +105,12 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
 
 
-def run(config: Path) -> Result:
+def run(config: Path, *options: str) -> Result:
     """The same command in this process, which has torch loaded."""
     app = typer.Typer()
     app.command()(compare.main)
     return CliRunner(env={"COLUMNS": "200"}).invoke(
-        app, command(config)[3:], catch_exceptions=False
+        app, [*command(config)[3:], *options], catch_exceptions=False
     )
 
 
@@ -211,6 +211,15 @@ def test_everything_is_trained_measured_and_written(shop: Path, tmp_path: Path) 
     again = run(config)
     assert again.exit_code == 0
     assert (tmp_path / "comparison.md").read_bytes() == before
+    first, second = (seed_job(loaded, unified, seed).folder for seed in (0, 1))
+    for name in ("last.pt", "done.json"):  # trained anew, with another outcome
+        (first / name).rename(first / f"{name}.kept")
+        (first / name).write_bytes((second / name).read_bytes())
+    refused = run(config, "--page")
+    assert refused.exit_code == 1
+    assert "compatible with other weights than" in " ".join(refused.output.split())
+    for name in ("last.pt", "done.json"):
+        (first / f"{name}.kept").rename(first / name)
     changed = write(tmp_path, shop, common=["schedule.momentum=0.5"])
     refused = run(changed)
     assert refused.exit_code == 1

@@ -5,12 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 from numpy.typing import NDArray
+from typer.testing import CliRunner
 
 from unified_embedding.datasets import made_up
-from unified_embedding.errors import TrainingError
-from unified_embedding.evaluation.embedders import open_embedder
-from unified_embedding.export.export import from_checkpoint, write
+from unified_embedding.errors import SpecError, TrainingError
+from unified_embedding.evaluation.embedders import Embedder, open_embedder
+from unified_embedding.export.export import declared, from_checkpoint, write
+from unified_embedding.export.export import main as export_command
+from unified_embedding.image import Preprocessing
+from unified_embedding.origin import Origin
+from unified_embedding.spec import EmbedderSpec
 from unified_embedding.training.compatible import CACHE
 from unified_embedding.training.config import load_config
 from unified_embedding.training.distributed import ALONE
@@ -101,7 +107,7 @@ def test_the_influence_loss_is_the_old_classifier_on_the_new_embedding(
             drawn = sample_classes(numbers, 8, 6, (0, 0))
             classifier, place = classifier[drawn], {n: i for i, n in enumerate(drawn.tolist())}
             targets = np.array([place.get(n, UNLABELLED) for n in numbers.tolist()])
-        expected = by_hand(vectors, classifier, targets, head.temperature)
+        expected = by_hand(vectors, classifier, targets, head.criterion.temperature)
         assert share.item() == pytest.approx(expected, rel=1e-4)
     trainer.close()
 
@@ -157,13 +163,13 @@ def test_its_gradient_reaches_the_trunk_and_never_the_old_proxies(
     trainer.close()
 
 
-def means(source: Path, trainer: Trainer, column: str) -> dict[str, NDArray[np.float64]]:
+def means(embedder: Embedder, trainer: Trainer, column: str) -> dict[str, NDArray[np.float64]]:
     """Class -> unit mean of the unit embeddings of its training pictures, by the evaluation."""
     examples = trainer.examples
     labels = examples.labels[column]
     rows = np.flatnonzero(labels != "")
     images = [examples.read(examples.images[row]) for row in rows]
-    vectors = unit(open_embedder(str(source), threads=1).embed(images))
+    vectors = unit(embedder.embed(images))
     return {
         name: unit(vectors[labels[rows] == name].mean(axis=0, keepdims=True))[0]
         for name in np.unique(labels[rows]).tolist()
@@ -176,8 +182,9 @@ def test_a_run_gives_its_proxies_and_class_means_of_what_it_does_not_know(
     trainer = make(tmp_path, f"compatible_with={old}")
     assert trainer.influence is not None
     saved = torch.load(old, weights_only=True)
+    embedder = open_embedder(str(old), threads=1)
     for column, names in trainer.classes.items():
-        expected = means(old, trainer, column)
+        expected = means(embedder, trainer, column)
         theirs = saved["classes"][column]
         unknown = [name for name in names if name not in theirs]
         assert bool(unknown) == (column in ("browse_class", "shop_instance"))
@@ -194,8 +201,9 @@ def test_a_released_folder_gives_class_means_and_its_fixed_map(
 ) -> None:
     trainer = make(tmp_path, f"compatible_with={released}", "model.fixed_map=true", "seed=6")
     assert trainer.influence is not None
+    embedder = open_embedder(str(released), threads=1)
     for column, names in trainer.classes.items():
-        expected = means(released, trainer, column)
+        expected = means(embedder, trainer, column)
         for name, row in zip(names, trainer.influence.rows[column].numpy(), strict=True):
             np.testing.assert_allclose(row, expected[name], atol=1e-4)
     theirs = torch.load(released.parent / "last.pt", weights_only=True)["embedder"]
@@ -216,10 +224,10 @@ def test_a_run_resumes_bit_for_bit_and_embeds_nothing_again(
     cut.save()
     cut.close()
 
-    def nothing(*_: object) -> NDArray[np.float32]:
+    def nothing(*_: object) -> None:
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr("unified_embedding.training.compatible.embed", nothing)
+    monkeypatch.setattr("unified_embedding.training.class_means.embed", nothing)
     again = make(tmp_path / "cut", *overrides)
     assert again.resume()
     run(again, 2)
@@ -267,6 +275,58 @@ def test_a_fixed_map_is_asked_for_and_a_run_without_layer_norm_has_no_index(
         make(tmp_path / "new", f"compatible_with={plain.save()}")
 
 
+def export(*arguments: object) -> tuple[int, str]:
+    app = typer.Typer()
+    app.command()(export_command)
+    result = CliRunner(env={"COLUMNS": "500"}).invoke(app, [str(one) for one in arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_an_export_declares_what_the_run_was_trained_against_and_nothing_else(
+    old: Path, released: Path, tmp_path: Path
+) -> None:
+    new = make(tmp_path / "new", f"compatible_with={released}", "model.fixed_map=true")
+    second = make(tmp_path / "second", f"compatible_with={old}")
+    for trainer in (new, second):
+        trainer.save()
+        trainer.save_best()
+        trainer.close()
+    to = tmp_path / "of old"
+    pixels = made_up.pixels(4, 32)
+    old_version = write(from_checkpoint(old)[0], to, "old", Preprocessing(32), pixels, "")[
+        0
+    ].version
+    assert from_checkpoint(new.run / "best.pt")[0].compatible_with == ()  # never by itself
+
+    version = EmbedderSpec.load(released).version
+    code, output = export("--checkpoint", new.run / "best.pt", "--out", tmp_path / "out",
+                          "--compatible-with", released)  # fmt: skip
+    assert code == 0, output
+    spec = EmbedderSpec.load(tmp_path / "out")
+    assert spec.compatible_with == (version,)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"may search stored codes of `{version}`" in card
+    assert f"against the embedder `{version}`" in " ".join(card.split())
+    new_origin = Origin(spec.version, "any", spec.compatible_with)
+    assert new_origin.may_search(version)
+    assert not new_origin.may_search(old_version)
+    assert not Origin(version, "any").may_search(spec.version)
+
+    # Trained against a run, whose export has the version.
+    assert declared(second.run / "last.pt", to) == old_version
+    for checkpoint, folder, message in (
+        (second.run / "last.pt", released, "is another embedder; name the folder of that one"),
+        (new.run / "last.pt", to, "is another embedder; name the folder of that one"),
+        (old, released, "was not trained to be compatible with another embedder"),
+    ):
+        with pytest.raises(SpecError, match=message):
+            declared(checkpoint, folder)
+    code, output = export("--out", tmp_path / "none", "--compatible-with", released)
+    assert code == 1
+    assert "--compatible-with needs --checkpoint" in output
+    assert not (tmp_path / "none").exists()
+
+
 def held_out_vectors(trainer: Trainer) -> NDArray[np.float32]:
     rows = np.arange(len(trainer.held_out))
     return embed(trainer.model.eval(), trainer.held_out, rows, trainer.preprocessing,
@@ -303,7 +363,6 @@ def test_new_queries_find_the_old_index_and_an_independent_models_do_not(tmp_pat
             found_again(change(held_out_vectors(one)), change(index), labels)
             for one in (old, new, free)
         )
-        print(own, compatible, independent)
         assert compatible > independent + 0.2
         assert compatible > own / 2
     for trainer in (old, free, new):

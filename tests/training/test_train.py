@@ -176,8 +176,10 @@ def test_two_processes_train_one_epoch_of_every_image(tmp_path: Path, bank: str)
     assert not list((tmp_path / "run").glob("*.bank"))
 
 
-@pytest.mark.parametrize("bank", ["memory", "mapped"])
-def test_two_processes_compute_what_one_does(tmp_path: Path, bank: str) -> None:
+@pytest.mark.parametrize(
+    ("bank", "compatible"), [("memory", False), ("mapped", False), ("memory", True)]
+)
+def test_two_processes_compute_what_one_does(tmp_path: Path, bank: str, compatible: bool) -> None:
     overrides = [
         *SMOOTH,
         "schedule.heads.steps=2",
@@ -186,6 +188,12 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, bank: str) -> None:
         "batch=18",
         "class_means=3",
     ]
+    if compatible:
+        # Without proxies: the processes share the work of the class means.
+        old = Trainer(load_config(SMOKE, [f"run={tmp_path}", "seed=1", *overrides]), ALONE)
+        old.save_best()
+        old.close()
+        overrides += [f"compatible_with={tmp_path / checkpoint.BEST}"]
     config = load_config(SMOKE, [f"run={tmp_path / 'x'}", *overrides])
     trainer = Trainer(config, ALONE)
     unequal = 0
@@ -197,7 +205,8 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, bank: str) -> None:
     assert unequal >= 3  # or the division by global counts would not be tested
 
     train(tmp_path / "one", *overrides)
-    train(tmp_path / "two", f"bank={bank}", *overrides, processes=2)
+    accumulate = "accumulate=3" if bank == "mapped" else "accumulate="
+    train(tmp_path / "two", f"bank={bank}", accumulate, *overrides, processes=2)
     one = checkpoint.read(tmp_path / "one" / "last.pt")
     two = checkpoint.read(tmp_path / "two" / "last.pt")
     start = first_checkpoint(tmp_path / "start", overrides)
@@ -223,8 +232,8 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, bank: str) -> None:
 
 def first_checkpoint(run: Path, overrides: list[str]) -> dict[str, object]:
     """The state before any step."""
-    trainer = Trainer(load_config(SMOKE, [f"run={run}", *overrides]), ALONE)
     run.mkdir()
+    trainer = Trainer(load_config(SMOKE, [f"run={run}", *overrides]), ALONE)
     trainer.start_at_class_means([])
     trainer.save()
     trainer.close()

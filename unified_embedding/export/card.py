@@ -18,6 +18,10 @@ _IMAGENET: Final = (
     "weights were published under the licence above (Copyright (c) 2020, ML Illustrated); tensors "
     "were renamed and BatchNorm was folded here."
 )
+_INFLUENCE: Final = (
+    "An influence loss of weight {weight:g} (Shen et al., CVPR 2020) against the embedder `{id}` "
+    "aims at queries that can search that one's index."
+)
 
 
 def model_card(
@@ -34,6 +38,10 @@ def model_card(
     """
     layers = "average pool, " + ("subtract a mean, rotate, " if fixed_map else "")
     further = f"\n{notes.strip()}\n" if notes else ""
+    versions = ", ".join(f"`{version}`" for version in spec.compatible_with)
+    exception = (
+        f", except that its queries may search stored codes of {versions}" if versions else ""
+    )
     preprocessing = spec.preprocessing
     side = preprocessing.size
     return f"""# {spec.name}
@@ -58,7 +66,7 @@ An image embedder for visual search: one picture in, one {spec.dim}-dimensional 
 ## Use
 `make engine MODEL=<this folder>` compiles it behind accuracy gates; the README at the root of the
 repository serves it. Compare embeddings by cosine, codes by Hamming distance, and never across
-versions.
+versions{exception}.
 
 ## Limits
 - Embeddings tell what looks alike to this network. They are no statement about identity, safety,
@@ -111,10 +119,12 @@ def trained(summary: Mapping[str, Any], start: str) -> str:
     before = "".join(
         f", after {run['steps']:,} steps at {run['size']} px" for run in summary.get("earlier", [])
     )
+    against = summary.get("compatible_with")
     return (
         f"{how} on {images}, for {summary['steps']:,} steps of {summary['batch']} pictures "
         f"({summary['epochs']:.1f} epochs of the largest set){before}, starting from: {start}. One "
         f"bias-free proxy head per label, normalised softmax{others}: {heads}. "
+        + (f"{_INFLUENCE.format(**against)} " if against else "")
         + (f"On the validation split: {figures}. " if figures else "")
         + (_IMAGENET if LITE0_PACKAGE in start else "")
     )

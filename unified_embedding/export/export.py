@@ -3,7 +3,7 @@
 Writes the folder that `make engine` takes: embedder.onnx, spec.json, README.md, LICENSE.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -18,9 +18,10 @@ from unified_embedding.datasets import made_up
 from unified_embedding.errors import EmbeddingError, SpecError
 from unified_embedding.export import card, pictures
 from unified_embedding.export.folder import whole_folder
-from unified_embedding.export.graph import check_equal, to_onnx
+from unified_embedding.export.graph import MAX_DIFFERENCE, check_equal, largest_difference, to_onnx
 from unified_embedding.image import Preprocessing
 from unified_embedding.spec import RANDOM_WEIGHTS, EmbedderSpec
+from unified_embedding.training import checkpoint as checkpoints
 from unified_embedding.training.checkpoint import load_embedder
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder, calibrate_batch_norm
 from unified_embedding.training.weights import LITE0_TRUNK, load_trunk, trunk_weights
@@ -42,6 +43,7 @@ class Exportable:
         weights: what spec.json states about their source.
         license: SPDX expression of the weights.
         training: the model card's section on training, or None for a zero-shot trunk.
+        compatible_with: versions whose stored codes its queries may search; see `declared`.
     """
 
     model: UnifiedEmbedder
@@ -49,6 +51,7 @@ class Exportable:
     weights: str
     license: str
     training: str | None = None
+    compatible_with: tuple[str, ...] = ()
 
 
 def zero_shot(
@@ -90,6 +93,39 @@ def from_checkpoint(path: Path, license: str | None = None) -> tuple[Exportable,
     return Exportable(model, recipe.trunk, weights, license, text), recipe.preprocessing
 
 
+def declared(path: Path, folder: Path) -> str:
+    """The version of the released embedder in `folder`, whose codes the run's queries may search.
+
+    Only what the run was trained against can be declared: that released embedder, or the one that
+    was exported from the run's old checkpoint, which then must still be there to be compared.
+
+    Raises:
+        TrainingError: the checkpoint, or the old one, cannot be read.
+        SpecError: the folder holds no embedder, or another one.
+    """
+    against = checkpoints.read(path)["summary"].get("compatible_with")
+    if against is None:
+        raise SpecError(
+            f"{path} was not trained to be compatible with another embedder (compatible_with in "
+            "its configuration), so nothing can be declared"
+        )
+    graph, spec = onnx_file.load(folder)
+    if against["version"] == spec.version:
+        return spec.version
+    if against["version"] is None:
+        old = Path(against["old"])
+        model, recipe, _ = load_embedder(old)
+        same = checkpoints.embedder_id(checkpoints.read(old)) == against["id"]
+        if same and recipe.preprocessing == spec.preprocessing and model.dim == spec.dim:
+            pixels = made_up.pixels(CHECKED_PICTURES, spec.preprocessing.size)
+            if largest_difference(model, graph, pixels) <= MAX_DIFFERENCE:
+                return spec.version
+    raise SpecError(
+        f"{path} was trained to be compatible with {against['old']}, and {folder} (version "
+        f"{spec.version}) is another embedder; name the folder of that one"
+    )
+
+
 def write(
     exportable: Exportable,
     out: Path,
@@ -129,6 +165,7 @@ def write(
             graph_sha256=onnx_file.graph_sha256(graph),
             preprocessing=preprocessing,
             license=exportable.license,
+            compatible_with=exportable.compatible_with,
         )
         difference = check_equal(exportable.model, graph, pixels)
         onnx_file.save(graph, spec, folder)
@@ -180,6 +217,13 @@ def main(
     notes: Annotated[
         Path | None, typer.Option(help="Markdown on data and figures, for the model card.")
     ] = None,
+    compatible_with: Annotated[
+        Path | None,
+        typer.Option(
+            help="Released embedder that the run was trained to be compatible with: declare that "
+            "queries may search its index. Measure first whether they find what they should."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of random weights.")] = 0,
 ) -> None:
     """Write embedder.onnx, spec.json, model card and licence, whole or not at all."""
@@ -188,6 +232,13 @@ def main(
         if checkpoint is not None:
             _refuse_beside_checkpoint(context)
             exportable, preprocessing = from_checkpoint(checkpoint, license)
+            if compatible_with is not None:
+                version = declared(checkpoint, compatible_with)
+                exportable = replace(exportable, compatible_with=(version,))
+        elif compatible_with is not None:
+            raise SpecError(
+                "--compatible-with needs --checkpoint, of a run that was trained for it"
+            )
         else:
             preprocessing = Preprocessing(size, resize, interpolation)
             with console.status(f"building {trunk}"):

@@ -22,20 +22,19 @@ from unified_embedding.errors import TrainingError, shown
 from unified_embedding.image import Preprocessing
 from unified_embedding.spec import INPUT, OUTPUT, SPEC_FILE, digest
 from unified_embedding.training import checkpoint
+from unified_embedding.training.class_means import class_sums
 from unified_embedding.training.config import CompatibleConfig, Config
-from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
+from unified_embedding.training.distributed import Rank, gather_text
 from unified_embedding.training.examples import Examples
 from unified_embedding.training.heads import ProxyHead, on_device
 from unified_embedding.training.losses import NormalizedSoftmax
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder
 from unified_embedding.training.subsampler import UNLABELLED, relabel, sample_classes
-from unified_embedding.training.validation import embed
 from unified_embedding.whole_files import whole_file
 
 CACHE: Final = "old_classifier.npz"
 """In the run's folder: what a resumed run reads instead of embedding the pictures again."""
 _MAP: Final = ("mean", "rotation")
-_PART: Final = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -316,34 +315,9 @@ def _computed(
         numbers = examples.encoded(column, list(names))
         numbers[np.isin(numbers, known)] = UNLABELLED
         missing[column] = numbers
-    wanted = np.flatnonzero(np.stack([n != UNLABELLED for n in missing.values()]).any(axis=0))
-    sums = _sums(old, examples, wanted[rank.number :: rank.world], missing, rows, rank)
+    counts = {column: len(found) for column, found in rows.items()}
+    model = old.model.to(rank.device)
+    sums = class_sums(model, old.dim, examples, missing, counts, old.preprocessing, rank)
     for column, total in sums.items():
-        rows[column] += sum_over_ranks(total).cpu()
+        rows[column] += total
     return {column: functional.normalize(found, dim=1) for column, found in rows.items()}
-
-
-def _sums(
-    old: OldEmbedder,
-    examples: Examples,
-    wanted: NDArray[np.int64],
-    numbers: Mapping[str, NDArray[np.int64]],
-    like: Mapping[str, Tensor],
-    rank: Rank,
-) -> dict[str, Tensor]:
-    """Label column -> sum of the old unit embeddings of `wanted` rows, by class."""
-    sums = {column: torch.zeros_like(rows, device=rank.device) for column, rows in like.items()}
-    model = old.model.to(rank.device).eval()
-    for start in range(0, len(wanted), _PART):
-        part = wanted[start : start + _PART]
-        found = embed(model, examples, part, old.preprocessing, rank.device)
-        unit = functional.normalize(torch.from_numpy(found).to(rank.device), dim=1)
-        for column, total in sums.items():
-            labels = numbers[column][part]
-            labelled = np.flatnonzero(labels != UNLABELLED)
-            total.index_add_(
-                0,
-                on_device(labels[labelled], rank.device),
-                unit[on_device(labelled, rank.device)],
-            )
-    return sums

@@ -295,6 +295,8 @@ class Config(_Section):
         note: printed at the start, for instance which hardware the run needs.
         seed: fixes data order, augmentation, proxies and sampled classes.
         batch: images per step over all ranks, equal shares of every task.
+        accumulate: the batch passes the trunk in so many parts, which needs less memory and one
+            more forward pass; losses and gradients are those of the whole batch.
         images_per_class: class-balanced batches: so many images of each drawn class.
         temperature: of the normalised softmax.
         heads: label column -> weight, temperature and loss of that head.
@@ -320,6 +322,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     batch: Annotated[int, Field(ge=1)] = 48
+    accumulate: Annotated[int, Field(ge=2)] | None = None
     images_per_class: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 0.05
     heads: dict[str, HeadConfig] = {}
@@ -350,6 +353,8 @@ class Config(_Section):
             raise ValueError(f"gradnorm knows where {SOFTMAX} starts, and no other loss of heads")
         if self.gradnorm is not None and self.precision == "fp16":
             raise ValueError("gradnorm needs precision fp32 or bf16: fp16 scales gradients")
+        if self.accumulate is not None and not self.model.frozen_batch_norm:
+            raise ValueError("accumulate: BatchNorm would see parts; keep model.frozen_batch_norm")
         if self.compatible_with is not None and self.gradnorm is not None:
             raise ValueError("compatible_with and gradnorm do not go together; leave one out")
         if self.compatible_with is not None and not self.model.layer_norm:

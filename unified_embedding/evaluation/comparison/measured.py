@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from unified_embedding.datasets.task_table import CAMERA
+from unified_embedding.errors import DataError
 from unified_embedding.evaluation.comparison.claims import SEARCHED, Evidence
 from unified_embedding.evaluation.comparison.config import OLD, CompareConfig, CompareRow, Role
 from unified_embedding.evaluation.comparison.jobs import (
@@ -27,6 +28,7 @@ from unified_embedding.protocols.measure import Cell, Measurement, Samples, meas
 from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN, Task
 from unified_embedding.retrieval import Comparison, Interval, bootstrap_trainings, scores
 from unified_embedding.spec import digest
+from unified_embedding.training import checkpoint
 from unified_embedding.training.config import manifest_path
 from unified_embedding.whole_files import whole_file
 
@@ -239,6 +241,7 @@ def _against(bench: Bench, job: Job, old: Job) -> Mapping[Cell, Samples]:
     """A run's queries in the index of another."""
     path = _file(bench, "crossed", job, old)
     if not path.exists():
+        _check_old(job, old)
         ours, theirs = (_vectors(bench, one) for one in (job, old))
 
         def similarity(
@@ -250,6 +253,17 @@ def _against(bench: Bench, job: Job, old: Job) -> Mapping[Cell, Samples]:
             found = measure_by(bench.pictures, similarity, _searches(bench), SEARCHED)
         _save(found, path)
     return _load(path)
+
+
+def _check_old(job: Job, old: Job) -> None:
+    """Raises DataError when a compatible run was trained against other weights than `old` has."""
+    stated = checkpoint.read(weights(job))["summary"].get("compatible_with")
+    found = checkpoint.embedder_id(checkpoint.read(weights(old)))
+    if stated is not None and stated["id"] != found:
+        raise DataError(
+            f"{job.folder} was trained to be compatible with other weights than {weights(old)} "
+            "holds now; delete that folder to train it anew"
+        )
 
 
 def _vectors(bench: Bench, job: Job) -> NDArray[np.float32]:
