@@ -105,6 +105,11 @@ soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DUR
 bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
+performance: engine .venv/.stamp-all ## all programs behind docs/performance.md, then the page from their results (50 min)
+	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
+	@for program in bench/capacity bench/loadgen bench/load bench/soak build/tune bench/performance_page; do \
+	    $(PY) $$program.py || exit; done
+
 bench-api: engine .venv/.stamp-peers ## the HTTP API beside gRPC, the same server behind both (3 min)
 	@$(PY) bench/api_bench.py
 
@@ -123,8 +128,8 @@ data: .venv/.stamp-train ## fetch and render the public training and test pictur
 train: .venv/.stamp-train ## train by CONFIG=configs/smoke.yaml, ARGS='key=value ...'; resumes
 	@$(PY) -m unified_embedding.training.train $(CONFIG) $(ARGS)
 
-evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md
-	@$(PY) -m unified_embedding.evaluation
+evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs/results.md: ARGS='--frozen any'
+	@$(PY) -m unified_embedding.evaluation $(ARGS)
 
 compare: .venv/.stamp-all ## train and compare specialists and unified over seeds (hours; resumes) -> docs/comparison.md
 	@$(PY) -m unified_embedding.evaluation.compare
@@ -169,4 +174,4 @@ clean: ## remove the installed engines and build outputs, keep .venv
 	rm -rf build/out out results model_repository/*embedder \
 	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
-.PHONY: help env search-env train-env wheel engine demo api gateway api-clients chart-schemas image-check lock-images data train evaluate compare page load capacity loadgen soak bench bench-api tune bench-index bench-backfill test test-serving drills fuzz lint gpu-check clean
+.PHONY: help env search-env train-env wheel engine demo api gateway api-clients chart-schemas image-check lock-images data train evaluate compare page load capacity loadgen soak bench performance bench-api tune bench-index bench-backfill test test-serving drills fuzz lint gpu-check clean

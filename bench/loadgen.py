@@ -22,7 +22,7 @@ from rich.table import Table
 from unified_embedding.checkout import ROOT
 from unified_embedding.client import EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
-from unified_embedding.load.capacity import closed_maximum, patience_s, search, steps
+from unified_embedding.load.capacity import closed_maximum, patience_s, steps
 from unified_embedding.load.served import (
     RESULTS,
     Served,
@@ -32,7 +32,8 @@ from unified_embedding.load.served import (
     served,
 )
 from unified_embedding.measure.files import write_json
-from unified_embedding.measure.poisson_limit import WARM_UP_S, Trial, highest_rate
+from unified_embedding.measure.generator import Request
+from unified_embedding.measure.poisson_limit import WARM_UP_S, Trial, highest_rate, poisson_trial
 from unified_embedding.measure.provenance import provenance
 from unified_embedding.measure.requests import client_of, embed_request
 from unified_embedding.serving.local_server import end_in_order
@@ -177,6 +178,20 @@ async def measure(
         "ratio": theirs / ours if ours else None,
         "provenance": provenance(ROOT, server.info, seed, trial_seconds=seconds),
     }
+
+
+async def search(
+    request: Request, maximum: float, seconds: float, slo_p99_ms: float, seed: int, step: Any
+) -> tuple[float, list[Trial]]:
+    """The highest rate that holds, reporting every trial."""
+
+    async def trial(rate: float, number: int) -> Trial:
+        found = await poisson_trial(request, rate, seconds, slo_p99_ms, seed + number)
+        verdict = "held" if found.held else "not held"
+        step(f"{rate:.0f}/s: {100 * found.share:.2f} % in time, {verdict}")
+        return found
+
+    return await highest_rate(trial, upper=1.2 * maximum)
 
 
 def server_run(

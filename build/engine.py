@@ -1,6 +1,8 @@
 """`make engine`: compile an embedder, hold it against the gates, install it for Triton."""
 
-from unified_embedding.cli.engine import program
+import typer
+
+from unified_embedding.cli.engine import main
 
 if __name__ == "__main__":
-    program()
+    typer.run(main)

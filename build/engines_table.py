@@ -1,6 +1,8 @@
 """What each engine does to embeddings and codes, and how fast it is."""
 
-from unified_embedding.cli.engines_table import program
+import typer
+
+from unified_embedding.cli.engines_table import main
 
 if __name__ == "__main__":
-    program()
+    typer.run(main)

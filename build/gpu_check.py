@@ -1,6 +1,8 @@
 """`make gpu-check`: everything that needs an NVIDIA GPU, in one command, into one document."""
 
-from unified_embedding.cli.gpu_check import program
+import typer
+
+from unified_embedding.cli.gpu_check import main
 
 if __name__ == "__main__":
-    program()
+    typer.run(main)

@@ -1,6 +1,8 @@
 """`make demo`: serve the demo gallery for real, search it, print a table, draw a contact sheet."""
 
-from unified_embedding.cli.demo import program
+import typer
+
+from unified_embedding.cli.demo import main
 
 if __name__ == "__main__":
-    program()
+    typer.run(main)

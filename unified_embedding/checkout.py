@@ -7,6 +7,9 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 """Holds `model_repository`, `models` and `demo` in a checkout; a wheel has none of them there."""
 
+RELEASED: Final = ROOT / "models" / "unified-embedder-lite0"
+"""The released embedder, in a checkout."""
+
 IS_CHECKOUT: Final = (ROOT / "pyproject.toml").is_file()
 """False for an installed wheel."""
 

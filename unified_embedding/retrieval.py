@@ -127,16 +127,6 @@ def _recall(first: "_FirstGroup", k: int) -> NDArray[np.float64]:
     return 1.0 - miss
 
 
-def reciprocal_rank(
-    similarity: NDArray[np.floating[Any]], relevant: NDArray[np.bool_]
-) -> NDArray[np.float64]:
-    """1 / rank of the first relevant row, float64 [N]; its mean is the MRR.
-
-    Arguments as `recall_at`.
-    """
-    return _reciprocal(_first_relevant_group(similarity, relevant))
-
-
 def _reciprocal(first: "_FirstGroup") -> NDArray[np.float64]:
     above, tied, tied_relevant = first
     found, miss = np.zeros(len(above)), np.ones(len(above))
@@ -211,12 +201,14 @@ def bootstrap(
     clusters: Sequence[object],
     repeats: int = 2000,
     seed: int = 0,
+    tail: float = 0.025,
 ) -> Interval:
     """Mean of `samples` [N] with a 95 % interval that resamples whole clusters.
 
     Queries of one product succeed or fail together, so products are drawn, not queries.
     For a paired comparison pass the difference of two systems on the same queries. The
     interval covers the choice of test products only, not the randomness of training.
+    `tail` is the share of the drawn means below it, and above it.
 
     Raises:
         CodeError: not a cluster for every sample.
@@ -227,7 +219,7 @@ def bootstrap(
         sums[0][draws].sum(axis=1) / sizes[draws].sum(axis=1)
         for draws in _draws(rng, repeats, len(sizes))
     ]
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
+    low, high = np.quantile(np.concatenate(means), (tail, 1 - tail))
     return Interval(float(samples.mean()), float(low), float(high))
 
 

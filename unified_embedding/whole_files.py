@@ -16,10 +16,12 @@ _UNFINISHED: Final = re.compile(r"\..+\.(\d+)(?:@(.+))?\.tmp")
 _OTHERS_ARE_DEAD_AFTER: Final = 86_400.0
 
 
-def write_durably(path: StrPath, text: str) -> None:
-    """Replace `path` in one step; a power cut leaves the old contents or the new ones."""
-    with whole_file(path, fsync=True) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+def write_whole(path: StrPath, data: str | bytes, fsync: bool = False) -> None:
+    """Write a file in one step, and make its folder; text is UTF-8. `fsync` as in `whole_file`."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path, fsync) as temporary:
+        temporary.write_bytes(data if isinstance(data, bytes) else data.encode())
 
 
 @contextmanager
@@ -38,6 +40,14 @@ def whole_file(path: StrPath, fsync: bool = False) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def stamp(path: StrPath) -> tuple[int, int, int] | None:
+    """Differs when another file takes a file's place; None where there is none."""
+    with suppress(OSError):
+        found = os.stat(path)
+        return found.st_mtime_ns, found.st_ino, found.st_size
+    return None
 
 
 def sync(path: StrPath) -> None:

@@ -1,6 +1,7 @@
 """docs/performance.md is filled from results, section by section."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,17 @@ from unified_embedding.measure.poisson_limit import Trial
 
 MACHINE = {"cpu": "a processor", "cores": 2, "load_average": [0.5, 0.4, 0.3]}
 MADE = {"commit": "0123456789ab", "date": "2026-11-22T00:00:00+00:00", "machine": MACHINE}
+RATIOS = [
+    {
+        "name": "answered at twice the maximum",
+        "ratio": 0.8,
+        "low": 0.76,
+        "high": 0.83,
+        "rounds": 9,
+        "target": ">= 0.85",
+        "verdict": "missed",
+    }
+]
 
 
 def capacity_record() -> dict[str, Any]:
@@ -23,6 +35,9 @@ def capacity_record() -> dict[str, Any]:
     return {
         "slo_p99_ms": 100.0,
         "highest_poisson_rate": 140.0,
+        "highest_poisson_interval": [131.0, 150.0],
+        "ratios": RATIOS,
+        "rounds": {"told": "9 rounds in random order, machine quiet", "disturbed": False},
         "closed_loop": {"per_s": 200.0, "concurrency": 32},
         "knee_rate": 100.0,
         "curve": [vars(one) for one in curve],
@@ -32,11 +47,14 @@ def capacity_record() -> dict[str, Any]:
 
 
 def tune_record() -> dict[str, Any]:
-    figures = {"throughput_of_installed": 1.0, "p50_of_installed": 1.0}
+    figures: dict[str, Any] = {"throughput_of_installed": 1.0, "p50_of_installed": 1.0}
+    figures |= {"throughput_interval": [0.97, 1.03], "p50_interval": None}
     return {
         "settings": [{"label": "one instance", **figures}, {"label": "two instances", **figures}],
         "pareto_front": ["one instance"],
         "verdict": "kept: one instance; nothing was faster",
+        "ratios": RATIOS,
+        "rounds": {"once more": {"told": "the machine was busy in all", "disturbed": True}},
         "what": "a network on a processor",
         **MADE,
     }
@@ -56,9 +74,13 @@ def test_sections_with_a_result_are_replaced_and_others_stay(page: Path, tmp_pat
     before = page.read_text()
     performance_page.main(results, page)
     text = page.read_text()
-    assert "**140 requests/s** hold p99 <= 100 ms" in text
+    assert "**140 [131, 150] requests/s** hold p99 <= 100 ms" in text
+    row = "| answered at twice the maximum | 0.80 [0.76, 0.83] | 9 | >= 0.85 | missed"
+    assert f"{row} |" in section(text, "capacity")
+    assert f"{row} (machine busy) |" in section(text, "tune")
+    assert "once more: the machine was busy in all" in text
     assert "| 2 | 400 | 180 | 200 | 20 | - |" in text
-    assert "| * | one instance | 1.000 | 1.000 |\n|  | two instances | 1.000 | 1.000 |" in text
+    assert "| * | one instance | 1.00 [0.97, 1.03] | 1.00 |\n|  | two instances | " in text
     assert "commit 0123456789ab" in text
     for plot in ("capacity-latency", "capacity-overload", "tune-pareto"):
         assert f"(images/performance/{plot}.svg)" in text
@@ -67,6 +89,46 @@ def test_sections_with_a_result_are_replaced_and_others_stay(page: Path, tmp_pat
     # A second run changes nothing.
     performance_page.main(results, page)
     assert page.read_text() == text
+
+
+def test_the_page_says_which_parts_are_of_which_run(page: Path, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    capacity.write(capacity_record(), results / "capacity")
+    performance_page.main(results, page)
+    (told,) = section(page.read_text(), "parts").strip().splitlines()
+    older = re.search(r"commit ([0-9a-f]+)", section(page.read_text(), "bench"))
+    assert older is not None
+    assert told.startswith(f"**Parts of different commits.** {older[1]}: bench (")
+    assert "; 0123456789ab: capacity (2026-11-22)" in told
+    # One commit for all: nothing to warn of.
+    whole = re.sub(r"commit [0-9a-f]{12}(-dirty)?,", "commit 0123456789ab,", page.read_text())
+    page.write_text(whole)
+    performance_page.main(results, page)
+    told = section(page.read_text(), "parts").strip()
+    assert told.startswith("All parts are of commit 0123456789ab")
+    # Tables of an older program.
+    bare = re.search(r"before verdicts had intervals: ([a-z, ]+)", told)
+    assert ("capacity" in bare[1] if bare else False) is False
+    page.write_text(page.read_text().replace("95 % interval", "value"))
+    performance_page.main(tmp_path / "nothing", page)
+    told = section(page.read_text(), "parts")
+    assert "before verdicts had intervals: bench, capacity, tune" in told
+    # A part that was never measured.
+    page.write_text(whole.replace(section(whole, "soak"), "\n"))
+    performance_page.main(results, page)
+    assert "not measured: soak" in section(page.read_text(), "parts")
+
+
+def test_results_of_another_version_are_refused(
+    page: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = page.read_text()
+    (tmp_path / "bench").mkdir()
+    (tmp_path / "bench" / "bench.json").write_text('{"results": [], "rounds": 3}')
+    with pytest.raises(SystemExit):
+        performance_page.main(tmp_path, page)
+    assert "bench.json is not of this version" in capsys.readouterr().err
+    assert page.read_text() == before
 
 
 def test_every_section_has_its_place(page: Path) -> None:

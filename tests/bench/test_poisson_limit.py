@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import statistics
 
 import pytest
 
@@ -10,7 +11,7 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 
 from unified_embedding.load.capacity import knee
 from unified_embedding.load.soak import summary
-from unified_embedding.measure.poisson_limit import PRECISION, Trial, highest_rate
+from unified_embedding.measure.poisson_limit import PRECISION, LimitSearch, Trial, highest_rate
 
 
 def trial_of(rate: float, share: float, mean_ms: float = 1.0) -> Trial:
@@ -67,3 +68,34 @@ def test_a_soak_is_summed_up_by_its_ends() -> None:
     ]
     text = summary({"seconds": 600, "stretches": stretches})
     assert text == ("first and last tenth of 10 minutes: 300.5 -> 318.5 MB, 199.5 -> 181.5 /s")
+
+
+def test_brief_searches_find_the_limit_on_average() -> None:
+    """The share of requests in time falls by noise around the limit, as with a real server."""
+    noise, limit, sizes = random.Random(7), 137.0, []
+
+    async def trial(rate: float, seed: int) -> Trial:
+        return trial_of(rate, 1.0 if rate * noise.lognormvariate(0, 0.05) <= limit else 0.9)
+
+    async def searches() -> list[float]:
+        search = LimitSearch(trial, 60.0, random.Random(1))
+        found = []
+        for _ in range(60):
+            rate, trials = await search.find()
+            found.append(rate)
+            sizes.append(len(trials))
+        return found
+
+    found = asyncio.run(searches())
+    # Its first start is far away; what matters is that the later ones are not drawn to a side.
+    assert statistics.geometric_mean(found[5:]) == pytest.approx(limit, rel=0.025)
+    assert statistics.mean(sizes[5:]) < 4
+
+
+def test_a_brief_search_of_a_service_that_never_holds_ends() -> None:
+    async def trial(rate: float, seed: int) -> Trial:
+        return trial_of(rate, 0.5)
+
+    rate, trials = asyncio.run(LimitSearch(trial, 100.0, random.Random(1)).find())
+    assert 0 < rate < 2
+    assert len(trials) < 50

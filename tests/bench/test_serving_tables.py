@@ -1,9 +1,13 @@
-"""Ratios and tables of `make bench`, from a made-up record."""
+"""Answers and tables of `make bench`, from made-up rounds."""
 
+import json
 from typing import Any
 
 import pytest
 
+pytest.importorskip("psutil", reason="the extra `load` is not installed")
+
+from unified_embedding.load import targets
 from unified_embedding.load.serving_tables import (
     CONCURRENCY,
     LITSERVE,
@@ -12,24 +16,100 @@ from unified_embedding.load.serving_tables import (
     TORCH,
     key,
     markdown,
-    ratios,
+    poisson_key,
+    poisson_question,
+    questions,
 )
+from unified_embedding.measure.paired import at_least, at_most
+from unified_embedding.measure.questions import Cells, Question, answered, medians
+
+ROUNDS = range(8)
 
 
-def cell(images_per_s: float, p50_ms: float, cpu_ms: float) -> dict[str, Any]:
-    figures = {"images_per_s": images_per_s, "p50_ms": p50_ms, "p99_ms": 2 * p50_ms}
-    return {"median": {**figures, "cpu_ms": cpu_ms, "memory_mb": 300.0}}
+def cell(
+    images_per_s: float, p50_ms: float, cpu_ms: float, rounds: range = ROUNDS
+) -> dict[int, dict[str, float]]:
+    """A machine whose speed changes by half from round to round."""
+    found = {}
+    for number in rounds:
+        slow = 1 + number % 3 / 4
+        found[number] = {
+            "images_per_s": images_per_s / slow,
+            "p50_ms": p50_ms * slow,
+            "p99_ms": 2 * p50_ms * slow,
+            "cpu_ms": cpu_ms * slow,
+            "memory_mb": 300.0 + number,
+        }
+    return found
 
 
 @pytest.fixture
-def record() -> dict[str, Any]:
-    cells = {key(ROOFLINE, 0, 1): {"median": {"images_per_s": 400, "cpu_ms": 4, "memory_mb": 99}}}
+def cells() -> Cells:
+    found = {key(ROOFLINE, 0, 1): cell(400, 1, 4.0)}
     for users in CONCURRENCY:
-        cells[key(OURS, users, 1)] = cell(330, 6.0 * users, 4.4)
-        cells[key(LITSERVE[0], users, 1)] = cell(300, 10.0 * users, 5.0)
-        cells[key(LITSERVE[1], users, 1)] = cell(275, 8.0 * users, 5.0)
-        cells[key(TORCH, users, 1)] = cell(110, 40.0 * users, 30.0)
-    cells[key(OURS, 8, 16)] = cell(350, 300, 4.2)
+        found[key(OURS, users, 1)] = cell(330, 6.0 * users, 4.4)
+        found[key(LITSERVE[0], users, 1)] = cell(300, 10.0 * users, 5.0)
+        found[key(LITSERVE[1], users, 1)] = cell(275, 8.0 * users, 5.0)
+        found[key(TORCH, users, 1)] = cell(110, 40.0 * users, 30.0)
+    found[key(OURS, 8, 16)] = cell(350, 300, 4.16)
+    found[poisson_key(OURS)] = {number: {"per_s": 240.0} for number in range(1, 8)}
+    found[poisson_key(LITSERVE[0])] = {number: {"per_s": 160.0} for number in range(1, 8)}
+    return found
+
+
+def asked(embedder: str) -> list[Question]:
+    return [*questions(embedder), poisson_question(embedder, 100.0, LITSERVE[0])]
+
+
+def test_every_question_is_answered_by_paired_rounds(cells: Cells) -> None:
+    found = {}
+    for one in answered(asked("Lite0"), cells, ROUNDS):
+        record = one.record()
+        # The machine's changes are in both sides: nothing is left of them.
+        assert record["high"] - record["low"] < 1e-9
+        found[record["name"]] = (round(record["ratio"], 3), record["verdict"], record["rounds"])
+    assert found == {
+        "server CPU-ms / roofline, 32 callers": (1.1, "missed", 8),
+        "the same, 16 images a request": (1.04, "met", 8),
+        "the same, 1 caller": (1.1, "met", 8),
+        # Beside the better one of LitServe's settings: one worker here, two workers below.
+        "images/s / LitServe at its best, 32 callers": (1.1, "missed", 8),
+        "p50 of one caller / LitServe at its best": (0.75, "met", 8),
+        "images/s / FastAPI + torch fp32, 32 callers": (3.0, "missed", 8),
+        "highest Poisson rate at p99 <= 100 ms / LitServe, 1 worker": (1.5, "met", 7),
+    }
+
+
+def test_another_embedder_has_other_targets(cells: Cells) -> None:
+    se = questions("SE-ResNeXt101")
+    assert se[0].target == at_most(1.03)
+    assert {name for name in targets.SERVING} >= {"Lite0", "SE-ResNeXt101", "SE-ResNeXt101 int8"}
+    assert questions("Lite0")[3].target == at_least(1.15)
+
+
+def test_rounds_that_do_not_count_are_left_out(cells: Cells) -> None:
+    (question, *_) = questions("Lite0")
+    cells[question.ours][7]["cpu_ms"] = 100.0
+    some = question.answer(cells, frozenset(range(7)))
+    every = question.answer(cells, frozenset(ROUNDS))
+    assert some is not None
+    assert every is not None
+    assert some.record()["high"] == pytest.approx(1.1)
+    assert every.record()["high"] > 1.5
+
+
+def test_too_few_rounds_have_no_bounds(cells: Cells) -> None:
+    (question, *_) = questions("Lite0")
+    found = question.answer(cells, frozenset({1, 2}))
+    assert found is not None
+    record = json.loads(json.dumps(found.record()))
+    assert (record["low"], record["high"], record["verdict"]) == (None, None, "undecided")
+    assert not found.settled(0.04)
+    assert question.answer(cells, frozenset()) is None
+
+
+def result(cells: Cells, **machine: Any) -> dict[str, Any]:
+    answers = answered(asked("Lite0"), cells, ROUNDS)
     stages = {
         "1 callers x 1": {
             "stages_ms": {"decode": 2.5, "engine": 3.25},
@@ -45,41 +125,46 @@ def record() -> dict[str, Any]:
     return {
         "embedder": {"name": "Lite0", "slo_p99_ms": 100.0},
         "engine.json": {"engine": "openvino-bf16-0123456789ab"},
-        "cells": cells,
+        "ratios": [one.record() for one in answers],
+        "rounds": {"told": "8 rounds in random order, machine quiet", "disturbed": False} | machine,
+        "medians": medians(cells, frozenset(ROUNDS)),
         "stages": stages,
-        "poisson": {OURS: {"rate": 240.0}, LITSERVE[0]: {"rate": 160.0}},
     }
 
 
-def test_every_ratio_is_held_against_its_target(record: dict[str, Any]) -> None:
-    found = {one.name: (one.value, one.met) for one in ratios(record)}
-    assert found == {
-        "server CPU-ms / roofline, 32 callers": (pytest.approx(1.1), True),
-        "the same with 16 images a request": (pytest.approx(1.05), True),
-        "images/s / LitServe at its best, 32 callers": (pytest.approx(1.1), True),
-        "p50 of one caller / LitServe at its best": (pytest.approx(0.75), True),
-        f"images/s / {TORCH}, 32 callers": (pytest.approx(3.0), False),
-        "highest Poisson rate at p99 <= 100 ms / LitServe": (pytest.approx(1.5), True),
-    }
-    # Another embedder, other targets.
-    record["embedder"]["name"] = "SE-ResNeXt101"
-    assert [one.met for one in ratios(record)] == [False, False, True, True, True, True]
-
-
-def test_without_a_poisson_search_there_is_no_such_ratio(record: dict[str, Any]) -> None:
-    record["poisson"] = {}
-    assert len(ratios(record)) == 5
-    assert "Poisson" not in markdown(record)
-
-
-def test_the_tables_name_what_was_missed(record: dict[str, Any]) -> None:
-    text = markdown(record)
-    assert "| images/s / FastAPI + torch fp32, 32 callers | 3.00 | >= 5 | missed |" in text
-    assert "| roofline | - | - | 400.0 | - | - | - | 4.00 | 1.00 | 99 |" in text
+def test_the_tables_show_intervals_and_verdicts(cells: Cells) -> None:
+    text = markdown(result(cells))
     assert (
-        "| LitServe, 1 worker | 8 | 1 | 300.0 | 0.91 | 80.0 | 160.0 | 5.00 | 1.25 | 300 |" in text
+        "| images/s / FastAPI + torch fp32, 32 callers | 3.00 [3.00, 3.00] | 8 | >= 5 | missed |"
+        in text
     )
+    assert "8 rounds in random order, machine quiet." in text
+    # The median round, and the largest memory.
+    assert "| roofline | - | - | 320.0 | - | - | - | 5.00 | 1.00 | 307 |" in text
+    assert (
+        "| LitServe, 1 worker | 8 | 1 | 240.0 | 0.91 | 100.0 | 200.0 | 6.25 | 1.25 | 307 |" in text
+    )
+    assert "| our server | 240.0 |\n| LitServe, 1 worker | 160.0 |" in text
     # A stage that one load did not have is not a zero.
     assert "| engine: queue, ms of a mean request | - | 7.00 |" in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("| our server |")}
     assert widths == {3, 4, 11}  # its rate, its stages, its row of figures
+
+
+def test_a_busy_machine_stands_beside_every_verdict(cells: Cells) -> None:
+    text = markdown(result(cells, told="the machine was busy", disturbed=True))
+    rows = [line for line in text.splitlines() if " | >= " in line or " | <= " in line]
+    assert len(rows) == 7
+    assert all(row.endswith("(machine busy) |") for row in rows)
+
+
+def test_cells_of_busy_rounds_only_are_shown_all_the_same() -> None:
+    once = {key(OURS, 128, 1): cell(100, 1, 1, range(1))}
+    assert medians(once, frozenset({1, 2}))[key(OURS, 128, 1)]["images_per_s"] == 100
+
+
+def test_without_a_poisson_search_there_is_no_such_table(cells: Cells) -> None:
+    for system in (OURS, LITSERVE[0]):
+        del cells[poisson_key(system)]
+    assert asked("Lite0")[-1].answer(cells, frozenset(ROUNDS)) is None
+    assert "Poisson" not in markdown(result(cells))

@@ -41,7 +41,7 @@ def test_a_team_may_have_several_keys(tmp_path: Path) -> None:
         ("search short-secret", "line 1 is not TEAM KEY"),
         (f"search {KEY};x", "line 1 is not TEAM KEY"),
         (f"{'n' * 65} {KEY}", "line 1 is not TEAM KEY"),
-        (f"ads {KEY}\nsearch {KEY}", "line 2: ads has the same key"),
+        (f"ads {KEY}\nsearch {KEY}", "a key of search is one of ads too"),
         ("# nobody\n", "holds no key"),
     ],
 )

@@ -3,8 +3,10 @@
 import asyncio
 import itertools
 import os
+import re
 import statistics
 import time
+import urllib.request
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from unified_embedding.measure.generator import closed_loop, open_loop
 from unified_embedding.measure.pictures import scaled
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.recorder import Recorder
-from unified_embedding.serving.local_server import running
+from unified_embedding.serving.local_server import LocalServer, running
 
 pytestmark = [
     pytest.mark.e2e,
@@ -31,6 +33,7 @@ pytestmark = [
 
 TIMEOUT_S = 1.0
 OVERLOAD_S = 30
+LATE = re.compile(r'^embedder_refused_total{model="(\w+)",reason="late"} (\S+)', re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,13 @@ class Overload:
     growth_mb: float
 
 
+def refused_late(server: LocalServer) -> dict[str, float]:
+    """Requests that each model refused as late, since the server was started."""
+    with urllib.request.urlopen(server.metrics_url, timeout=60) as answer:
+        page = answer.read().decode()
+    return {model: float(count) for model, count in LATE.findall(page)}
+
+
 def test_twice_the_capacity(repository: Path, root: Path) -> None:
     images = scaled(str(root / "demo" / "shots"), 640, 480)
     # A server of its own: stopped after an overload, Triton 2.51 may wait out its exit timeout
@@ -51,6 +61,7 @@ def test_twice_the_capacity(repository: Path, root: Path) -> None:
     with running(repository) as server:
         tree = ProcessTree(server.process.pid)
         seen = asyncio.run(overload(server.grpc_url, images, tree))
+        late = refused_late(server)
     recorder = seen.recorder
     assert recorder.dropped == 0
     assert recorder.offered / OVERLOAD_S > 1.8 * seen.capacity
@@ -58,13 +69,16 @@ def test_twice_the_capacity(repository: Path, root: Path) -> None:
     assert set(recorder.errors) <= {"CANCELLED", "DEADLINE_EXCEEDED"}
     assert recorder.errors["CANCELLED"] > recorder.errors["DEADLINE_EXCEEDED"]
     assert recorder.completed > 0
+    # Before they were decoded, and not after.
+    assert late["preprocess"] > late["embedder"]
     assert seen.growth_mb < 200
     # Normal again: it answers.
     assert min(seen.after) < TIMEOUT_S
     # How much and how fast is for docs/performance.md to judge.
     share = recorder.completed / OVERLOAD_S / seen.capacity
     before, after = statistics.median(seen.before), statistics.median(seen.after)
-    print(f"\n  {share:.0%} of the capacity answered; {before:.3f} s before, {after:.3f} s after")
+    print(f"\n  {share:.0%} of the capacity answered; {before:.3f} s before, {after:.3f} s after;")
+    print(f"  late before decoding {late['preprocess']:.0f}, after it {late['embedder']:.0f}")
 
 
 async def overload(url: str, images: tuple[bytes, ...], tree: ProcessTree) -> Overload:

@@ -12,6 +12,7 @@ pytest.importorskip("tritonclient.grpc", reason="the extra `client` is not insta
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 
+from unified_embedding.checkout import RELEASED
 from unified_embedding.cli import gpu_check
 from unified_embedding.engine.gates import server_gate
 from unified_embedding.engine.tensorrt import gpu
@@ -86,7 +87,7 @@ def test_a_stale_answer_of_the_real_server_fails_the_gate(
 def test_the_whole_check_runs_on_the_cpu_engine(triton: None, root: Path) -> None:
     gallery = Gallery.load(root / "demo")
     found = gpu_check.examine(
-        gpu_check.RELEASED, gallery, "openvino", 0.5, cuda_graphs=False, loads=((2, 1), (1, 16))
+        RELEASED, gallery, "openvino", 0.5, cuda_graphs=False, loads=((2, 1), (1, 16))
     )
     assert found.problems == []
     assert list(found.speeds) == [1, 2, 4, 8, 16]

@@ -72,7 +72,10 @@ def test_the_server_gives_the_bits_that_passed_the_gates(
     gated = OpenVinoTarget("int8").runner(repository / "embedder/1")(pixels)
     alone = repository.parent / "served"
     shutil.copytree(repository / "embedder", alone / "embedder")
-    with server_gate.serving(alone) as url, grpcclient.InferenceServerClient(url) as client:
+    with (
+        server_gate.serving(alone) as server,
+        grpcclient.InferenceServerClient(server.grpc_url) as client,
+    ):
         served = server_checks.embedder_runner(client)(pixels)
     assert np.array_equal(served, gated)
 

@@ -21,24 +21,33 @@ CONFIG = EmbedderConfig(
     parameters={"inference_precision": "bf16", "threads": "2", "streams": "2", "slice": "4"},
 )
 # The machine gets slower from round to round.
-INSTALLED = [Reading(300, 5.0, 5.0), Reading(200, 5.0, 7.0), Reading(100, 5.0, 10.0)]
+INSTALLED = {number: Reading(300 - 20 * number, 5.0, 5.0 + number) for number in range(9)}
 
 
-def seen(throughput: float, p50: float, instances: int = 1) -> Seen:
-    """A setting that is always `throughput` and `p50` times what is installed."""
-    rounds = [
-        Reading(throughput * one.images_per_s, one.cpu_ms, p50 * one.p50_ms) for one in INSTALLED
-    ]
-    return Seen(replace(CONFIG, instances=instances), rounds, INSTALLED)
+def seen(throughput: float, p50: float, instances: int = 1, noise: float = 0.0) -> Seen:
+    """A setting that is `throughput` and `p50` times what is installed, give or take `noise`."""
+    rounds = {
+        number: Reading(
+            throughput * (1 + noise * (-1) ** number) * one.images_per_s,
+            one.cpu_ms,
+            p50 * one.p50_ms,
+        )
+        for number, one in INSTALLED.items()
+    }
+    config = replace(CONFIG, instances=instances)
+    return Seen(config, rounds, INSTALLED, frozenset(INSTALLED))
 
 
 def test_ratios_are_taken_round_by_round() -> None:
     one = seen(1.1, 0.9)
-    assert one.throughput == pytest.approx(1.1)
-    assert one.p50 == pytest.approx(0.9)
-    # One disturbed round moves neither.
-    disturbed = [one.rounds[0], Reading(10, 50, 500), one.rounds[2]]
-    assert Seen(CONFIG, disturbed, INSTALLED).throughput == pytest.approx(1.1)
+    found = one.throughput
+    assert (found.mean, found.low, found.high) == pytest.approx((1.1,) * 3)
+    assert one.p50.high == pytest.approx(0.9)
+    # A disturbed round that does not count moves neither.
+    disturbed = dict(one.rounds) | {8: Reading(10, 50, 500)}
+    quiet = replace(one, rounds=disturbed, counted=frozenset(range(8)))
+    assert quiet.throughput.mean == pytest.approx(1.1)
+    assert replace(quiet, counted=frozenset(range(9))).throughput.low < 0.9
 
 
 def test_the_pareto_front_holds_what_nothing_beats_in_both() -> None:
@@ -48,9 +57,17 @@ def test_the_pareto_front_holds_what_nothing_beats_in_both() -> None:
 
 
 def test_the_fastest_keeps_a_single_callers_wait() -> None:
-    assert tune.fastest([seen(1, 1), seen(1.3, 1.2), seen(1.1, 1.02)]).throughput == pytest.approx(
-        1.1
-    )
+    found = tune.fastest([seen(1, 1), seen(1.3, 1.2), seen(1.1, 1.02)])
+    assert found.throughput.mean == pytest.approx(1.1)
+
+
+def test_what_is_clearly_beaten_is_measured_no_more() -> None:
+    installed, best, close = seen(1, 1), seen(1.2, 1, 2, noise=0.1), seen(1.15, 1, 3, noise=0.1)
+    slow, waits = seen(0.8, 1, 4), seen(1.5, 1.2, 5)
+    assert tune.contenders([installed, best, close, slow, waits]) == [best, close]
+    # Too few rounds beat nothing.
+    few = [replace(one, counted=frozenset({0, 1})) for one in (installed, best, slow, waits)]
+    assert tune.contenders(few) == few
 
 
 @pytest.mark.parametrize(
@@ -58,7 +75,14 @@ def test_the_fastest_keeps_a_single_callers_wait() -> None:
     [(1.1, 0.9, True), (1.1, 1.01, True), (1.1, 1.1, False), (1.01, 0.5, False), (0.9, 0.5, False)],
 )
 def test_nothing_slower_is_installed(throughput: float, p50: float, taken: bool) -> None:
-    assert tune.not_slower(seen(1, 1), seen(throughput, p50, 2)) is taken
+    assert tune.better(seen(throughput, p50, 2)) is taken
+
+
+def test_nothing_is_installed_that_may_be_slower() -> None:
+    doubtful = seen(1.1, 0.9, 2, noise=0.3)
+    assert [one["verdict"] for one in tune.verdicts(doubtful)] == ["undecided", "met"]
+    assert not tune.better(doubtful)
+    assert not tune.better(replace(seen(1.5, 0.5), counted=frozenset({0, 1})))
 
 
 def test_every_setting_answers_with_the_same_bits_and_takes_every_request() -> None:

@@ -16,6 +16,7 @@ from triton_python_backend_utils import MetricFamily, Request, TritonError
 
 from unified_embedding import load_pixels
 from unified_embedding.gallery import Gallery
+from unified_embedding.serving.backlog import Backlog
 from unified_embedding.spec import EmbedderSpec
 
 MODEL = "models/unified-embedder-lite0"
@@ -59,6 +60,7 @@ def preprocess(root: Path, tmp_path: Path) -> Iterator[Any]:
     yield model
     model.finalize()
     model.engine_pace.remove()
+    model.backlog.remove()
 
 
 def test_preprocess(root: Path, preprocess: Any, images: list[bytes]) -> None:
@@ -114,6 +116,23 @@ def test_preprocess_refuses_what_is_late(preprocess: Any, images: list[bytes]) -
     assert refused.error.code == TritonError.CANCELLED
     assert "an answer takes" in refused.error.message
     assert probed.error is None
+
+
+def test_preprocess_decodes_no_more_than_the_engine_takes(
+    preprocess: Any, images: list[bytes]
+) -> None:
+    """Whoever waits for the engine too long is refused then, and nothing was done for him."""
+    preprocess.backlog.begin(limit=3)
+    requests = [Request("image", rows(images[0])) for _ in range(3)]
+    assert [answer.error for answer in preprocess.execute(requests)] == [None] * 3
+    (late,) = preprocess.execute([Request("image", rows(images[0]), by(0.2))])
+    assert late.error.code == TritonError.CANCELLED
+    # An engine that takes nothing has lost what it was handed, and the others go on.
+    (others,) = preprocess.execute([Request("image", rows(images[0]))])
+    assert others.error is None
+    preprocess.finalize()
+    took = counted(preprocess.metrics, "embedder_decode_duration_seconds")["preprocess",]
+    assert len(took) == 3 + 1
 
 
 def square(side: int) -> bytes:
@@ -220,6 +239,7 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     model = model_of(folder / "model.py")
     config = {
         "max_batch_size": 16,
+        "instance_group": [{"count": 1}],
         "input": [{"dims": ["224", "224", "3"]}],
         "parameters": {
             "inference_precision": {"string_value": "f32"},
@@ -244,6 +264,12 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     assert np.abs(second.var(axis=1) - 1).max() < 1e-3
     (alone,) = model.execute([Request("pixels", pixels[2:])])
     assert np.array_equal(alone.outputs["embedding"][0], second[1])
+    # Whatever it takes makes room for as many.
+    backlog = Backlog("embedder", sleep=lambda _: pytest.fail("there is no room"))
+    for _ in range(3):
+        with backlog.place(16):
+            pass
+        model.execute([Request("pixels", pixels[:1])])
     # However a batch is split between the streams, every row is its picture's.
     for count in (2, 5, 9, 16):
         order = np.arange(count) % len(pixels)
@@ -271,7 +297,7 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     model.finalize()
     assert model.shared_pace.read() == 0
     took = counted(model.metrics, "embedder_engine_duration_seconds")["embedder",]
-    assert len(took) == 7
+    assert len(took) == 10
     assert min(took) > 0
     refused = counted(model.metrics, "embedder_refused_total")
     assert refused["embedder", "late"] == 2

@@ -227,7 +227,7 @@ def test_a_run_resumes_bit_for_bit_and_embeds_nothing_again(
     def nothing(*_: object) -> None:
         raise AssertionError("embedded again")
 
-    monkeypatch.setattr("unified_embedding.training.compatible.class_sums", nothing)
+    monkeypatch.setattr("unified_embedding.training.class_means.embed", nothing)
     again = make(tmp_path / "cut", *overrides)
     assert again.resume()
     run(again, 2)

@@ -76,6 +76,7 @@ def test_overrides_reach_every_level_and_are_typed(minimal: Path) -> None:
         ("heads.browse_class.loss=hinge", r"heads\.browse_class\.loss"),
         ("heads.browse_class.margin=0.2", "normalized-softmax has none"),
         ("class_means=0", "class_means"),
+        ("accumulate=1", "accumulate"),
         ("data.shared_labels={color: [shop]}", "'color' is none of labels"),
         ("data.shared_labels={camera_category: [camera]}", r"some of \['browse', 'shop'\]"),
         ("data.shared_labels={camera_category: []}", r"shared_labels\.camera_category"),
@@ -117,6 +118,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_config(tmp_path / "nowhere.yaml")
 
 
+def test_accumulating_excludes_statistics_of_parts(minimal: Path) -> None:
+    with pytest.raises(TrainingError, match=r"keep model\.frozen_batch_norm"):
+        load_config(minimal, ["accumulate=2", "model.frozen_batch_norm=false"])
+
+
 def test_identity_holds_what_changes_results_and_nothing_else(minimal: Path) -> None:
     base = load_config(minimal).identity()
     for free in ("run=elsewhere", "threads=3", "data.workers=2", "trace=true", "bank=mapped"):
@@ -127,6 +133,7 @@ def test_identity_holds_what_changes_results_and_nothing_else(minimal: Path) -> 
         "precision=bf16",
         "model.frozen=[conv_stem]",
         "class_means=8",
+        "accumulate=2",
         "data.shared_labels={camera_category: [shop]}",
     ):
         assert load_config(minimal, [fixed]).identity() != base

@@ -148,7 +148,7 @@ def test_the_second_run_loads_no_network_and_trains_nothing(
     def refuse(*_: object) -> None:
         raise AssertionError("cached, so nothing is to be computed")
 
-    monkeypatch.setattr(embedders, "_session", refuse)
+    monkeypatch.setattr(embedders, "on_onnxruntime", refuse)
     monkeypatch.setattr(experiments, "fit", refuse)
     monkeypatch.setattr(rotations, "rotate", refuse)
     code, output = run(shop)

@@ -203,7 +203,8 @@ def test_two_processes_compute_what_one_does(tmp_path: Path, bank: str, compatib
     assert unequal >= 3  # or the division by global counts would not be tested
 
     train(tmp_path / "one", *overrides)
-    train(tmp_path / "two", f"bank={bank}", *overrides, processes=2)
+    accumulate = "accumulate=3" if bank == "mapped" else "accumulate="
+    train(tmp_path / "two", f"bank={bank}", accumulate, *overrides, processes=2)
     one = checkpoint.read(tmp_path / "one" / "last.pt")
     two = checkpoint.read(tmp_path / "two" / "last.pt")
     start = first_checkpoint(tmp_path / "start", overrides)

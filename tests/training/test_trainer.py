@@ -170,6 +170,35 @@ def test_a_loss_over_the_whole_batch_runs_in_one_process(tmp_path: Path) -> None
         build_heads(config, {"shop_class": ["a", "b"]}, 4, Rank(world=2))
 
 
+@pytest.mark.parametrize(
+    "overrides",
+    [["precision=fp32"], ["gradnorm={}"], ["heads.shop_class.loss=proxy-anchor"]],
+    ids=lambda overrides: overrides[0],
+)
+def test_a_batch_in_parts_is_the_batch(tmp_path: Path, overrides: list[str]) -> None:
+    """Also for losses over the whole batch; the trunk never sees more than a part."""
+    smooth = ("model.trunk=test_efficientnet", "model.weights=random")  # rounding flips ReLUs
+    whole, parts = (
+        make(tmp_path, "schedule.heads.steps=0", *smooth, *overrides, f"accumulate={number}")
+        for number in ("", "5")
+    )
+    sizes: list[int] = []
+    parts.model.trunk.register_forward_hook(lambda _, given, __: sizes.append(len(given[0])))
+    start = torch.cat([p.flatten() for p in weights(whole).values()])
+    losses = [torch.tensor(run(trainer, 3)) for trainer in (whole, parts)]
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=1e-6)
+    ends = [torch.cat([p.flatten() for p in weights(t).values()]) for t in (whole, parts)]
+    assert float((ends[0] - ends[1]).norm()) <= 1e-4 * float((ends[0] - start).norm())
+    for ours, theirs in zip(parts.heads, whole.heads, strict=True):
+        torch.testing.assert_close(
+            ours.state()["rows"], theirs.state()["rows"], rtol=1e-4, atol=1e-6
+        )
+    assert max(sizes) == 3  # of 12
+    assert len(sizes) >= 3 * 2 * 4  # steps, forward and backward, parts: nothing is kept between
+    for trainer in (whole, parts):
+        trainer.close()
+
+
 def test_gradnorm_moves_the_weights_resumes_and_is_told_in_the_checkpoint(tmp_path: Path) -> None:
     overrides = ["gradnorm={layer: layer4}", "schedule.full.steps=4"]
     trainer = make(tmp_path, *overrides)

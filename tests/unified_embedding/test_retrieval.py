@@ -19,7 +19,6 @@ from unified_embedding.retrieval import (
     parse_metric,
     precision_at,
     recall_at,
-    reciprocal_rank,
     scores,
 )
 
@@ -50,7 +49,7 @@ def landmarks(ranked: list[bool], k: int) -> float:
 METRICS = {
     landmarks: average_precision_at,
     recall: recall_at,
-    reciprocal: lambda similarity, relevant, k: reciprocal_rank(similarity, relevant),
+    reciprocal: lambda similarity, relevant, k: figures(similarity, relevant, ["MRR"])["MRR"],
     precision: precision_at,
     average_precision: lambda similarity, relevant, k: average_precision_at_r(similarity, relevant),
 }

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
+from msgspec import UNSET
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -38,11 +39,15 @@ from unified_embedding.api.guard import Guard, Hosts
 from unified_embedding.api.keys import Keys
 from unified_embedding.api.log import Book, Visit
 from unified_embedding.api.pictures import MAX_IMAGES, Picture, parse_input
-from unified_embedding.api.problems import ApiError, of_client
+from unified_embedding.api.problems import ApiError, FailedImage, of_client
 from unified_embedding.api.servers import Servers
 from unified_embedding.api.wire import (
     MODEL,
+    Embeddings,
     EmbeddingsRequest,
+    ServedModel,
+    ServedModels,
+    Status,
     no_model,
     parse,
     rows,
@@ -128,7 +133,7 @@ class Api:
                 "the page has no login, so it cannot stand beside --keys: serve it by a process of "
                 "its own, behind your own proxy"
             )
-        self.settings = settings
+        self.settings, self.limits = settings, Limits.from_environment()
         self.servers = servers or Servers(settings.urls, settings.connection, _trace)
         self.book = book or Book()
         self.bodies = Bodies(settings.bodies)
@@ -239,7 +244,7 @@ class Api:
                 "as the body with its own type (image/jpeg)",
                 "unsupported_media_type",
             )
-        most = None if is_json else Limits.from_environment().max_bytes
+        most = None if is_json else self.limits.max_bytes
         async with self.bodies.read(request, most) as body:
             request.state.visit.mark("upload")
             if is_json:
@@ -289,16 +294,14 @@ class Api:
                 "invalid_value",
                 "dimensions",
             )
-        said: dict[str, Any] = {
-            "object": "list",
-            "data": rows(answer, found.rows, wanted.encoding_format),
-            "model": wanted.model,
-            "version": answer.version,
-            "engine": answer.engine,
-            "usage": {"prompt_tokens": 0, "total_tokens": 0, "images": len(found.rows)},
-        }
-        if wanted.partial:
-            said["errors"] = [problem.images[0] for problem in problems]
+        said = Embeddings(
+            rows(answer, found.rows, wanted.encoding_format),
+            wanted.model,
+            answer.version,
+            answer.engine,
+            {"prompt_tokens": 0, "total_tokens": 0, "images": len(found.rows)},
+            [problem.images[0] for problem in problems] if wanted.partial else UNSET,
+        )
         return _json(said)
 
     async def _usual_version(self) -> str | None:
@@ -313,19 +316,19 @@ class Api:
 
     async def models(self, request: Request) -> Response:
         """`GET /v1/models`."""
-        return _json({"object": "list", "data": await self._models()})
+        return _json(ServedModels(await self._models()))
 
     async def model(self, request: Request) -> Response:
         """`GET /v1/models/ID`."""
         name = request.path_params["name"]
         for model in await self._models():
-            if model["id"] == name:
+            if model.id == name:
                 return _json(model)
         raise no_model(name, "GET /v1/models lists what is")
 
     async def live(self, request: Request) -> Response:
         """`GET /v1/health/live`."""
-        return _json({"status": "live"})
+        return _json(Status("live"))
 
     async def ready(self, request: Request) -> Response:
         """`GET /v1/health/ready`: 200 when a picture was embedded a moment ago, else 503."""
@@ -333,7 +336,7 @@ class Api:
             raise ApiError(503, "this process is about to end", "draining")
         if not await self.servers.is_ready():
             raise ApiError(503, "no embedding server embeds pictures now", "unavailable")
-        return _json({"status": "ready"})
+        return _json(Status("ready"))
 
     async def metrics(self, request: Request) -> Response:
         """`GET /metrics`."""
@@ -351,11 +354,30 @@ class Api:
             openapi.page(self.search is not None), headers={"Content-Security-Policy": _DOCS_POLICY}
         )
 
-    async def _models(self) -> list[dict[str, Any]]:
+    async def _models(self) -> list[ServedModel]:
         infos = {info.version: info for info in await self.servers.infos()}
         first = next(iter(infos.values()))
-        listed = [_model(MODEL, first, self.settings)]
-        return listed + [_model(f"{MODEL}@{v}", info, self.settings) for v, info in infos.items()]
+        listed = [self._model(MODEL, first)]
+        return listed + [self._model(f"{MODEL}@{v}", info) for v, info in infos.items()]
+
+    def _model(self, name: str, info: ServerInfo) -> ServedModel:
+        return ServedModel(
+            id=name,
+            created=0,
+            owned_by="unified-embedding",
+            version=info.version,
+            engine=info.engine,
+            compatible_with=info.compatible_with,
+            dimensions=info.dim,
+            code_bytes=info.code_bytes,
+            limits={
+                "images": MAX_IMAGES,
+                "body_bytes": self.settings.bodies.bytes,
+                "image_bytes": self.limits.max_bytes,
+                "image_pixels": self.limits.max_pixels,
+                "formats": list(self.limits.formats),
+            },
+        )
 
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -419,7 +441,7 @@ def _width(answer: Embedded) -> int:
 def _of_picture(index: int, error: ClientError) -> ApiError:
     param = f"input[{index}]"
     problem = of_client(error, param)
-    image = {"index": index, "message": problem.message, "code": problem.code}
+    image = FailedImage(index, problem.message, problem.code)
     return ApiError(problem.status, problem.message, problem.code, param, problem.kind, [image])
 
 
@@ -431,28 +453,6 @@ def _together(problems: Sequence[ApiError], count: int) -> ApiError:
         message = f"{len(problems)} of {count} pictures were not embedded; {first.param}: {message}"
     images = [image for problem in problems for image in problem.images]
     return ApiError(first.status, message, first.code, first.param, first.kind, images)
-
-
-def _model(name: str, info: ServerInfo, settings: Settings) -> dict[str, Any]:
-    limits = Limits.from_environment()
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "unified-embedding",
-        "version": info.version,
-        "engine": info.engine,
-        "compatible_with": list(info.compatible_with),
-        "dimensions": info.dim,
-        "code_bytes": info.code_bytes,
-        "limits": {
-            "images": MAX_IMAGES,
-            "body_bytes": settings.bodies.bytes,
-            "image_bytes": limits.max_bytes,
-            "image_pixels": limits.max_pixels,
-            "formats": list(limits.formats),
-        },
-    }
 
 
 def _json(value: Any) -> Response:

@@ -10,16 +10,16 @@ A digest is enough, since keys are random: `openssl rand -hex 32` makes one, and
 import hashlib
 import logging
 import os
-import re
 import time
 from pathlib import Path
 from typing import Final
 
 from unified_embedding.api.problems import ApiError
-from unified_embedding.errors import KeyFileError, shown
+from unified_embedding.errors import KeyFileError
+from unified_embedding.key_files import read_pairs
+from unified_embedding.whole_files import stamp
 
 _LOOK_SECONDS: Final = 1.0
-_LINE: Final = re.compile(r"([\w.-]{1,64})\s+([0-9a-f]{64})")
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -29,7 +29,7 @@ class Keys:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         """Read the file. Raises KeyFileError naming the line that is wrong."""
         self._path = Path(path)
-        self._seen = self._stamp()
+        self._seen = stamp(self._path)
         self._names = _read(self._path)
         self._looked = time.monotonic()
 
@@ -56,38 +56,16 @@ class Keys:
             return
         self._looked = now
         try:
-            stamp = self._stamp()
-            if stamp != self._seen:
-                self._seen = stamp
+            there = stamp(self._path)
+            if there != self._seen:
+                self._seen = there
                 self._names = _read(self._path)
                 _LOG.info("%d keys read from %s", len(self._names), self._path)
         except KeyFileError as error:
             _LOG.error("keys stay as they were: %s", error)
 
-    def _stamp(self) -> tuple[int, int, int]:
-        try:
-            there = self._path.stat()
-        except OSError as error:
-            raise KeyFileError(f"the file of keys cannot be read: {error}") from error
-        return there.st_mtime_ns, there.st_size, there.st_ino
-
 
 def _read(path: Path) -> dict[str, str]:
     """Name by digest."""
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise KeyFileError(f"the file of keys cannot be read: {error}") from error
-    names: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        text = line.partition("#")[0].strip()
-        if not text:
-            continue
-        found = _LINE.fullmatch(text)
-        if found is None:
-            raise KeyFileError(
-                f"{path}, line {number}: {shown(text)} is not NAME and the SHA-256 of a key "
-                "(64 hex digits)"
-            )
-        names[found[2]] = found[1]
-    return names
+    pairs = read_pairs(path, "[0-9a-f]{64}", "NAME and the SHA-256 of a key (64 hex digits)")
+    return {digest: name for name, digest in pairs}

@@ -8,7 +8,7 @@ Everything else it asks of the routes that every caller has.
 """
 
 import io
-from collections import OrderedDict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,6 @@ from unified_embedding.api.problems import ApiError
 from unified_embedding.api.search import PICTURE_PATH, Current, Search
 from unified_embedding.errors import ImageError
 from unified_embedding.image import decode
-from unified_embedding.search.pictures import Pictures
 
 _ASSETS: Final = Path(__file__).resolve().parent / "page_assets"
 _FILES: Final = {
@@ -48,7 +47,7 @@ class Page:
     def __init__(self, current: Current) -> None:
         self._current = current
         self._search: Search | None = None
-        self._thumbnails: OrderedDict[str, bytes] = OrderedDict()
+        self._thumbnail = lru_cache(_KEPT)(_thumbnail)
         self.routes = [Route(path, _file(name, kind)) for path, (name, kind) in _FILES.items()]
         self.routes += [Route(PICTURE_PATH, self.picture), Route("/examples", self.examples)]
 
@@ -56,19 +55,10 @@ class Page:
         """A row's picture as a small WebP; 404 where there is none to show."""
         name = request.query_params.get("id", "")
         search = await self._current.now()
-        if search is not self._search:  # Another index became active.
-            self._search, self._thumbnails = search, OrderedDict()
-        data = self._thumbnails.get(name)
-        if data is None:
-            metadata = search.row(name).metadata
-            data = await anyio.to_thread.run_sync(_thumbnail, search.pictures, metadata)
-            if data is None:
-                raise ApiError(
-                    404, "this picture is not on this machine, or not shown", "not_found", "id"
-                )
-            self._thumbnails[name] = data
-            if len(self._thumbnails) > _KEPT:
-                self._thumbnails.popitem(last=False)
+        if search is not self._search:  # The cache would hold an index that is active no longer.
+            self._search = search
+            self._thumbnail.cache_clear()
+        data = await anyio.to_thread.run_sync(self._thumbnail, search, name)
         headers = {**_SECURITY, "Cache-Control": "private, max-age=3600"}
         return Response(data, media_type="image/webp", headers=headers)
 
@@ -80,14 +70,14 @@ class Page:
         return Response(body, media_type="application/json", headers=_SECURITY)
 
 
-def _thumbnail(pictures: Pictures, metadata: dict[str, Any]) -> bytes | None:
-    data = pictures.read(metadata)
-    if data is None:
-        return None
+def _thumbnail(search: Search, name: str) -> bytes:
+    data = search.pictures.read(search.row(name).metadata)
     try:
-        image = decode(data, side=("longer", _THUMBNAIL))
+        image = decode(data or b"", side=("longer", _THUMBNAIL))
     except ImageError:
-        return None
+        raise ApiError(
+            404, "this picture is not on this machine, or not shown", "not_found", "id"
+        ) from None
     image.thumbnail((_THUMBNAIL, _THUMBNAIL))
     file = io.BytesIO()
     image.save(file, "WEBP", quality=82)

@@ -5,10 +5,11 @@ through JSON.
 """
 
 import binascii
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 import pybase64
+from msgspec import Meta
 
 from unified_embedding.api.problems import ApiError
 from unified_embedding.errors import ImageError, shown
@@ -22,9 +23,34 @@ _BLOCK: Final = 1 << 16
 _WHITE: Final = str.maketrans("", "", " \t\r\n")
 
 
-class _Object(msgspec.Struct, forbid_unknown_fields=True):
-    image: msgspec.Raw
-    crop: tuple[float, float, float, float] | None = None
+_STRING: Final = {"type": "string"}
+_Fraction = Annotated[float, Meta(extra_json_schema={"minimum": 0, "maximum": 1})]
+Crop = Annotated[
+    tuple[_Fraction, _Fraction, _Fraction, _Fraction],
+    Meta(description="x0, y0, x1, y1 as fractions of the upright picture."),
+]
+
+
+class ImageObject(msgspec.Struct, forbid_unknown_fields=True):
+    """A picture, and which part of it is meant."""
+
+    image: Annotated[
+        msgspec.Raw, Meta(description="Base64, or a data URL.", extra_json_schema=_STRING)
+    ]
+    crop: Crop | None = None
+
+
+PICTURE: Final = {
+    "anyOf": [
+        {
+            **_STRING,
+            "pattern": "^data:[^,]*;base64,",
+            "description": "data:image/jpeg;base64,...",
+        },
+        {"$ref": "#/components/schemas/ImageObject"},
+    ]
+}
+"""A picture in JSON, as OpenAPI says it."""
 
 
 class Picture(msgspec.Struct):
@@ -65,7 +91,7 @@ def parse_picture(raw: msgspec.Raw, param: str) -> Picture:
         raise ApiError(400, f"{param}: this embedder sees pictures only; {_FORM}", "not_an_image",
                       param)  # fmt: skip
     try:
-        found = msgspec.json.decode(raw, type=_Object)
+        found = msgspec.json.decode(raw, type=ImageObject)
     except msgspec.ValidationError as error:
         raise ApiError(400, f"{param}: {error}; {_FORM}", "invalid_input", param) from None
     data = memoryview(found.image)

@@ -6,10 +6,11 @@ SDKs read two more things: `Retry-After`, and `x-should-retry`, which overrides 
 (openai-python and openai-node repeat 408, 409, 429 and every 5xx).
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import msgspec
+from msgspec import UNSET, UnsetType
 from starlette.responses import Response
 
 from unified_embedding.errors import (
@@ -26,6 +27,30 @@ INVALID: Final = "invalid_request_error"
 RETRY_SECONDS: Final = {429: 1, 503: 2}
 
 
+class FailedImage(msgspec.Struct):
+    """Why a picture of a request was not embedded."""
+
+    index: int
+    message: str
+    code: str
+
+
+class Problem(msgspec.Struct):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str
+    images: Sequence[FailedImage] | UnsetType = UNSET
+
+
+class Error(msgspec.Struct):
+    """The body of every answer that is an error."""
+
+    error: Problem
+
+
 class ApiError(Exception):
     """An answer that is an error.
 
@@ -35,7 +60,7 @@ class ApiError(Exception):
         code: a word for programs.
         param: the field it is about, "input[3].crop" for instance.
         kind: OpenAI's error type.
-        images: for each picture that cannot be embedded its index, message and code.
+        images: the pictures that cannot be embedded.
         headers: further headers of the answer.
     """
 
@@ -46,7 +71,7 @@ class ApiError(Exception):
         code: str,
         param: str | None = None,
         kind: str | None = None,
-        images: Sequence[Mapping[str, Any]] = (),
+        images: Sequence[FailedImage] = (),
     ) -> None:
         super().__init__(message)
         self.status, self.message, self.code, self.param = status, message, code, param
@@ -56,14 +81,7 @@ class ApiError(Exception):
 
     def response(self) -> Response:
         """The envelope, with the headers that tell SDKs whether to try again."""
-        error: dict[str, Any] = {
-            "message": self.message,
-            "type": self.kind,
-            "param": self.param,
-            "code": self.code,
-        }
-        if self.images:
-            error["images"] = self.images
+        problem = Problem(self.message, self.kind, self.param, self.code, self.images or UNSET)
         headers = dict(self.headers)
         if self.status in RETRY_SECONDS:
             headers["Retry-After"] = str(RETRY_SECONDS[self.status])
@@ -71,7 +89,7 @@ class ApiError(Exception):
             headers["x-should-retry"] = "false"
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        body = msgspec.json.encode({"error": error})
+        body = msgspec.json.encode(Error(problem))
         return Response(body, self.status, headers, media_type="application/json")
 
 

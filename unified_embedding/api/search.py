@@ -5,17 +5,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Final
 from urllib.parse import quote
 
 import anyio.to_thread
 import msgspec
 import numpy as np
+from msgspec import UNSET
+from msgspec.structs import asdict
 from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from unified_embedding.api import wire
 from unified_embedding.api.bodies import Bodies, media_type
 from unified_embedding.api.gate import Gate, timeout_of
 from unified_embedding.api.log import Visit
@@ -38,8 +41,6 @@ SAME: Final = 24
 """Rows of a hit's code that are listed with it."""
 _COMPARE_SECONDS: Final = 15.0
 _FORM: Final = "send exactly one of image, id, code (base64) and embedding"
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -133,39 +134,34 @@ class Search:
         warning = await self._warning(query.origin)
         data = await anyio.to_thread.run_sync(self._found, wanted, query)
         visit.mark("search")
-        asked: Json = {"code": query.code.tobytes()}
-        if query.row is not None:
-            asked = {**self.told(query.row), **asked}
-        said: Json = {
-            "object": "list",
-            "query": asked,
-            "data": data,
-            "chance": self._chance,
-            "version": home.version,
-            "engine": home.engine,
-        }
-        if warning:
-            said["warning"] = warning
+        row = {} if query.row is None else asdict(self.told(query.row))
+        said = wire.Hits(
+            wire.Query(query.code.tobytes(), **row),
+            data,
+            self._chance,
+            home.version,
+            home.engine,
+            warning or UNSET,
+        )
         return Response(msgspec.json.encode(said), media_type="application/json")
 
     async def about(self, request: Request) -> Response:
         """`GET /v1/index`."""
         header = self.index.header
-        said: Json = {
-            "object": "index",
-            "rows": len(self.index),
-            "kind": header.settings.kind,
-            "dimensions": header.dim,
-            "version": header.origin.version,
-            "engine": header.origin.engine,
-            "embeddings": header.embeddings,
-            "names": self._names,
-            "chance": self._chance,
-        }
+        said = wire.Index(
+            len(self.index),
+            header.settings.kind,
+            header.dim,
+            header.origin.version,
+            header.origin.engine,
+            header.embeddings,
+            self._names,
+            self._chance,
+        )
         if self.index.monitor is not None:
             recall = self.index.monitor.recall()
             if recall.queries:
-                said["recall"] = vars(recall)
+                said.recall = vars(recall)
         return Response(msgspec.json.encode(said), media_type="application/json")
 
     def close(self) -> None:
@@ -173,15 +169,15 @@ class Search:
         if self.index.monitor is not None:
             self.index.monitor.close()
 
-    def told(self, row: Stored | Hit) -> Json:
-        """A row as it is told: id, title, metadata, and its picture's address if it is shown."""
+    def told(self, row: Stored | Hit) -> wire.Row:
+        """A row as it is told, with its picture's address if it is shown."""
         metadata = facts(row.metadata)
-        said: Json = {"id": row.id, "title": title(row.id, metadata), "metadata": metadata}
+        said = wire.Row(row.id, title(row.id, metadata), metadata)
         if self.shows and self.pictures.path(row.metadata) is not None:
-            said["picture"] = f"{PICTURE_PATH}?id={quote(row.id, safe='')}"
+            said.picture = f"{PICTURE_PATH}?id={quote(row.id, safe='')}"
         return said
 
-    def _found(self, wanted: SearchRequest, query: _Query) -> list[Json]:
+    def _found(self, wanted: SearchRequest, query: _Query) -> list[wire.Hit]:
         """The hits, as they are told."""
         own = None if query.row is None else query.row.id
         try:
@@ -225,28 +221,25 @@ class Search:
             )  # fmt: skip
         return self.index.search_embeddings(query.embedding, origin, k=k, where=where)
 
-    def _hit(self, hit: Hit) -> Json:
-        score = {} if hit.score is None else {"score": hit.score}
-        return {**self.told(hit), "distance": hit.distance, **score}
+    def _hit(self, hit: Hit) -> wire.Hit:
+        score = UNSET if hit.score is None else hit.score
+        return wire.Hit(**asdict(self.told(hit)), distance=hit.distance, score=score)
 
-    def _group(self, group: Group) -> Json:
+    def _group(self, group: Group) -> wire.Hit:
         first, *same = group.hits
-        return {
-            **self._hit(first),
-            "code": group.code,
-            "same": [self._hit(hit) for hit in same[:SAME]],
-            "same_count": len(same),
-        }
+        said = self._hit(first)
+        said.code, said.same_count = group.code, len(same)
+        said.same = [self._hit(hit) for hit in same[:SAME]]
+        return said
 
     async def _query(self, request: Request, wanted: SearchRequest, timeout: float) -> _Query:
         home = self.index.header.origin
-        picture = len(memoryview(wanted.image)) > 0
-        given = [picture, wanted.id is not None, wanted.code is not None,
+        given = [wanted.image is not UNSET, wanted.id is not None, wanted.code is not None,
                  wanted.embedding is not None]  # fmt: skip
         if sum(given) != 1:
             raise ApiError(400, f"the body has {sum(given)} queries; {_FORM}", "invalid_value")
-        if picture:
-            return await self._embedded(request, wanted, timeout)
+        if wanted.image is not UNSET:
+            return await self._embedded(request, wanted, wanted.image, timeout)
         if wanted.id is not None:
             row = self.row(wanted.id)
             embedding = None if row.embedding is None else row.embedding[None]
@@ -281,8 +274,10 @@ class Search:
             raise ApiError(404, f"no row of the index is called {shown(name)}", "not_found", "id")
         return self.index.fetch(name)
 
-    async def _embedded(self, request: Request, wanted: SearchRequest, timeout: float) -> _Query:
-        picture = parse_picture(wanted.image, "image")
+    async def _embedded(
+        self, request: Request, wanted: SearchRequest, image: msgspec.Raw, timeout: float
+    ) -> _Query:
+        picture = parse_picture(image, "image")
         visit: Visit = request.state.visit
         visit.pictures, visit.bytes = 1, len(picture.data)
         outputs = ("code",) if wanted.order == "code" else ("code", "embedding")

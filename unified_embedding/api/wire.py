@@ -1,4 +1,4 @@
-"""The bodies of `POST /v1/embeddings` and `POST /v1/search`, and the answers' rows."""
+"""What the routes take and answer. `openapi.py` writes it down for callers."""
 
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
@@ -6,28 +6,52 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 import numpy as np
 import pybase64
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 from numpy.typing import NDArray
 
-from unified_embedding.api.problems import ApiError
+from unified_embedding.api.pictures import MAX_IMAGES, PICTURE
+from unified_embedding.api.problems import ApiError, FailedImage
 from unified_embedding.client import Embedded
 
 MODEL: Final = "unified-embedder"
 MAX_K: Final = 1000
 
+Base64 = Annotated[str, Meta(extra_json_schema={"contentEncoding": "base64"})]
+Chance = Annotated[int, Meta(description="From this distance on a hit is no nearer than chance.")]
+Encoding = Literal["float", "base64"]
 EmbeddingType = Literal["float", "ubinary"]
+Model = Annotated[
+    str, Meta(description=f"{MODEL}, or {MODEL}@VERSION to refuse every other version (404).")
+]
 
 
 class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `POST /v1/embeddings`; `input` is parsed by `pictures.parse_input`."""
+    """Pictures to embed."""
 
-    input: msgspec.Raw
-    model: str = MODEL
-    encoding_format: Literal["float", "base64"] = "float"
-    embedding_type: EmbeddingType | Annotated[list[EmbeddingType], Meta(min_length=1)] = "float"
-    dimensions: int | None = None
+    input: Annotated[  # Parsed by `pictures.parse_input`.
+        msgspec.Raw,
+        Meta(
+            extra_json_schema={
+                "anyOf": [
+                    *PICTURE["anyOf"],
+                    {"type": "array", "items": PICTURE, "minItems": 1, "maxItems": MAX_IMAGES},
+                ]
+            }
+        ),
+    ]
+    model: Model = MODEL
+    encoding_format: Encoding = "float"
+    embedding_type: Annotated[
+        EmbeddingType | Annotated[list[EmbeddingType], Meta(min_length=1)],
+        Meta(description="ubinary adds `code`: packed sign bits, base64."),
+    ] = "float"
+    dimensions: Annotated[int | None, Meta(description="The embedder's own width, or nothing.")] = (
+        None
+    )
     user: str | None = None
-    partial: bool = False
+    partial: Annotated[
+        bool, Meta(description="Answer the good pictures, with the others' errors beside.")
+    ] = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -39,24 +63,146 @@ class EmbeddingsRequest(msgspec.Struct, forbid_unknown_fields=True):
         return tuple(dict.fromkeys(names[kind] for kind in wanted))
 
 
+class Embedding(msgspec.Struct, tag_field="object", tag="embedding"):
+    """One picture's vector: numbers, or base64 of little-endian float32."""
+
+    index: int
+    embedding: list[float] | Base64
+    code: Base64 | UnsetType = UNSET
+
+
+class Embeddings(msgspec.Struct, tag_field="object", tag="list"):
+    """One row for each picture."""
+
+    data: list[Embedding]
+    model: str
+    version: str
+    engine: str
+    usage: dict[str, int]
+    errors: list[FailedImage] | UnsetType = UNSET
+
+
 class SearchRequest(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `POST /v1/search`: exactly one of `image`, `id`, `code` and `embedding`.
+    """Exactly one of image, id, code and embedding.
 
     What `/v1/embeddings` answered may be sent as it came: `embedding` as a list or as base64, with
     `version` and `engine`.
     """
 
-    image: msgspec.Raw = msgspec.Raw()
-    id: str | None = None
-    code: bytes | None = None
-    embedding: list[float] | bytes | None = None
+    image: Annotated[msgspec.Raw, Meta(extra_json_schema=PICTURE)] | UnsetType = UNSET
+    id: Annotated[str | None, Meta(description="Of a row of the index.")] = None
+    code: Annotated[bytes | None, Meta(description="A packed code; needs `version`.")] = None
+    embedding: Annotated[
+        list[float] | bytes | None,
+        Meta(description="As /v1/embeddings answered it; needs `version`."),
+    ] = None
     version: str | None = None
-    engine: str | None = None
-    k: int = 10
-    where: str | None = None
-    order: Literal["code", "asymmetric", "float"] = "code"
-    group: bool = False
-    model: str = MODEL
+    engine: Annotated[
+        str | None,
+        Meta(description="That computed code or embedding; another than the index's is warned of."),
+    ] = None
+    k: Annotated[int, Meta(extra_json_schema={"minimum": 1, "maximum": MAX_K})] = 10
+    where: Annotated[
+        str | None,
+        Meta(description="A condition on metadata, such as price < 20 and name == 'a'."),
+    ] = None
+    order: Annotated[
+        Literal["code", "asymmetric", "float"],
+        Meta(
+            description="By differing bits; by the cosine of the vector with the nearest codes; "
+            "by its cosine with every stored embedding."
+        ),
+    ] = "code"
+    group: Annotated[
+        bool, Meta(description="Rows of one code are one hit, the others its `same`.")
+    ] = False
+    model: Model = MODEL
+
+
+class Row(msgspec.Struct):
+    """A row of the index."""
+
+    id: str
+    title: str
+    metadata: dict[str, Any]
+    picture: Annotated[str | UnsetType, Meta(description="Its address, where there is a page.")] = (
+        UNSET
+    )
+
+
+class Hit(Row, kw_only=True):
+    """A row that was found; with `group`, and those of the same code."""
+
+    distance: Annotated[int, Meta(description="Differing bits.")]
+    score: Annotated[float | UnsetType, Meta(description="Cosine, where `order` is by one.")] = (
+        UNSET
+    )
+    code: bytes | UnsetType = UNSET
+    same: "list[Hit] | UnsetType" = UNSET
+    same_count: int | UnsetType = UNSET
+
+
+class Query(msgspec.Struct):
+    """What was searched with; a row says what a hit does."""
+
+    code: bytes
+    id: str | UnsetType = UNSET
+    title: str | UnsetType = UNSET
+    metadata: dict[str, Any] | UnsetType = UNSET
+    picture: str | UnsetType = UNSET
+
+
+class Hits(msgspec.Struct, tag_field="object", tag="list"):
+    """The nearest rows, nearest first."""
+
+    query: Query
+    data: list[Hit]
+    chance: Chance | None
+    version: str
+    engine: str
+    warning: Annotated[str | UnsetType, Meta(description="The engines differ.")] = UNSET
+
+
+class Index(msgspec.Struct, tag_field="object", tag="index"):
+    """Its rows, version and metadata."""
+
+    rows: int
+    kind: Literal["flat", "ivf", "hnsw"]
+    dimensions: int
+    version: str
+    engine: str
+    embeddings: Annotated[bool, Meta(description="Whether it stores them.")]
+    names: Annotated[list[str], Meta(description="Of metadata, for `where`.")]
+    chance: Chance | None
+    recall: dict[str, Any] | UnsetType = UNSET
+
+
+class ServedModel(msgspec.Struct, tag_field="object", tag="model"):
+    """Its version, width and limits."""
+
+    id: str
+    created: int
+    owned_by: str
+    version: str
+    engine: str
+    compatible_with: Annotated[
+        Sequence[str], Meta(description="Further versions whose codes its vectors may search.")
+    ]
+    dimensions: int
+    code_bytes: int
+    limits: dict[str, Any]
+
+
+class ServedModels(msgspec.Struct, tag_field="object", tag="list"):
+    """Versions, widths and limits."""
+
+    data: list[ServedModel]
+
+
+class Status(msgspec.Struct):
+    """How this process is."""
+
+    status: str
 
 
 def parse(body: bytes | bytearray, kind: Any) -> Any:
@@ -87,9 +233,7 @@ def no_model(model: str, advice: str) -> ApiError:
                    "model_not_found", "model")  # fmt: skip
 
 
-def rows(
-    answer: Embedded, indices: Sequence[int], encoding: Literal["float", "base64"]
-) -> list[dict[str, Any]]:
+def rows(answer: Embedded, indices: Sequence[int], encoding: Encoding) -> list[Embedding]:
     """OpenAI's `data`: float vectors as lists or base64 of little-endian float32, codes as base64.
 
     Args:
@@ -97,18 +241,19 @@ def rows(
         indices: for each row its index in the caller's list.
         encoding: how float vectors are written.
     """
-    data = []
-    for row, index in enumerate(indices):
-        item: dict[str, Any] = {"object": "embedding", "index": index, "embedding": []}
-        if answer.embedding is not None:
-            item["embedding"] = _vector(answer.embedding[row], encoding)
-        if answer.code is not None:
-            item["code"] = pybase64.b64encode_as_string(answer.code[row].tobytes())
-        data.append(item)
-    return data
+    return [
+        Embedding(
+            index,
+            [] if answer.embedding is None else _vector(answer.embedding[row], encoding),
+            UNSET
+            if answer.code is None
+            else pybase64.b64encode_as_string(answer.code[row].tobytes()),
+        )
+        for row, index in enumerate(indices)
+    ]
 
 
-def _vector(vector: NDArray[np.float32], encoding: Literal["float", "base64"]) -> list[float] | str:
+def _vector(vector: NDArray[np.float32], encoding: Encoding) -> list[float] | str:
     if encoding == "base64":
         return pybase64.b64encode_as_string(vector.astype("<f4", copy=False).tobytes())
     return list(vector.tolist())

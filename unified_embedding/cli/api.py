@@ -10,25 +10,21 @@ the defaults of one person's machine).
 
 import contextlib
 import logging
-import sys
 import warnings
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from unified_embedding.api.app import Api, Settings
 from unified_embedding.api.bodies import BodyLimits
 from unified_embedding.api.guard import LOOPBACK, Hosts
 from unified_embedding.api.process import serve
 from unified_embedding.checkout import ROOT
-from unified_embedding.cli.options import HostNames, Roots, connecting
+from unified_embedding.cli.options import HostNames, Roots, connecting, errors, failing
 from unified_embedding.client import DEFAULT_URL, Connection
-from unified_embedding.errors import EmbeddingError, EngineWarning
+from unified_embedding.errors import EngineWarning
 from unified_embedding.serving.local_server import end_in_order, running
-
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 @connecting
@@ -72,32 +68,28 @@ def main(
     # Answers say so themselves when engines differ.
     warnings.simplefilter("ignore", EngineWarning)
     guarded = page or bool(host_name) or host in LOOPBACK
-    try:
-        with contextlib.ExitStack() as stack:
-            if demo:
-                end_in_order()
-                console.print("starting tritonserver ...")
-                server, connection = (
-                    [stack.enter_context(running(ROOT / "model_repository")).grpc_url],
-                    Connection(),
-                )
-            settings = Settings(
-                urls=server or [DEFAULT_URL],
-                connection=connection,
-                keys=keys_file,
-                origins=origin or (),
-                hosts=Hosts(host, host_name or ()) if guarded else None,
-                page=page,
-                roots=root or (),
-                bodies=BodyLimits(bytes=body_bytes),
-                pictures_in_work=pictures,
-                timeout=timeout,
+    with failing("api"), contextlib.ExitStack() as stack:
+        if demo:
+            end_in_order()
+            errors.print("starting tritonserver ...")
+            server, connection = (
+                [stack.enter_context(running(ROOT / "model_repository")).grpc_url],
+                Connection(),
             )
-            api = Api(settings, index=index)
-            if keys_file is None and host not in LOOPBACK:
-                console.print(f"listening at {host} without --keys: whoever reaches it may call")
-            console.print(f"http://{host}:{port}/v1 (docs: http://{host}:{port}/docs)")
-            serve(api, host, port, drain)
-    except (EmbeddingError, OSError) as error:
-        console.print(f"api: {error}", style="red")
-        sys.exit(2)
+        settings = Settings(
+            urls=server or [DEFAULT_URL],
+            connection=connection,
+            keys=keys_file,
+            origins=origin or (),
+            hosts=Hosts(host, host_name or ()) if guarded else None,
+            page=page,
+            roots=root or (),
+            bodies=BodyLimits(bytes=body_bytes),
+            pictures_in_work=pictures,
+            timeout=timeout,
+        )
+        api = Api(settings, index=index)
+        if keys_file is None and host not in LOOPBACK:
+            errors.print(f"listening at {host} without --keys: whoever reaches it may call")
+        errors.print(f"http://{host}:{port}/v1 (docs: http://{host}:{port}/docs)")
+        serve(api, host, port, drain)

@@ -57,6 +57,7 @@ def main(
     model_name: ModelName = DEFAULT.ensemble,
 ) -> None:
     """Embed the gallery through a real Triton server and find products from their shots."""
+    end_in_order()
     try:
         pictures = Gallery.load(gallery)
         console.print("starting tritonserver ...")
@@ -188,13 +189,3 @@ def _hits(
         )
         for index in best
     ]
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    end_in_order()
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

@@ -116,12 +116,3 @@ def run(
         f"{len(items) - done.images:,} from an interrupted run, {bad:,} skipped"
     )
     return bad
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

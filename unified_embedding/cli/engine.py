@@ -105,12 +105,3 @@ def main(
     except (BuildError, EmbeddingError, ValueError) as error:
         console.print(f"[bold red]engine not installed:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

@@ -15,28 +15,28 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
-import onnxruntime as ort
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
 
 from unified_embedding import onnx_file
-from unified_embedding.checkout import ROOT
+from unified_embedding.checkout import RELEASED, ROOT
+from unified_embedding.cli.options import failing
 from unified_embedding.engine.gates import gates, reference, speed
-from unified_embedding.engine.gates.consistency import Runner
 from unified_embedding.engine.openvino.target import OpenVinoTarget, has_native_bf16
 from unified_embedding.engine.tensorrt import fp16_emulation
 from unified_embedding.engine.tensorrt import plan as tensorrt_plan
 from unified_embedding.gallery import SHOT, Gallery
 from unified_embedding.measure.files import between_marks, write_text
 from unified_embedding.measure.processor import cpu_name
+from unified_embedding.onnx_runner import Runner, on_onnxruntime
 from unified_embedding.retrieval import (
     COMPARISONS,
     Comparison,
     Interval,
     bootstrap,
 )
-from unified_embedding.spec import INPUT, OUTPUT, EmbedderSpec
+from unified_embedding.spec import EmbedderSpec
 
 BATCHES: Final = (1, 16)
 
@@ -60,10 +60,11 @@ class EngineRow:
     same_first: dict[str, float]
 
 
+@failing("engines_table")
 def main(
-    model: Annotated[Path, typer.Option(help="Folder with embedder.onnx and spec.json.")] = (
-        ROOT / "models" / "unified-embedder-lite0"
-    ),
+    model: Annotated[
+        Path, typer.Option(help="Folder with embedder.onnx and spec.json.")
+    ] = RELEASED,
     gallery: Annotated[Path, typer.Option(help="Labelled pictures.")] = ROOT / "demo",
     into: Annotated[
         Path | None, typer.Option(help="Markdown file whose table for MODEL is replaced.")
@@ -119,8 +120,7 @@ def _rows(
 
 def _emulated(model: Path) -> Runner:
     graph = fp16_emulation.emulate(tensorrt_plan.half_graph(model))
-    session = ort.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
-    return lambda pixels: np.asarray(session.run([OUTPUT], {INPUT: pixels})[0], dtype=np.float32)
+    return on_onnxruntime(graph.SerializeToString())
 
 
 def _recall_change(
@@ -205,12 +205,3 @@ def _replace(document: Path, name: str, text: str) -> None:
     except ValueError as error:
         raise typer.BadParameter(f"{document} {error}") from error
     write_text(document, filled)
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

@@ -19,17 +19,16 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import typer
-from rich.console import Console
 
 from unified_embedding.checkout import ROOT, WORK
 from unified_embedding.cli.main import lacking
+from unified_embedding.cli.options import errors, failing
 from unified_embedding.client import EmbedderClient
-from unified_embedding.errors import EmbeddingError, SetupError
+from unified_embedding.errors import SetupError
 from unified_embedding.gateway import envoy, folder
 from unified_embedding.serving.local_server import child, end_in_order, free_ports
 from unified_embedding.serving.tritonserver import is_taken
 
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 _HEALTHY_S: Final = 120.0
@@ -47,11 +46,11 @@ def keys(
     place: Place = FOLDER,
 ) -> None:
     """Hand the teams' keys to the gateway and, as digests, to the HTTP API; no restart."""
-    with _told():
+    with failing("gateway"):
         pairs = folder.read_keys(file)
         folder.write_keys(place, pairs)
         teams = len({team for team, _ in pairs})
-        console.print(
+        errors.print(
             f"{len(pairs)} keys of {teams} teams: {place / folder.ENVOY_KEYS} for the gateway, "
             f"{place / folder.API_KEYS} for the API's --keys"
         )
@@ -65,12 +64,12 @@ def servers(
     place: Place = FOLDER,
 ) -> None:
     """Say where the servers are; one that is left out gets no new call."""
-    with _told():
+    with failing("gateway"):
         there = [_asked(text) for text in addresses or ()]
         folder.write_servers(place, there)
-        console.print(f"{len(there)} servers: {place / folder.ENDPOINTS}")
+        errors.print(f"{len(there)} servers: {place / folder.ENDPOINTS}")
         if len({server.version for server in there}) > 1:
-            console.print(f"calls that name no version go to version {there[0].version}")
+            errors.print(f"calls that name no version go to version {there[0].version}")
 
 
 @app.command()
@@ -96,7 +95,7 @@ def run(
 ) -> None:
     """Run the gateway until it is told to end."""
     end_in_order()
-    with _told(), contextlib.ExitStack() as stack:
+    with failing("gateway"), contextlib.ExitStack() as stack:
         for option, where, number in (
             ("--port", address, port),
             ("--admin-port", "127.0.0.1", admin_port),
@@ -122,7 +121,7 @@ def run(
             _wait_until_healthy(place, port)
             _greet(place, port, key)
         else:
-            console.print(f"https://{address}:{port}")
+            errors.print(f"https://{address}:{port}")
         sys.exit(gateway.process.wait())
 
 
@@ -193,7 +192,7 @@ def _wait_until_healthy(place: Path, port: int) -> None:
 
 def _greet(place: Path, port: int, key: str) -> None:
     certificate = place / folder.CERTIFICATE
-    console.print(f"""
+    errors.print(f"""
 gateway   https://localhost:{port}: gRPC, and the HTTP API under /v1 (Ctrl-C ends it)
 key       {key}
 page      https://localhost:{port}/?key={key}
@@ -202,13 +201,3 @@ log       {place / _ACCESS_LOG}: a line for each call
 curl --cacert {certificate} -H 'Authorization: Bearer {key}' -H 'Content-Type: image/jpeg' \
 --data-binary @{_PICTURE} https://localhost:{port}/v1/embeddings
 """)
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """End with the sentence of an error of ours, and code 2."""
-    try:
-        yield
-    except (EmbeddingError, OSError) as error:
-        console.print(f"gateway: {error}", style="red")
-        sys.exit(2)

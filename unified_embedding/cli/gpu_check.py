@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final
 import typer
 from rich.console import Console
 
-from unified_embedding.checkout import ROOT
+from unified_embedding.checkout import RELEASED, ROOT
 from unified_embedding.client import EmbedderClient, ServerInfo
 from unified_embedding.engine import building, targets
 from unified_embedding.engine.gates import (
@@ -45,7 +45,6 @@ from unified_embedding.spec import EmbedderSpec
 RESULTS: Final = ROOT / "docs" / "gpu-results"
 COMPOSE: Final = ROOT / "deploy" / "compose.yaml"
 IMAGE_COMMAND: Final = (".venv/bin/python", "build/gpu_check.py")
-RELEASED: Final = ROOT / "models" / "unified-embedder-lite0"
 BATCHES: Final = (1, 2, 4, 8, 16)
 LOADS: Final = ((1, 1), (4, 1), (16, 1), (64, 1), (8, 16))
 """(requests in flight, pictures in each)."""
@@ -148,10 +147,13 @@ def examine(
             for batch in BATCHES
         }
         console.print("timing the server")
-        with server_gate.serving(repository) as url, EmbedderClient(url) as client:
+        with (
+            server_gate.serving(repository) as started,
+            EmbedderClient(started.grpc_url) as client,
+        ):
             server = client.info()
             found = [
-                server_checks.closed_load(url, images, concurrency, seconds, rows)
+                server_checks.closed_load(started.grpc_url, images, concurrency, seconds, rows)
                 for concurrency, rows in loads
             ]
         graphs = _graphs(model, gallery, target, repository) if cuda_graphs else None
@@ -232,12 +234,3 @@ def _section(findings: Findings) -> Iterator[str]:
 def slug(name: str) -> str:
     """A file name for a GPU: "NVIDIA H100 80GB HBM3" -> "nvidia-h100-80gb-hbm3"."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def program() -> None:
-    """Parse the command line and run."""
-    typer.run(main)
-
-
-if __name__ == "__main__":
-    program()

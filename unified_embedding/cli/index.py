@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
@@ -28,16 +28,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from unified_embedding.cli.options import Urls, connecting
+from unified_embedding.cli.options import Urls, connecting, errors, failing
 from unified_embedding.client import DEFAULT_URL, Connection, Retry
 from unified_embedding.corpus.corpus import Corpus, Entry, choose
 from unified_embedding.corpus.store import Store
 from unified_embedding.errors import (
     CodeIndexError,
     CorpusError,
-    EmbeddingError,
     EngineWarning,
-    StoreError,
     shown,
 )
 from unified_embedding.index import Batch, CodeIndex, Origin, Settings, following
@@ -50,7 +48,6 @@ from unified_embedding.search.searching import DEFAULT_INDEX, SAMPLE, embedder_f
 from unified_embedding.search.upgrade import compare, read_queries
 
 console = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 
 
@@ -70,6 +67,7 @@ class Target(StrEnum):
 
 
 @app.command()
+@failing("index build")
 def build(
     corpus: Annotated[str, typer.Argument(help="output of a back-fill, local or s3://")],
     out: Annotated[Path, typer.Option(help="folder of the index")] = DEFAULT_INDEX,
@@ -80,68 +78,63 @@ def build(
     threads: Annotated[int, typer.Option(min=1, help="threads that build ivf and hnsw")] = 1,
 ) -> None:
     """Build an index of a complete corpus; a complete new index replaces an existing one."""
-    try:
-        source = choose(Store(corpus), version)
-        entries = source.require_complete()
-        with console.status("") as status:
-            index = CodeIndex.build(
-                out,
-                batches(source, entries, source.header.embeddings),
-                origin_of(source, entries),
-                source.header.dim,
-                settings=Settings(kind=kind.value, threads=threads),
-                embeddings=source.header.embeddings,
-                roots=roots_of(source.header.inputs),
-                progress=lambda step, rows: status.update(f"{step}, {rows:,} rows"),
-            )
-    except (CorpusError, StoreError, CodeIndexError, OSError) as error:
-        fail("build", error)
+    source = choose(Store(corpus), version)
+    entries = source.require_complete()
+    with console.status("") as status:
+        index = CodeIndex.build(
+            out,
+            batches(source, entries, source.header.embeddings),
+            origin_of(source, entries),
+            source.header.dim,
+            settings=Settings(kind=kind.value, threads=threads),
+            embeddings=source.header.embeddings,
+            roots=roots_of(source.header.inputs),
+            progress=lambda step, rows: status.update(f"{step}, {rows:,} rows"),
+        )
     describe(index)
     warn_of_unseen(index)
 
 
 @app.command()
+@failing("index add")
 def add(
     corpus: Annotated[str, typer.Argument(help="output of a back-fill, local or s3://")],
     index: Annotated[Path, typer.Option(help="folder of the index")] = DEFAULT_INDEX,
 ) -> None:
     """Add a complete corpus of the same embedder version; ids that are in the index stay."""
-    try:
-        opened = open_index(index)
-        stores = opened.header.embeddings
-        source = choose(Store(corpus), opened.header.origin.version)
-        entries = source.require_complete()
-        if stores and not source.header.embeddings:
-            raise CorpusError(
-                f"{index} stores embeddings and {corpus} has none; back-fill it with --embeddings"
+    opened = open_index(index)
+    stores = opened.header.embeddings
+    source = choose(Store(corpus), opened.header.origin.version)
+    entries = source.require_complete()
+    if stores and not source.header.embeddings:
+        raise CorpusError(
+            f"{index} stores embeddings and {corpus} has none; back-fill it with --embeddings"
+        )
+    origin, before = origin_of(source, entries), len(opened)
+    there = 0
+    warnings.simplefilter("ignore", EngineWarning)
+    if origin.engine != opened.header.origin.engine:
+        errors.print(
+            f"warning: the new codes are of engine {origin.engine}, the index of "
+            f"{opened.header.origin.engine}; results near a tie may change order",
+            style="yellow",
+        )
+    for batch in batches(source, entries, stores):
+        new = np.flatnonzero([name not in opened for name in batch.ids])
+        there += len(batch.ids) - len(new)
+        opened.add(
+            [batch.ids[row] for row in new],
+            batch.codes[new],
+            origin,
+            metadata=pa.table(batch.metadata).take(new),
+            embeddings=None if batch.embeddings is None else batch.embeddings[new],
+        )
+    if len(opened) > before:
+        with console.status("") as status:
+            opened.save(
+                progress=lambda step, rows: status.update(f"{step}, {rows:,} rows"),
+                roots=roots_of(source.header.inputs),
             )
-        origin, before = origin_of(source, entries), len(opened)
-        there = 0
-        warnings.simplefilter("ignore", EngineWarning)
-        if origin.engine != opened.header.origin.engine:
-            errors.print(
-                f"warning: the new codes are of engine {origin.engine}, the index of "
-                f"{opened.header.origin.engine}; results near a tie may change order",
-                style="yellow",
-            )
-        for batch in batches(source, entries, stores):
-            new = np.flatnonzero([name not in opened for name in batch.ids])
-            there += len(batch.ids) - len(new)
-            opened.add(
-                [batch.ids[row] for row in new],
-                batch.codes[new],
-                origin,
-                metadata=pa.table(batch.metadata).take(new),
-                embeddings=None if batch.embeddings is None else batch.embeddings[new],
-            )
-        if len(opened) > before:
-            with console.status("") as status:
-                opened.save(
-                    progress=lambda step, rows: status.update(f"{step}, {rows:,} rows"),
-                    roots=roots_of(source.header.inputs),
-                )
-    except (CorpusError, StoreError, CodeIndexError, OSError) as error:
-        fail("add", error)
     kept = f"; {there:,} were in the index and stay as they are" if there else ""
     console.print(f"{len(opened) - before:,} pictures added{kept}", markup=False)
     describe(opened)
@@ -149,43 +142,37 @@ def add(
 
 
 @app.command()
+@failing("index info")
 def info(
     index: Annotated[Path, typer.Argument(help="folder of the index")] = DEFAULT_INDEX,
 ) -> None:
     """Say what an index holds."""
-    try:
-        describe(open_index(index))
-    except (CodeIndexError, OSError) as error:
-        fail("info", error)
+    describe(open_index(index))
 
 
 @app.command()
+@failing("index verify")
 def verify(
     index: Annotated[Path, typer.Argument(help="folder of the index")] = DEFAULT_INDEX,
 ) -> None:
     """Compare every file of an index with its checksum, about a second a gigabyte."""
-    try:
-        files = CodeIndex.open(index, check=True).header.files
-    except (CodeIndexError, OSError) as error:
-        fail("verify", error)
+    files = CodeIndex.open(index, check=True).header.files
     if not files:
-        fail("verify", CodeIndexError(f"{index} was saved without checksums; build it again"))
+        raise CodeIndexError(f"{index} was saved without checksums; build it again")
     size = sum(file.size for file in files.values())
     console.print(f"{len(files)} files, {size / 1e6:,.1f} MB: whole", markup=False)
 
 
 @app.command()
+@failing("index export")
 def export(
     index: Annotated[Path, typer.Argument(help="folder of the index")] = DEFAULT_INDEX,
     to: Annotated[Target, typer.Option(help="program that will load it")] = Target.postgres,
     out: Annotated[Path, typer.Option(help="folder of the files")] = Path("out/export"),
 ) -> None:
     """Write files for PostgreSQL (pgvector) or Milvus."""
-    try:
-        writer = to_postgres if to is Target.postgres else to_milvus
-        files = writer(open_index(index), out)
-    except (CodeIndexError, OSError) as error:
-        fail("export", error)
+    writer = to_postgres if to is Target.postgres else to_milvus
+    files = writer(open_index(index), out)
     for path in files:
         console.print(str(path), markup=False)
     if to is Target.postgres:
@@ -194,6 +181,7 @@ def export(
 
 @app.command()
 @connecting
+@failing("index gate")
 def gate(
     index: Annotated[Path, typer.Argument(help="folder of the new index")],
     queries: Annotated[
@@ -223,19 +211,16 @@ def gate(
     It is refused when the 95 % interval of the paired difference of recall reaches below the
     margin, or when it lacks a picture that the other one has.
     """
-    try:
-        asked = read_queries(queries)
-        new, old = open_index(index), open_index(against or place_of(index))
-        if new.folder == old.folder:
-            raise CodeIndexError(f"{index} is the active index itself; name another one")
-        urls, retry = url or [DEFAULT_URL], Retry()
-        with (
-            embedder_for(old.header.origin.version, urls, timeout, retry, connection) as before,
-            embedder_for(new.header.origin.version, urls, timeout, retry, connection) as after,
-        ):
-            verdict = compare((old, before), (new, after), asked, k, margin)
-    except (EmbeddingError, OSError) as error:
-        fail("gate", error)
+    asked = read_queries(queries)
+    new, old = open_index(index), open_index(against or place_of(index))
+    if new.folder == old.folder:
+        raise CodeIndexError(f"{index} is the active index itself; name another one")
+    urls, retry = url or [DEFAULT_URL], Retry()
+    with (
+        embedder_for(old.header.origin.version, urls, timeout, retry, connection) as before,
+        embedder_for(new.header.origin.version, urls, timeout, retry, connection) as after,
+    ):
+        verdict = compare((old, before), (new, after), asked, k, margin)
     console.print(
         f"recall@{k} in percent of {verdict.queries:,} queries in {verdict.clusters:,} clusters; "
         "95 % intervals by bootstrap over clusters",
@@ -256,26 +241,22 @@ def gate(
 
 
 @app.command()
+@failing("index activate")
 def activate(
     index: Annotated[Path, typer.Argument(help="folder of the index")],
 ) -> None:
     """Search this index from now on, wherever the active.json beside it is followed."""
-    try:
-        active = following.activate(index)
-    except (CodeIndexError, OSError) as error:
-        fail("activate", error)
+    active = following.activate(index)
     console.print(f"{index} is active: version {active.version}", markup=False)
 
 
 @app.command()
+@failing("index remove")
 def remove(
     index: Annotated[Path, typer.Argument(help="folder of the index")],
 ) -> None:
     """Delete an index that stands beside the active one. The active one is refused."""
-    try:
-        following.remove(index)
-    except (CodeIndexError, OSError) as error:
-        fail("remove", error)
+    following.remove(index)
     console.print(f"{index} is removed", markup=False)
 
 
@@ -346,9 +327,3 @@ def describe(index: CodeIndex) -> None:
     ):
         table.add_row(f"[bold]{name}[/bold]", escape(value))
     console.print(table)
-
-
-def fail(what: str, error: Exception) -> NoReturn:
-    """Print an error and end with exit code 2."""
-    errors.print(f"index {what}: {error}", style="red")
-    sys.exit(2)

@@ -1,8 +1,9 @@
 """Options that every program talking to a server has."""
 
+import contextlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -12,8 +13,11 @@ from rich.console import Console
 
 from unified_embedding.client import DEFAULT_URL, Connection
 from unified_embedding.client import _connection as variables
-from unified_embedding.errors import ImageError, SettingsError, shown
+from unified_embedding.errors import EmbeddingError, ImageError, shown
 from unified_embedding.names import DEFAULT
+
+errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+"""What is no result: progress, warnings, failures."""
 
 Url = Annotated[
     str,
@@ -137,18 +141,26 @@ def connecting(command: Callable[..., None]) -> Callable[..., None]:
     @wraps(command)
     def connected(*arguments: Any, **values: Any) -> None:
         given = {name: values.pop(name) for name in _OPTIONS if name in values}
-        try:
+        with failing(command.__module__.rpartition(".")[2]):
             connection = Connection.of(**given)
-        except SettingsError as error:
-            program = command.__module__.rpartition(".")[2]
-            Console(stderr=True).print(f"{program}: {error}", style="red", markup=False)
-            sys.exit(2)
         command(*arguments, connection=connection, **values)
 
     parameters = [*own, *added]
     connected.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     connected.__annotations__ = {one.name: one.annotation for one in parameters}
     return connected
+
+
+@contextlib.contextmanager
+def failing(program: str) -> Iterator[None]:
+    """End a program with the sentence of an error of ours or of the system, and exit code 2."""
+    try:
+        yield
+    except BrokenPipeError:  # Whoever reads what is printed has seen enough.
+        raise
+    except (EmbeddingError, OSError) as error:
+        errors.print(f"{program}: {error}", style="red")
+        sys.exit(2)
 
 
 def read_picture(path: Path) -> bytes:

@@ -16,21 +16,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from unified_embedding.api.app import Api, Settings
 from unified_embedding.api.guard import Hosts
 from unified_embedding.api.log import Book
 from unified_embedding.api.process import serve
 from unified_embedding.checkout import ROOT
-from unified_embedding.cli.options import HostNames, Roots, Urls, connecting
+from unified_embedding.cli.options import HostNames, Roots, Urls, connecting, errors, failing
 from unified_embedding.client import DEFAULT_URL, Connection
 from unified_embedding.client._connection import VARIABLES
-from unified_embedding.errors import EmbeddingError, EngineWarning
+from unified_embedding.errors import EngineWarning
 from unified_embedding.search.searching import DEFAULT_INDEX
 from unified_embedding.serving.local_server import LocalServer, end_in_order, run, running
-
-console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 @connecting
@@ -58,31 +55,27 @@ def main(
     # The page itself says so when engines differ.
     warnings.simplefilter("ignore", EngineWarning)
     urls = url or [DEFAULT_URL]
-    try:
-        with contextlib.ExitStack() as stack:
-            if demo:
-                end_in_order()
-                server, index = stack.enter_context(demo_site(repository, work))
-                urls, connection = [server.grpc_url], Connection()
-            settings = Settings(
-                urls, connection, hosts=Hosts(host, host_name or ()), page=True, roots=root or ()
-            )
-            api = Api(settings, book=Book(None), index=index)
-            assert api.search is not None  # an index is given
-            search = api.search.get()
-            shown = ", ".join(map(str, search.pictures.roots))
-            console.print(f"pictures shown from: {shown or 'none; name their folders by --root'}")
-            console.print(f"{len(search.index):,} pictures: http://{host}:{port} (Ctrl-C ends it)")
-            serve(api, host, port)
-    except (EmbeddingError, OSError) as error:
-        console.print(f"page: {error}", style="red")
-        sys.exit(2)
+    with failing("page"), contextlib.ExitStack() as stack:
+        if demo:
+            end_in_order()
+            server, index = stack.enter_context(demo_site(repository, work))
+            urls, connection = [server.grpc_url], Connection()
+        settings = Settings(
+            urls, connection, hosts=Hosts(host, host_name or ()), page=True, roots=root or ()
+        )
+        api = Api(settings, book=Book(None), index=index)
+        assert api.search is not None  # an index is given
+        search = api.search.get()
+        shown = ", ".join(map(str, search.pictures.roots))
+        errors.print(f"pictures shown from: {shown or 'none; name their folders by --root'}")
+        errors.print(f"{len(search.index):,} pictures: http://{host}:{port} (Ctrl-C ends it)")
+        serve(api, host, port)
 
 
 @contextlib.contextmanager
 def demo_site(repository: Path, work: Path) -> Iterator[tuple[LocalServer, Path]]:
     """A local server, and an index of the demo catalogue for the embedder it serves."""
-    console.print("starting tritonserver ...")
+    errors.print("starting tritonserver ...")
     with running(repository) as server:
         # The server may have been built with another model since the last time: a corpus per
         # version, and an index that is built anew, take seconds for 120 pictures.

@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 
 from unified_embedding import Box
-from unified_embedding.cli.options import Roots, Urls, connecting, read_picture
+from unified_embedding.cli.options import Roots, Urls, connecting, errors, failing, read_picture
 from unified_embedding.client import DEFAULT_URL, Connection, EmbedderClient, Retry
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import decode, parse_crops
@@ -39,7 +39,6 @@ from unified_embedding.search.searching import (
 )
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class Order(StrEnum):
@@ -109,7 +108,7 @@ def main(
     connection: Connection,
 ) -> None:
     """Search an index with a picture."""
-    try:
+    with failing("search"):
         box = parse_crops(crop, 1)[0] if crop else None
         data = read_picture(image)
         retry = Retry(attempts=2)
@@ -125,9 +124,6 @@ def main(
             except EmbeddingError:
                 if open_index(index).header == home:  # No other one became active meanwhile.
                     raise
-    except (EmbeddingError, OSError) as error:
-        errors.print(f"search: {error}", style="red")
-        sys.exit(2)
     if as_json:
         print(json.dumps(as_record(found), ensure_ascii=False, indent=2))
     else:

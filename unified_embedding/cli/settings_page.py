@@ -177,7 +177,10 @@ MAKE: Final = {
     "TARGET": "`auto`, `openvino`, `tensorrt` or `tensorrt-rtx`",
     "PRECISION": "`auto`, `fp32`, `bf16`, `int8` or `fp16`",
     "CONFIG": "`make train`: the run",
-    "ARGS": "`make train`: `key=value` overrides; `make test`, `make drills`: arguments for pytest",
+    "ARGS": (
+        "`make train`: `key=value` overrides; `make evaluate`: its options; `make test`, "
+        "`make drills`: arguments for pytest"
+    ),
     "EMBEDDERS": "`make bench`: embedders to measure, joined by commas",
     "MINUTES": "`make fuzz`: minutes",
     "SEED": "`make fuzz`: which cases are drawn",
@@ -499,7 +502,3 @@ def program() -> None:
     """Write the page."""
     write_text(PAGE, page())
     print(f"wrote {PAGE.relative_to(ROOT)}")
-
-
-if __name__ == "__main__":
-    program()

@@ -1,21 +1,25 @@
 """`make tune`: find how Triton runs the installed engine best on this machine, and keep that.
 
 Every setting is a real server with the installed engine; those that are not measured are paused.
-One knob after the other: its values are measured in turns beside what is installed and the best
-setting so far. At the end the winner runs against what is installed once more; it is kept only
-if it is not slower there, and `make engine` then installs it.
+One knob after the other: its values are measured in short rounds beside what is installed and the
+best setting so far, and a setting that is clearly beaten is measured no more. At the end the
+winner runs against what is installed once more, until the intervals of both ratios are narrow or
+clearly on one side of their targets; it is taken only if both targets are met, and `make engine`
+then installs it.
 """
 
 import asyncio
 import os
+import random
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -30,23 +34,26 @@ from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tuning import report as tune_report
 from unified_embedding.engine.tuning import tuning
 from unified_embedding.engine.tuning.report import Seen
-from unified_embedding.engine.tuning.server import Reading, TunedServer, one_round
+from unified_embedding.engine.tuning.server import CALLERS, Reading, TunedServer, one_round
 from unified_embedding.errors import BuildError, EmbeddingError
+from unified_embedding.load.targets import FASTER, NOT_SLOWER
+from unified_embedding.measure.paired import settled
 from unified_embedding.measure.pictures import PHOTOGRAPH, scaled
 from unified_embedding.measure.provenance import commit, machine
+from unified_embedding.measure.questions import record as ratio_record
+from unified_embedding.measure.rounds import Rounds
 from unified_embedding.names import DEFAULT
 from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import end_in_order, run
 from unified_embedding.spec import ENGINE_KEY, VERSION_KEY
 
 FULL: Final = 4
-# The last comparison is longer than the sweep's: in rounds, and in each of them.
-RERUN_LENGTH: Final = 2
-# In the comparison of two equal servers either may come out this much slower.
-NOISE: Final = 0.02
+# Of the time in all, the sweep's; the winner's comparison with what is installed has the rest.
+SWEEP: Final = 0.7
 # A setting for many callers may not make a single caller wait longer than this.
 LONGER: Final = 1.05
-START_S: Final = 5.0
+# Of the time in all: what installing takes.
+ENDING_S: Final = 45.0
 
 Knob = Callable[[EmbedderConfig], Sequence[EmbedderConfig]]
 
@@ -62,31 +69,35 @@ def main(
     ),
     seconds: Annotated[
         float, typer.Option(envvar="DURATION", help="Seconds of one measurement.")
-    ] = 3,
-    rounds: Annotated[int, typer.Option(min=1, help="Measurements of each setting.")] = 3,
-    full: Annotated[bool, typer.Option(envvar="FULL", help="Measure four times as long.")] = False,
+    ] = 1,
+    minutes: Annotated[float, typer.Option(min=0, help="Time in all.")] = 10,
+    width: Annotated[
+        float, typer.Option(min=0, help="Width of a ratio's interval that ends its rounds.")
+    ] = 0.03,
+    full: Annotated[bool, typer.Option(envvar="FULL", help="Take four times as long.")] = False,
     tuned: Annotated[Path, typer.Option(envvar="TUNING", help="File for the values found.")] = (
         tuning.FILE
     ),
     out: Annotated[Path, typer.Option(help="Where the report goes.")] = (ROOT / "results" / "tune"),
 ) -> None:
     """Sweep, print the Pareto front, install what is fastest."""
-    seconds *= FULL if full else 1
+    minutes *= FULL if full else 1
+    began, length = time.monotonic(), max(0.0, 60 * minutes - ENDING_S)
     try:
         unknown = set(knobs.split(",")) - set(KNOBS)
         if unknown:
             raise BuildError(f"--knobs {knobs}: use some of {', '.join(KNOBS)}")
         name, installed = what_is_installed(repository, tuned)
         sweeps = {knob: KNOBS[knob] for knob in knobs.split(",")}
-        console.print(f"tuning {name}: about {minutes(installed, sweeps, rounds, seconds):.0f} min")
+        console.print(f"tuning {name}: {minutes:g} minutes at most")
         with tempfile.TemporaryDirectory() as folder:
-            tuner = Tuner(repository, installed, Path(folder), rounds, seconds)
-            winner = tuner.sweep(sweeps)
-            rerun = tuner.rerun(winner) if winner != installed else None
-        better = rerun is not None and not_slower(*rerun)
-        report(tuner, name, winner if better else installed, rerun, out)
-        if better and rerun:
-            tuning.save(winner, name, rerun[1].record(), tuned)
+            tuner = Tuner(repository, installed, Path(folder), seconds, width)
+            winner = tuner.sweep(sweeps, began + SWEEP * length)
+            rerun = tuner.rerun(winner, began + length) if winner != installed else None
+        taken = rerun is not None and better(rerun)
+        report(tuner, name, winner if taken else installed, rerun, out)
+        if taken and rerun:
+            tuning.save(winner, name, rerun.record(), tuned)
             console.print(f"written: {tuned}")
             install(repository, tuned)
         console.print(f"written: {out}/tune.json, {out}/tune.md, {out}/pareto.svg")
@@ -99,16 +110,21 @@ def report(
     tuner: "Tuner",
     name: str,
     chosen: EmbedderConfig,
-    rerun: tuple[Seen, Seen] | None,
+    rerun: Seen | None,
     out: Path,
 ) -> None:
     """Write and print what was measured, and which setting came out of it."""
+    ratios = verdicts(rerun) if rerun else []
     if chosen != tuner.installed:
         verdict = f"chosen: {tune_report.label(chosen)}"
+    elif rerun:
+        verdict = f"kept: {tune_report.label(chosen)}; {tune_report.label(rerun.config)}: " + (
+            ", ".join(f"{one['name']} {one['target']} {one['verdict']}" for one in ratios)
+        )
     else:
         verdict = (
-            f"kept: {tune_report.label(chosen)}; nothing was faster for many callers and "
-            "no slower for one"
+            f"kept: {tune_report.label(chosen)}; in the sweep nothing was faster for many callers "
+            "without making a single one wait"
         )
     record = {
         "what": name,
@@ -116,18 +132,18 @@ def report(
         "chosen": asdict(chosen),
         "verdict": verdict,
         "settings": [seen.record() for seen in tuner.seen],
-        "rerun": [seen.record() for seen in rerun] if rerun else None,
-        "seconds": tuner.seconds,
+        "rerun": rerun.record() if rerun else None,
+        "ratios": ratios,
         "rounds": tuner.rounds,
+        "seconds": tuner.seconds,
+        "width": tuner.width,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(ROOT),
         "machine": machine(),
     }
     tune_report.write(record, tuner.seen, out)
     console.print(tune_report.table(tuner.seen))
-    if rerun:
-        console.print(tune_report.comparison(rerun))
-    console.print(verdict)
+    console.print("\n".join(tune_report.conclusion(record)), soft_wrap=True)
 
 
 def what_is_installed(repository: Path, tuned: Path) -> tuple[str, EmbedderConfig]:
@@ -145,13 +161,6 @@ def what_is_installed(repository: Path, tuned: Path) -> tuple[str, EmbedderConfi
     if config is None or version != spec.version or not engine.startswith(kind):
         raise BuildError(f"{place} does not hold {choice} of today: run `make engine`")
     return tuning.key(spec, chosen), config
-
-
-def minutes(config: EmbedderConfig, sweeps: dict[str, Knob], rounds: int, seconds: float) -> float:
-    """How long it will take, about."""
-    settings = [len(others(config, knob)) + 2 for knob in sweeps.values()]
-    measured = rounds * sum(settings) + 2 * RERUN_LENGTH * (RERUN_LENGTH * rounds + 1)
-    return (measured * (1.5 * seconds + 1) + (sum(settings) + 2) * START_S) / 60
 
 
 def others(config: EmbedderConfig, knob: Knob) -> list[EmbedderConfig]:
@@ -211,42 +220,69 @@ class Tuner:
         repository: Path,
         installed: EmbedderConfig,
         folder: Path,
-        rounds: int,
         seconds: float,
+        width: float,
     ) -> None:
         """`folder` is for the servers' repositories and logs."""
         self._repository, self._folder = repository, folder
-        self.installed, self.rounds, self.seconds = installed, rounds, seconds
+        self.installed, self.seconds, self.width = installed, seconds, width
         self._pictures = scaled(str(ROOT / "demo" / "shots"), *PHOTOGRAPH)
+        self._draw = random.Random(0)
         self._started = 0
         self.seen: list[Seen] = []
+        self.rounds: dict[str, dict[str, Any]] = {}
 
-    def sweep(self, sweeps: dict[str, Knob]) -> EmbedderConfig:
-        """One knob after the other; returns the best setting found."""
-        best = self.installed
+    def sweep(self, sweeps: Mapping[str, Knob], until: float) -> EmbedderConfig:
+        """One knob after the other until then (time.monotonic); returns the best setting found."""
+        best, left = self.installed, dict(sweeps)
         for name, knob in sweeps.items():
             settings = others(best, knob)
+            # Time by the number of servers, as each has to be started and measured.
+            servers = [len(others(best, one)) + 2 for one in left.values()]
+            del left[name]
             if not settings:
                 continue
+            now = time.monotonic()
+            ends = now + (until - now) * servers[0] / sum(servers)
             beside = [self.installed] if best == self.installed else [self.installed, best]
-            found = self._measure(name, [*beside, *settings], self.rounds, self.seconds)
+            found = self._measure(
+                name, [*beside, *settings], ends, lambda seen: len(contenders(seen)) == 1
+            )
             self.seen += [one for one in found if one.config not in [s.config for s in self.seen]]
             best = fastest(found).config
         return best
 
-    def rerun(self, winner: EmbedderConfig) -> tuple[Seen, Seen]:
-        """What is installed and the winner once more, longer."""
-        rounds, seconds = RERUN_LENGTH * self.rounds + 1, RERUN_LENGTH * self.seconds
-        first, second = self._measure("once more", [self.installed, winner], rounds, seconds)
-        return first, second
+    def rerun(self, winner: EmbedderConfig, until: float) -> Seen:
+        """The winner beside what is installed, until both verdicts stand."""
+
+        def decided(seen: Sequence[Seen]) -> bool:
+            (_, one) = seen
+            return settled(one.throughput, self.width, FASTER) and settled(
+                one.p50, self.width, NOT_SLOWER
+            )
+
+        _, found = self._measure("once more", [self.installed, winner], until, decided)
+        return found
 
     def _measure(
-        self, title: str, settings: Sequence[EmbedderConfig], rounds: int, seconds: float
+        self,
+        title: str,
+        settings: Sequence[EmbedderConfig],
+        until: float,
+        decided: Callable[[Sequence[Seen]], bool],
     ) -> list[Seen]:
         """The first setting is the one that all are compared with."""
-        total = len(settings) * (rounds + 1)
+        readings: list[dict[int, Reading]] = [{} for _ in settings]
+
+        def seen() -> list[Seen]:
+            return [
+                Seen(setting, own, readings[0], rounds.counted)
+                for setting, own in zip(settings, readings, strict=True)
+            ]
+
+        rounds = Rounds(until, settled=lambda: decided(seen()))
         with ExitStack() as stack, Progress(console=console, transient=True) as progress:
-            task = progress.add_task(f"{title}: starting servers", total=total)
+            task = progress.add_task(f"{title}: starting servers", total=None)
             servers = []
             for setting in settings:
                 self._started += 1
@@ -255,29 +291,45 @@ class Tuner:
                 stack.callback(server.stop)
                 server.tree.pause()
                 servers.append(server)
-                progress.advance(task)
-            readings: list[list[Reading]] = [[] for _ in settings]
-            turns = list(zip(settings, servers, readings, strict=True))
-            for number in range(rounds):
-                # Forwards, then backwards: a machine that gets slower favours nobody.
-                for setting, server, seen in turns if number % 2 == 0 else reversed(turns):
-                    progress.update(task, description=f"{title}: {tune_report.label(setting)}")
-                    seen.append(asyncio.run(one_round(server, self._pictures, seconds)))
-                    progress.advance(task)
-        return [
-            Seen(setting, seen, readings[0])
-            for setting, seen in zip(settings, readings, strict=True)
-        ]
+            for number in rounds:
+                going = set(range(len(settings)))
+                if number and not rounds.disturbed:
+                    going = {0} | {settings.index(one.config) for one in contenders(seen())}
+                for chosen in self._draw.sample(sorted(going), len(going)):
+                    doing = f"{title}, round {number + 1}: {tune_report.label(settings[chosen])}"
+                    progress.update(task, description=doing)
+                    readings[chosen][number] = asyncio.run(
+                        one_round(servers[chosen], self._pictures, self.seconds)
+                    )
+        self.rounds[title] = rounds.record()
+        return seen()
+
+
+def contenders(found: Sequence[Seen]) -> list[Seen]:
+    """Settings that may still be the fastest, and that may keep a single caller's wait."""
+    best = fastest(found).throughput
+    return [one for one in found if one.throughput.high >= best.low and not one.p50.low > LONGER]
 
 
 def fastest(found: Sequence[Seen]) -> Seen:
     """The most pictures per second, of the settings that keep a single caller's wait."""
-    return max((one for one in found if one.p50 <= LONGER), key=lambda one: one.throughput)
+    kept = (one for one in found if one.p50.mean <= LONGER)
+    return max(kept, key=lambda one: one.throughput.mean)
 
 
-def not_slower(installed: Seen, winner: Seen) -> bool:
-    """The winner is faster for many callers, and not slower for a single one."""
-    return winner.throughput > installed.throughput + NOISE and winner.p50 <= 1 + NOISE
+def verdicts(winner: Seen) -> list[dict[str, Any]]:
+    """What was asked of the winner, as JSON values."""
+    count = len(winner.counted & winner.rounds.keys())
+    many, one = f"images/s of {CALLERS} callers / installed", "p50 of one caller / installed"
+    return [
+        ratio_record(many, winner.throughput, count, FASTER),
+        ratio_record(one, winner.p50, count, NOT_SLOWER),
+    ]
+
+
+def better(winner: Seen) -> bool:
+    """Beyond doubt it is faster for many callers, and not slower for a single one."""
+    return all(one["verdict"] == "met" for one in verdicts(winner))
 
 
 def install(repository: Path, tuned: Path) -> None:

@@ -23,9 +23,10 @@ from rich.console import Console
 
 from unified_embedding.datasets.manifest import COLUMNS, check_rows, write_manifest
 from unified_embedding.datasets.sources import Source, fetch
-from unified_embedding.datasets.store import data_home, write_whole
+from unified_embedding.datasets.store import data_home
 from unified_embedding.datasets.task_table import CAMERA
 from unified_embedding.errors import DataError
+from unified_embedding.whole_files import write_whole
 
 QUERIES: Final = 1000
 GALLERY: Final = 2000

@@ -3,11 +3,9 @@
 Needs the fetched packages, and for near-duplicates the released embedder (onnxruntime).
 """
 
-import csv
-import io
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -15,10 +13,12 @@ import numpy as np
 import typer
 from numpy.typing import NDArray
 
+from unified_embedding.checkout import RELEASED
 from unified_embedding.datasets import emoji, sources, splits
-from unified_embedding.datasets.store import data_home, write_whole
+from unified_embedding.datasets.store import data_home
 from unified_embedding.errors import EmbeddingError
 from unified_embedding.image import load_pixels
+from unified_embedding.measure.files import write_csv
 from unified_embedding.rendering import furniture
 from unified_embedding.spec import INPUT, ONNX_FILE, OUTPUT, EmbedderSpec
 
@@ -69,14 +69,12 @@ def draw(model: Path, home: Path) -> None:
     packages = {design: sources.fetch(s, downloads)[0] for design, s in sources.EMOJI.items()}
     with tempfile.TemporaryDirectory() as folder:
         furniture.unpack(package, Path(folder))
-        _write(splits.PRODUCTS, ("product", "split"), product_rows(Path(folder), model))
-    _write(splits.EMOJI, ("concept", "class", "family", "split"), emoji_rows(packages))
+        write_csv(splits.PRODUCTS, ("product", "split"), product_rows(Path(folder), model))
+    write_csv(splits.EMOJI, ("concept", "class", "family", "split"), emoji_rows(packages))
 
 
 def main(
-    model: Annotated[Path, typer.Option(help="folder of the released embedder")] = Path(
-        "models/unified-embedder-lite0"
-    ),
+    model: Annotated[Path, typer.Option(help="folder of the released embedder")] = RELEASED,
 ) -> None:
     """Write tables/products.csv and tables/emoji.csv."""
     try:
@@ -84,14 +82,6 @@ def main(
     except EmbeddingError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(1)
-
-
-def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
 
 
 if __name__ == "__main__":

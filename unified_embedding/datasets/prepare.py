@@ -17,11 +17,12 @@ from unified_embedding.datasets.labels import camera_categories, shop_classes
 from unified_embedding.datasets.manifest import COLUMNS, Row, check_rows, write_manifest
 from unified_embedding.datasets.sources import EMOJI, FURNITURE, Source
 from unified_embedding.datasets.splits import Split
-from unified_embedding.datasets.store import Store, write_whole
+from unified_embedding.datasets.store import Store
 from unified_embedding.datasets.task_table import BROWSE, CAMERA, SHOP, SHOP_KIND
 from unified_embedding.errors import DataError
 from unified_embedding.rendering import furniture
 from unified_embedding.rendering.furniture import CATALOG, LICENSES, Product, credits_table
+from unified_embedding.whole_files import write_whole
 
 MANIFEST: Final = "manifest.csv"
 ATTRIBUTION: Final = "ATTRIBUTION.md"
@@ -100,7 +101,7 @@ def prepare(home: Path, wanted: Plan, jobs: int, console: Console) -> Report:
         return Report(None, (), made, downloaded, tuple(missing))
     check_rows(rows, MANIFEST)
     write_manifest(home / MANIFEST, rows)
-    write_whole(home / ATTRIBUTION, "\n".join(["# Attribution", "", *credit]).encode())
+    write_whole(home / ATTRIBUTION, "\n".join(["# Attribution", "", *credit]))
     tasks = tuple(sorted({row["task"] for row in rows}))
     return Report(home / MANIFEST, tasks, made, downloaded, tuple(missing))
 

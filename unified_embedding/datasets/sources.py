@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from unified_embedding.datasets.store import sha256, write_whole
+from unified_embedding.datasets.store import sha256
 from unified_embedding.errors import DataError
 from unified_embedding.rendering import furniture
+from unified_embedding.whole_files import write_whole
 
 _CLIENT: Final = {"apt": "apt-get", "npm": "npm"}
 _TIMEOUT: Final = 1800  # Seconds; 120 MB over a slow line.

@@ -2,12 +2,11 @@
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from unified_embedding.whole_files import whole_file
+from unified_embedding.whole_files import write_whole
 
 HOME_VARIABLE: Final = "UNIFIED_EMBEDDING_DATA"
 _LEDGER: Final = "checksums.txt"
@@ -16,14 +15,12 @@ _LEDGER: Final = "checksums.txt"
 def data_home() -> Path:
     """Folder of everything fetched and prepared, outside any checkout.
 
-    The environment variable UNIFIED_EMBEDDING_DATA wins, then the platform's cache folder
-    (XDG base directory specification on Linux).
+    The environment variable UNIFIED_EMBEDDING_DATA wins, then the cache folder (XDG base
+    directory specification).
     """
     chosen = os.environ.get(HOME_VARIABLE)
     if chosen:
         return Path(chosen).expanduser().resolve()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "unified-embedding"
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(cache).expanduser() / "unified-embedding"
 
@@ -31,13 +28,6 @@ def data_home() -> Path:
 def sha256(data: bytes) -> str:
     """SHA-256 of `data` in hex."""
     return hashlib.sha256(data).hexdigest()
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as unfinished:
-        unfinished.write_bytes(data)
 
 
 class Store:

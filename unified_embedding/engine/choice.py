@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
 
-from unified_embedding.checkout import ROOT
+from unified_embedding.checkout import RELEASED, ROOT
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.errors import BuildError
 from unified_embedding.serving.repository import RECORD
@@ -24,7 +24,7 @@ class Choice:
         options: of the TensorRT targets.
     """
 
-    model: Path = ROOT / "models" / "unified-embedder-lite0"
+    model: Path = RELEASED
     gallery: Path = ROOT / "demo"
     target: str = "auto"
     precision: str = "auto"

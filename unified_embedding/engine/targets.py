@@ -3,7 +3,6 @@
 A target's module is imported when it is chosen: nobody needs the packages of the others.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.errors import BuildError
+from unified_embedding.onnx_runner import Runner
 
 TARGETS: Final = ("auto", "openvino", "tensorrt", "tensorrt-rtx")
 
@@ -41,7 +41,7 @@ class Target(Protocol):
         Returns what engine.json records about the build.
         """
 
-    def runner(self, folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    def runner(self, folder: Path) -> Runner:
         """The engine in `folder` as a function pixels [N, S, S, 3] -> embedding [N, D]."""
 
 

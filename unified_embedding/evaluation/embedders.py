@@ -21,11 +21,10 @@ from numpy.typing import NDArray
 
 from unified_embedding.errors import DataError, ServerError
 from unified_embedding.image import Preprocessing, load_pixels
+from unified_embedding.onnx_runner import Runner, on_onnxruntime
 from unified_embedding.spec import (
-    INPUT,
     MAX_BATCH_SIZE,
     ONNX_FILE,
-    OUTPUT,
     RANDOM_WEIGHTS,
     EmbedderSpec,
     digest,
@@ -37,8 +36,6 @@ TRUNK: Final = "trunk:"
 _PATIENCE: Final = 600.0
 """Seconds that a server may take for the pictures of one call."""
 _HINTS: Final = {"bf16": "bf16", "fp32": "f32"}
-
-Run = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class Embedder(Protocol):
@@ -70,9 +67,9 @@ class LocalEmbedder:
 
     id: str | None
     preprocessing: Preprocessing
-    load: Callable[[], Run]
+    load: Callable[[], Runner]
     facts: dict[str, Any] = field(default_factory=dict)
-    _run: Run | None = None
+    _run: Runner | None = None
 
     def __post_init__(self) -> None:
         self.facts = {"size": self.preprocessing.size, **self.facts}
@@ -232,7 +229,7 @@ def _torch(
     return LocalEmbedder(
         digest(identity),
         preprocessing,
-        lambda: _session(to_onnx(model).SerializeToString(), threads),
+        lambda: on_onnxruntime(to_onnx(model).SerializeToString(), threads),
         facts,
     )
 
@@ -246,7 +243,7 @@ def _released(folder: Path, threads: int) -> LocalEmbedder:
     return LocalEmbedder(
         digest([spec.version, f"onnxruntime {onnxruntime.__version__}"]),
         spec.preprocessing,
-        lambda: _session(model.SerializeToString(), threads),
+        lambda: on_onnxruntime(model.SerializeToString(), threads),
         {"version": spec.version, "name": spec.name},
     )
 
@@ -271,20 +268,7 @@ def _engine(folder: Path, threads: int) -> LocalEmbedder:
     )
 
 
-def _session(graph: bytes, threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-
-    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(session.run([OUTPUT], {INPUT: pixels})[0], dtype=np.float32)
-
-    return run
-
-
-def _openvino(model: Path, precision: str, threads: int) -> Run:
+def _openvino(model: Path, precision: str, threads: int) -> Runner:
     from unified_embedding.serving.openvino_engine import OpenVinoEngine
 
     count = threads or len(os.sched_getaffinity(0))

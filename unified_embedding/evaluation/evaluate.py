@@ -14,7 +14,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from unified_embedding.datasets.store import data_home, write_whole
+from unified_embedding.datasets.store import data_home
 from unified_embedding.errors import DataError
 from unified_embedding.evaluation import page
 from unified_embedding.evaluation.agreement import Agreement, load_agreements
@@ -28,6 +28,7 @@ from unified_embedding.measure.files import write_text
 from unified_embedding.protocols.measure import Cell
 from unified_embedding.retrieval import COMPARISONS
 from unified_embedding.training.program import resumable
+from unified_embedding.whole_files import write_whole
 
 PAGE: Final = "results.md"
 FIGURES: Final = "results.json"

@@ -7,7 +7,7 @@ from typing import Final
 
 from unified_embedding.errors import DataError
 from unified_embedding.protocols.held_out import HeldOut
-from unified_embedding.whole_files import whole_file
+from unified_embedding.whole_files import write_whole
 
 _SHOWN: Final = 3
 
@@ -20,12 +20,6 @@ def frozen_file(manifest: Path) -> Path:
 def seen_file(path: Path) -> Path:
     """Beside a frozen test set: which of its pictures show what training saw."""
     return path.with_name(f"{path.stem}-seen.csv")
-
-
-def freeze(table: str, path: Path) -> None:
-    """Write a frozen table, replacing another one; whole or not at all."""
-    with whole_file(path) as beside:
-        beside.write_text(table)
 
 
 def check(pictures: HeldOut, path: Path, published: str | None = None) -> bool:
@@ -58,7 +52,7 @@ def check(pictures: HeldOut, path: Path, published: str | None = None) -> bool:
 def _hold(now: str, path: Path) -> bool:
     """Compare with the frozen table; True when this call wrote it."""
     if not path.exists():
-        freeze(now, path)
+        write_whole(path, now)
         return True
     before = path.read_text()
     if now != before:

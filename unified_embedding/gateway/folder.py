@@ -24,6 +24,7 @@ from typing import Any, Final
 from unified_embedding.checkout import IS_CHECKOUT, ROOT
 from unified_embedding.errors import KeyFileError, SettingsError, SetupError, shown
 from unified_embedding.image import Limits
+from unified_embedding.key_files import read_pairs
 from unified_embedding.whole_files import whole_file
 
 SOURCE: Final = ROOT / "deploy" / "gateway" if IS_CHECKOUT else Path(__file__).parent
@@ -45,7 +46,11 @@ _ENVELOPE_BYTES: Final = 65_536
 _HEAP_BYTES: Final = 1_610_612_736
 _TYPES: Final = "type.googleapis.com/envoy"
 # A key as RFC 6750 (2.1) has it.
-_KEY_LINE: Final = re.compile(r"([\w.-]{1,64})\s+([A-Za-z0-9._~+/-]{16,256}=*)")
+_KEY: Final = "[A-Za-z0-9._~+/-]{16,256}=*"
+_MEANT: Final = (
+    "TEAM KEY: a name of 1 to 64 letters, digits, . - _ and a key of 16 to 256 letters, digits "
+    "and . - _ ~ + / (try: openssl rand -hex 32)"
+)
 _ADDRESS: Final = re.compile(r"(\[[^\]]+\]|[^:\[\]]+):(\d{1,5})(?::(\d{1,5}))?")
 _HTTP_PORT: Final = 8000
 
@@ -200,24 +205,11 @@ def read_keys(path: Path) -> list[tuple[str, str]]:
     Raises:
         KeyFileError: the file is missing, or a line of it is malformed. No error shows a key.
     """
-    try:
-        lines = path.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise KeyFileError(f"the file of keys cannot be read: {error}") from error
     owners: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
-        text = line.partition("#")[0].strip()
-        if not text:
-            continue
-        found = _KEY_LINE.fullmatch(text)
-        if found is None:
-            raise KeyFileError(
-                f"{path}, line {number} is not TEAM KEY: a name of 1 to 64 letters, digits, . - _ "
-                "and a key of 16 to 256 letters, digits and . - _ ~ + / (try: openssl rand -hex 32)"
-            )
-        if found[2] in owners:
-            raise KeyFileError(f"{path}, line {number}: {owners[found[2]]} has the same key")
-        owners[found[2]] = found[1]
+    for team, key in read_pairs(path, _KEY, _MEANT):
+        if key in owners:
+            raise KeyFileError(f"{path}: a key of {team} is one of {owners[key]} too")
+        owners[key] = team
     if not owners:
         raise KeyFileError(f"{path} holds no key; write a line TEAM KEY for each")
     return [(team, key) for key, team in owners.items()]

@@ -22,7 +22,7 @@ from unified_embedding.checkout import program
 from unified_embedding.errors import CodeIndexError, shown
 from unified_embedding.index.header import HEADER_FILE, Header
 from unified_embedding.origin import Origin
-from unified_embedding.whole_files import sync, write_durably
+from unified_embedding.whole_files import sync, write_whole
 
 ACTIVE_FILE: Final = "active.json"
 _LOCK_FILE: Final = ".active.lock"
@@ -69,7 +69,7 @@ class Active:
         """Replace `place/active.json` in one step."""
         said = {name: value for name, value in asdict(self).items() if value or name != "next"}
         try:
-            write_durably(place / ACTIVE_FILE, json.dumps(said, indent=2) + "\n")
+            write_whole(place / ACTIVE_FILE, json.dumps(said, indent=2) + "\n", fsync=True)
             sync(place)
         except OSError as error:
             raise CodeIndexError(f"{place / ACTIVE_FILE} cannot be written ({error})") from error
@@ -132,19 +132,19 @@ def put_header(folder: Path, header: Header) -> None:
     place, name = place_of(folder), Path(os.path.abspath(folder)).name
     text = header.text()
     if not (place / ACTIVE_FILE).exists():
-        write_durably(folder / HEADER_FILE, text)
+        write_whole(folder / HEADER_FILE, text, fsync=True)
         return
     with changing(place):
         found = Active.read(place)
         if found.index != name:
-            write_durably(folder / HEADER_FILE, text)
+            write_whole(folder / HEADER_FILE, text, fsync=True)
             return
         found.check_version(header.origin)
         now, coming = header_sha256(folder), hashlib.sha256(text.encode()).hexdigest()
         # After a save that was killed here, `next` is what stands there.
         kept = now if found.admits(now) else found.sha256
         replace(found, sha256=kept, next=coming).write(place)
-        write_durably(folder / HEADER_FILE, text)
+        write_whole(folder / HEADER_FILE, text, fsync=True)
         sync(folder)  # Each is on the disk before the next one: a power cut finds them in step.
         replace(found, sha256=coming, next="").write(place)
 

@@ -15,7 +15,7 @@ from unified_embedding.index.code_index import CodeIndex
 from unified_embedding.index.matches import Snapshot
 from unified_embedding.index.records import ID, Record, facts, plain
 from unified_embedding.paths import StrPath
-from unified_embedding.whole_files import whole_file
+from unified_embedding.whole_files import whole_file, write_whole
 
 TABLE: Final = "images"
 ROWS_PER_FILE: Final = 500_000
@@ -69,8 +69,7 @@ CREATE INDEX ON {TABLE} USING hnsw (code bit_hamming_ops);
     load = "".join(f"\\copy {TABLE} FROM '{path.name}' WITH (FORMAT binary)\n" for path in files)
     texts = {"schema.sql": schema, "load.sql": f"BEGIN;\n{load}COMMIT;\n", "hnsw.sql": hnsw}
     for name, text in texts.items():
-        with whole_file(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(folder / name, text)
     return [folder / "schema.sql", *files, folder / "load.sql", folder / "hnsw.sql"]
 
 

@@ -23,6 +23,7 @@ from unified_embedding.index.header import HEADER_FILE, Header
 from unified_embedding.index.saving import locked
 from unified_embedding.index.writer import is_ours
 from unified_embedding.paths import StrPath
+from unified_embedding.whole_files import stamp
 
 _T = TypeVar("_T")
 
@@ -138,16 +139,16 @@ class Following(Generic[_T]):
 
     def now(self) -> _T:
         """What is made of the index that is active now."""
-        stamp = self._stamp()
+        there = self._stamp()
         if (
-            self._is_due(stamp)
+            self._is_due(there)
             and self._place is not None
             and self._opening.acquire(blocking=False)
         ):
             try:
-                if stamp != self._seen:  # Another thread may have opened it since.
+                if there != self._seen:  # Another thread may have opened it since.
                     old, self._made = self._made, self._make(_open_active(self._place))
-                    self._seen = stamp
+                    self._seen = there
                     self._replaced(old)
             except CodeIndexError as error:
                 self._not_before = time.monotonic() + _RETRY_SECONDS
@@ -156,16 +157,12 @@ class Following(Generic[_T]):
                 self._opening.release()
         return self._made
 
-    def _is_due(self, stamp: tuple[int, ...] | None) -> bool:
-        return stamp not in (None, self._seen) and time.monotonic() >= self._not_before
+    def _is_due(self, there: tuple[int, ...] | None) -> bool:
+        return there not in (None, self._seen) and time.monotonic() >= self._not_before
 
     def _stamp(self) -> tuple[int, ...] | None:
         """Changes with active.json; None where there is none to follow."""
-        try:
-            found = os.stat(self._place / ACTIVE_FILE) if self._place is not None else None
-        except OSError:
-            found = None
-        return None if found is None else (found.st_mtime_ns, found.st_ino, found.st_size)
+        return None if self._place is None else stamp(self._place / ACTIVE_FILE)
 
 
 def _followed(place: Path) -> Path | None:

@@ -4,13 +4,19 @@
 
 Finds the highest Poisson rate at which 99 % of the requests are answered within the objective,
 beside the closed loop's maximum; draws latency over throughput with its knee; and offers up to
-three times the capacity with deadlines, to see what is still answered.
+three times the capacity with deadlines, to see what is still answered. What is set against the
+maximum is measured in short rounds with it, until the ratios' intervals are narrow or clearly on
+one side of their targets, or the time is up.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import math
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -20,55 +26,78 @@ from rich.table import Table
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.errors import EmbeddingError
-from unified_embedding.load.served import (
-    RESULTS,
-    Served,
-    console,
-    fail,
-    pictures,
-    served,
-)
+from unified_embedding.load.served import RESULTS, Served, console, fail, pictures, served
+from unified_embedding.load.targets import OVERLOAD as OVERLOAD_TARGETS
 from unified_embedding.measure import html
 from unified_embedding.measure.arrivals import RateProfile
 from unified_embedding.measure.files import write_csv, write_json, write_text
 from unified_embedding.measure.generator import Request, closed_loop, open_loop
+from unified_embedding.measure.paired import geometric_mean, told
 from unified_embedding.measure.plots import Axis, Series, line_chart
-from unified_embedding.measure.poisson_limit import (
-    PRECISION,
-    WARM_UP_S,
-    Trial,
-    highest_rate,
-    poisson_trial,
-)
+from unified_embedding.measure.poisson_limit import WARM_UP_S, LimitSearch, Trial, poisson_trial
 from unified_embedding.measure.provenance import provenance
+from unified_embedding.measure.questions import (
+    Cells,
+    Question,
+    answered,
+    bounds,
+    medians,
+    one_round,
+    open_questions,
+    ratio_table,
+)
 from unified_embedding.measure.recorder import Recorder
 from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.measure.rounds import Rounds, paired
+from unified_embedding.retrieval import Interval
 from unified_embedding.serving.local_server import end_in_order
 
 CONCURRENCY: Final = 32
 CURVE: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
 OVERLOAD: Final = (0.5, 1.0, 1.5, 2.0, 3.0)
 OVERLOAD_TIMEOUT_S: Final = 1.0
-# Trials that a bisection of three repeats makes, about.
-_TRIALS: Final = 14
+SETTLING_S: Final = 0.5
+# Nothing is late in a closed loop; this only ends what hangs.
+CLOSED_TIMEOUT_S: Final = 120.0
+# Where the first search for the highest Poisson rate starts, of the closed loop's maximum.
+START_AT: Final = 0.8
+LOOP, POISSON = "closed loop", "Poisson"
+# Of the time in all: what stopping the server takes.
+_ENDING_S: Final = 5
 
 
 @dataclass(frozen=True)
-class Overload:
-    """What happens at a multiple of the capacity, when every caller gives up after a second.
+class Plan:
+    """How a server is measured.
 
     Attributes:
-        factor: offered rate over the closed loop's maximum.
-        offered, goodput, refused, expired: requests per second.
-        memory_mb: what the server's processes hold at the end, when they are on this machine.
+        slo_p99_ms: the objective.
+        seconds: of one trial.
+        until: when the last round has to be over (time.monotonic).
+        width: of a ratio's interval that is narrow enough, high / low - 1.
+        seed: of arrivals and order.
     """
 
-    factor: float
-    offered: float
-    goodput: float
-    refused: float
-    expired: float
-    memory_mb: float | None
+    slo_p99_ms: float
+    seconds: float
+    until: float
+    width: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Callers:
+    """The same requests, by how long the caller waits.
+
+    Attributes:
+        steady: as long as it takes, in a closed loop.
+        patient: some times as long as the objective, see `patience_s`.
+        hurried: a second.
+    """
+
+    steady: Request
+    patient: Request
+    hurried: Request
 
 
 def main(
@@ -78,19 +107,23 @@ def main(
     ] = 100,
     seconds: Annotated[
         float, typer.Option(envvar="DURATION", min=1, help="seconds of a trial")
-    ] = 8,
-    seed: Annotated[int, typer.Option(help="seed of the arrivals")] = 0,
-    full: Annotated[bool, typer.Option(envvar="FULL", help="trials four times as long")] = False,
+    ] = 3,
+    minutes: Annotated[float, typer.Option(min=0, help="time in all")] = 5,
+    width: Annotated[
+        float, typer.Option(min=0, help="width of a ratio's interval that ends the rounds")
+    ] = 0.04,
+    seed: Annotated[int, typer.Option(help="seed of arrivals and order")] = 0,
+    full: Annotated[bool, typer.Option(envvar="FULL", help="take four times as long")] = False,
     out: Annotated[Path, typer.Option(help="where the result is written")] = RESULTS / "capacity",
 ) -> None:
     """Measure capacity, curve and overload."""
-    seconds *= 4 if full else 1
-    trial_s = seconds + WARM_UP_S
-    whole = 2 * trial_s + _TRIALS * trial_s + (len(CURVE) + len(OVERLOAD)) * trial_s
-    console.print(f"capacity at p99 <= {slo_p99_ms:g} ms; about {whole / 60:.0f} minutes")
+    minutes *= 4 if full else 1
+    until = time.monotonic() + 60 * minutes - _ENDING_S
+    plan = Plan(slo_p99_ms, seconds, until, width, seed)
+    console.print(f"capacity at p99 <= {slo_p99_ms:g} ms: {minutes:g} minutes at most")
     try:
         with served(host) as server:
-            result = asyncio.run(measure(server, slo_p99_ms, seconds, seed))
+            result = asyncio.run(measure(server, plan))
     except EmbeddingError as error:
         fail(error)
     write(result, out)
@@ -98,46 +131,129 @@ def main(
     console.print(f"written: {out}/capacity.json, {out}/capacity.html")
 
 
-async def measure(server: Served, slo_p99_ms: float, seconds: float, seed: int) -> dict[str, Any]:
+async def measure(server: Served, plan: Plan) -> dict[str, Any]:
     """Everything, as JSON values."""
-    images = pictures()
-    async with client_of(server.url, patience_s(slo_p99_ms), server.connection) as client:
-        request = embed_request(client, images)
+    images, seconds, slo_p99_ms = pictures(), plan.seconds, plan.slo_p99_ms
+    async with AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(client_of(server.url, wait, server.connection))
+            for wait in (CLOSED_TIMEOUT_S, patience_s(slo_p99_ms), OVERLOAD_TIMEOUT_S)
+        ]
+        callers = Callers(*(embed_request(client, images) for client in clients))
         with steps("closed loop") as step:
-            loop, maximum = await closed_maximum(request, seconds)
+            loop, maximum = await closed_maximum(callers.steady, seconds)
             step(f"{maximum:.0f}/s at concurrency {CONCURRENCY}")
-        with steps("highest Poisson rate") as step:
-            rate, trials = await search(request, maximum, seconds, slo_p99_ms, seed, step)
         with steps("latency over throughput") as step:
             curve = []
             for share in CURVE:
                 found = await poisson_trial(
-                    request, share * maximum, seconds, slo_p99_ms, seed + 1000
+                    callers.patient, share * maximum, seconds, slo_p99_ms, plan.seed + 1000
                 )
                 curve.append(found)
                 step(f"{found.rate:.0f}/s: p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms")
-    with steps("overload") as step:
-        overload = []
-        async with client_of(server.url, OVERLOAD_TIMEOUT_S, server.connection) as client:
-            request = embed_request(client, images)
-            for factor in OVERLOAD:
-                overload.append(await overloaded(server, request, factor, maximum, seconds, seed))
-                step(f"{factor:g} x: {overload[-1].goodput:.0f}/s answered")
+        cells, rounds, asked = await in_rounds(server, callers, maximum, plan)
+    counted = rounds.counted
+    middle = medians(cells, counted)
+    (rates,) = paired(counted, {number: one["per_s"] for number, one in cells[POISSON].items()})
+    rate = geometric_mean(rates)
     return {
         "slo_p99_ms": slo_p99_ms,
-        "highest_poisson_rate": rate,
-        "precision": PRECISION,
+        "highest_poisson_rate": rate.mean,
+        "highest_poisson_interval": bounds(rate),
         "closed_loop": {
             "concurrency": CONCURRENCY,
-            "per_s": maximum,
+            "per_s": middle[LOOP]["per_s"],
             "latency_ms": loop.latencies.summary(),
         },
         "knee_rate": knee(curve).rate,
-        "trials": [asdict(found) | {"held": found.held} for found in trials],
         "curve": [asdict(found) for found in curve],
-        "overload": [asdict(found) for found in overload],
-        "provenance": provenance(ROOT, server.info, seed, trial_seconds=seconds),
+        "overload": [overload_row(factor, middle[beyond(factor)]) for factor in OVERLOAD],
+        "ratios": [one.record() for one in answered(asked, cells, counted)],
+        "rounds": rounds.record(),
+        "cells": cells,
+        "width": plan.width,
+        "provenance": provenance(ROOT, server.info, plan.seed, trial_seconds=seconds),
     }
+
+
+async def in_rounds(
+    server: Served, callers: Callers, maximum: float, plan: Plan
+) -> tuple[Cells, Rounds, list[Question]]:
+    """The closed loop, a search for the highest Poisson rate, and overload, in random order.
+
+    `maximum` is the closed loop's rate.
+    """
+    draw, seconds = random.Random(plan.seed), plan.seconds
+
+    async def one_loop() -> dict[str, float]:
+        found = await closed_loop(callers.steady, CONCURRENCY, seconds, 1.0)
+        return {"per_s": _rate(found, seconds)}
+
+    async def trial(rate: float, number: int) -> Trial:
+        return await poisson_trial(callers.patient, rate, seconds, plan.slo_p99_ms, number)
+
+    search = LimitSearch(trial, START_AT * maximum, draw)
+
+    async def one_search() -> dict[str, float]:
+        rate, _ = await search.find()
+        return {"per_s": rate}
+
+    making: dict[str, Callable[[], Awaitable[dict[str, float]]]] = {
+        LOOP: one_loop,
+        POISSON: one_search,
+    }
+    for factor in OVERLOAD:
+        making[beyond(factor)] = partial(
+            overloaded, server, callers.hurried, factor * maximum, seconds, draw
+        )
+    asked = questions()
+    cells: Cells = {}
+
+    def open_ones() -> list[Question]:
+        return open_questions(asked, cells, rounds, plan.width)
+
+    trees = [server.tree] if server.tree else []
+    rounds = Rounds(plan.until, settled=lambda: not open_ones(), trees=trees)
+    with steps("rounds") as step:
+        for number in rounds:
+            await one_round(number, open_ones(), making, cells, draw, step)
+    return cells, rounds, asked
+
+
+def overload_row(factor: float, found: Mapping[str, float]) -> dict[str, float | None]:
+    """Requests per second at a multiple of the closed loop's maximum, for tables and plots."""
+    names = {name: found[name] for name in ("offered", "refused", "expired")}
+    return {
+        "factor": factor,
+        **names,
+        "goodput": found["per_s"],
+        "memory_mb": found.get("memory_mb"),
+    }
+
+
+def _rate(recorder: Recorder, seconds: float) -> float:
+    """Answers per second; none counts as one, since a ratio's logarithm needs something."""
+    return max(1, recorder.completed) / seconds
+
+
+def beyond(factor: float) -> str:
+    """Name of the cell in which `factor` times the maximum is offered."""
+    return f"{factor:g} times the maximum offered"
+
+
+def questions() -> list[Question]:
+    """What is set against the closed loop's maximum of the same round."""
+    rate = Question("highest Poisson rate / closed loop's maximum", "per_s", POISSON, (LOOP,), None)
+    return [rate] + [
+        Question(
+            f"answered within 1 s at {factor:g} times the maximum / that maximum",
+            "per_s",
+            beyond(factor),
+            (LOOP,),
+            target,
+        )
+        for factor, target in OVERLOAD_TARGETS.items()
+    ]
 
 
 def patience_s(slo_p99_ms: float) -> float:
@@ -151,34 +267,26 @@ async def closed_maximum(request: Request, seconds: float) -> tuple[Recorder, fl
     return loop, loop.completed / (2 * seconds)
 
 
-async def search(
-    request: Request, maximum: float, seconds: float, slo_p99_ms: float, seed: int, step: Any
-) -> tuple[float, list[Trial]]:
-    """The highest rate that holds, reporting every trial."""
-
-    async def trial(rate: float, number: int) -> Trial:
-        found = await poisson_trial(request, rate, seconds, slo_p99_ms, seed + number)
-        verdict = "held" if found.held else "not held"
-        step(f"{rate:.0f}/s: {100 * found.share:.2f} % in time, {verdict}")
-        return found
-
-    return await highest_rate(trial, upper=1.2 * maximum)
-
-
 async def overloaded(
-    server: Served, request: Request, factor: float, maximum: float, seconds: float, seed: int
-) -> Overload:
-    """Offer `factor` times the maximum."""
-    profile = RateProfile.parse(f"{factor * maximum!r}")
-    recorder = await open_loop(request, profile, seconds, seed, WARM_UP_S)
-    return Overload(
-        factor=factor,
-        offered=recorder.offered / seconds,
-        goodput=recorder.completed / seconds,
-        refused=recorder.errors["CANCELLED"] / seconds,
-        expired=recorder.errors["DEADLINE_EXCEEDED"] / seconds,
-        memory_mb=server.tree.usage().memory_mb if server.tree else None,
-    )
+    server: Served, request: Request, rate: float, seconds: float, draw: random.Random
+) -> dict[str, float]:
+    """Offer `rate` requests/s when every caller gives up after a second.
+
+    Returns:
+        Requests per second that were offered, answered in time (per_s), refused and expired; and
+        what the server's processes hold at the end, when they are on this machine.
+    """
+    profile = RateProfile.parse(f"{rate!r}")
+    recorder = await open_loop(request, profile, seconds, draw.randrange(1 << 30), WARM_UP_S)
+    # The server finishes what nobody waits for any more.
+    await asyncio.sleep(SETTLING_S)
+    found = {
+        "offered": recorder.offered / seconds,
+        "per_s": _rate(recorder, seconds),
+        "refused": recorder.errors["CANCELLED"] / seconds,
+        "expired": recorder.errors["DEADLINE_EXCEEDED"] / seconds,
+    }
+    return found | ({"memory_mb": server.tree.usage().memory_mb} if server.tree else {})
 
 
 def knee(curve: Sequence[Trial]) -> Trial:
@@ -234,14 +342,23 @@ def write(result: dict[str, Any], out: Path) -> None:
     write_json(out / "capacity.json", result)
 
 
-def show(result: dict[str, Any]) -> None:
-    """Print the result for people."""
-    console.print(
-        f"[bold]{result['highest_poisson_rate']:.0f} requests/s[/] hold p99 <= "
-        f"{result['slo_p99_ms']:g} ms; the closed loop reaches "
-        f"{result['closed_loop']['per_s']:.0f}/s at concurrency {CONCURRENCY}; knee at "
+def summary(result: Mapping[str, Any]) -> str:
+    """The highest rate with its interval, the maximum and the knee, in a sentence."""
+    low, high = result["highest_poisson_interval"] or (-math.inf, math.inf)
+    rate = told(Interval(result["highest_poisson_rate"], low, high), 0)
+    loop = result["closed_loop"]
+    return (
+        f"**{rate} requests/s** hold p99 <= {result['slo_p99_ms']:g} ms; the closed loop reaches "
+        f"{loop['per_s']:.0f}/s at concurrency {loop['concurrency']}; knee at "
         f"{result['knee_rate']:.0f}/s"
     )
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print the result for people."""
+    console.print(f"{summary(result)}.", markup=False)
+    table = ratio_table(result["ratios"], result["rounds"]["disturbed"])
+    console.print("\n".join([*table, f"{result['rounds']['told']}."]), soft_wrap=True)
     curve = Table(title="latency over throughput", title_justify="left")
     for name in ("offered/s", "answered/s", "p50 ms", "p99 ms"):
         curve.add_column(name, justify="right")

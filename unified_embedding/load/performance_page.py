@@ -2,10 +2,13 @@
 
     python bench/performance_page.py
 
-Sections whose program has not been run keep what they hold.
+Sections whose program has not been run keep what they hold, and the page says of which commit
+each of them is.
 """
 
 import json
+import math
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,11 +16,18 @@ from typing import Annotated, Any, Final
 import typer
 
 from unified_embedding.checkout import ROOT
+from unified_embedding.engine.tuning import report as tune_report
+from unified_embedding.load.capacity import summary
 from unified_embedding.load.served import RESULTS, console, fail
 from unified_embedding.load.serving_tables import markdown
-from unified_embedding.load.soak import summary
+from unified_embedding.load.soak import summary as soak_summary
 from unified_embedding.measure.files import between_marks, write_text
+from unified_embedding.measure.paired import told
+from unified_embedding.measure.questions import ratio_table
+from unified_embedding.retrieval import Interval
 
+PARTS: Final = "parts"
+JUDGED: Final = ("bench", "capacity", "tune")
 PAGE: Final = ROOT / "docs" / "performance.md"
 # Plots of a section: file below results/, and what it shows.
 PLOTS: Final = {
@@ -41,14 +51,40 @@ def main(
         if not (results / file).is_file():
             console.print(f"{name}: no {results / file}; left as it is")
             continue
-        body = [render(json.loads((results / file).read_text()))]
+        try:
+            body = [render(json.loads((results / file).read_text()))]
+        except (KeyError, TypeError, ValueError):
+            fail(f"{results / file} is not of this version; measure again, or remove it")
         for plot, shows in PLOTS.get(name, {}).items():
             copy = images / plot.replace("/", "-")
             write_text(copy, (results / plot).read_text())
             body.append(f"![{shows}]({copy.relative_to(into.parent)})")
         text = replaced(text, name, "\n\n".join(body), into)
         console.print(f"{name}: from {results / file}")
-    write_text(into, text)
+    write_text(into, replaced(text, PARTS, parts(text), into))
+
+
+def parts(text: str) -> str:
+    """Of which commits the page's parts are, and which were never measured, in a line."""
+    commits: dict[str, list[str]] = {}
+    missing, bare = [], []
+    for name in SECTIONS:
+        body = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- end: {name} -->")[0]
+        found = re.findall(r"commit ([0-9a-f]{12}(?:-dirty)?), (\S+),", body)
+        if found:
+            commit, date = found[-1]
+            commits.setdefault(commit, []).append(f"{name} ({date[:10]})")
+        else:
+            missing.append(name)
+        if found and name in JUDGED and "95 % interval" not in body:
+            bare.append(name)
+    lines = [f"**not measured: {', '.join(missing)}**"] if missing else []
+    if bare:
+        lines.append(f"**measured before verdicts had intervals: {', '.join(bare)}**")
+    if len(commits) == 1:
+        return "; ".join([f"All parts are of commit {next(iter(commits))}", *lines]) + "."
+    lines = [f"{commit}: {', '.join(names)}" for commit, names in commits.items()] + lines
+    return f"**Parts of different commits.** {'; '.join(lines)}."
 
 
 def replaced(text: str, name: str, body: str, page: Path) -> str:
@@ -62,7 +98,10 @@ def replaced(text: str, name: str, body: str, page: Path) -> str:
 def bench(record: Mapping[str, Any]) -> str:
     """Every embedder's tables."""
     tables = [markdown(result) for result in record["results"]]
-    how = f"{record['rounds']} rounds of {record['seconds']:g} s in turns"
+    missing = record["unfinished"]
+    how = f"{record['minutes']:g} minutes, measurements of {record['seconds']:g} s"
+    if missing:
+        how = f"**Unfinished: {', '.join(missing)} not measured.** {how}"
     return "\n\n".join([*tables, f"{how}; {_made(record)}."])
 
 
@@ -84,11 +123,12 @@ def load(record: Mapping[str, Any]) -> str:
 
 def capacity(record: Mapping[str, Any]) -> str:
     """Capacity, curve and overload."""
-    loop = record["closed_loop"]
     lines = [
-        f"**{record['highest_poisson_rate']:.0f} requests/s** hold p99 <= "
-        f"{record['slo_p99_ms']:g} ms; the closed loop reaches {loop['per_s']:.0f}/s at "
-        f"concurrency {loop['concurrency']}; knee at {record['knee_rate']:.0f}/s.",
+        f"{summary(record)}.",
+        "",
+        *ratio_table(record["ratios"], record["rounds"]["disturbed"]),
+        "",
+        f"{record['rounds']['told']}.",
         "",
         "| offered/s | answered/s | p50 ms | p99 ms |",
         "|---|---|---|---|",
@@ -127,20 +167,25 @@ def loadgen(record: Mapping[str, Any]) -> str:
 def tune(record: Mapping[str, Any]) -> str:
     """Every setting, and what was chosen."""
     front = record["pareto_front"]
-    lines = ["| | setting | images/s of installed | p50 of one caller of installed |"]
+    lines = [
+        "| | setting | images/s of installed, 95 % interval | p50 of one caller of installed |"
+    ]
     lines.append("|---|---|---|---|")
     for one in record["settings"]:
         lines.append(
             f"| {'*' if one['label'] in front else ''} | {one['label']} "
-            f"| {one['throughput_of_installed']:.3f} | {one['p50_of_installed']:.3f} |"
+            f"| {_of_installed(one, 'throughput')} | {_of_installed(one, 'p50')} |"
         )
-    lines += ["", f"{record['verdict']}.", "", f"{record['what']}; {_made(record)}."]
+    lines += ["", *tune_report.conclusion(record)]
+    lines += ["", f"{record['what']}; {_made(record)}."]
     return "\n".join(lines)
 
 
 def soaked(record: Mapping[str, Any]) -> str:
     """One sentence; the plot shows the rest."""
-    return f"{record['callers']} callers; {summary(dict(record))}; {_made(record['provenance'])}."
+    return (
+        f"{record['callers']} callers; {soak_summary(dict(record))}; {_made(record['provenance'])}."
+    )
 
 
 SECTIONS: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]] = {
@@ -152,6 +197,11 @@ SECTIONS: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]] = 
     "tune": ("tune/tune.json", tune),
     "soak": ("soak/soak.json", soaked),
 }
+
+
+def _of_installed(one: Mapping[str, Any], name: str) -> str:
+    low, high = one[f"{name}_interval"] or (-math.inf, math.inf)
+    return told(Interval(one[f"{name}_of_installed"], low, high))
 
 
 def _overload_rows(overload: list[Mapping[str, Any]]) -> Iterator[str]:

@@ -1,9 +1,10 @@
-"""Tables of `make bench`, from bench.json's values."""
+"""Ratios and tables of `make bench`, from bench.json's values."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from operator import ge, le
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
+
+from unified_embedding.load.targets import SERVING
+from unified_embedding.measure.questions import Question, ratio_table
 
 CONCURRENCY: Final = (1, 8, 32)
 OURS: Final = "our server"
@@ -12,103 +13,77 @@ TORCH: Final = "FastAPI + torch fp32"
 ROOFLINE: Final = "roofline"
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """One figure that has a target.
-
-    Attributes:
-        name: for tables.
-        value: measured.
-        target: what it should be.
-        better: le when smaller is better, ge when larger is.
-    """
-
-    name: str
-    value: float
-    target: float
-    better: Callable[[float, float], bool]
-
-    @property
-    def met(self) -> bool:
-        """The target is reached."""
-        return self.better(self.value, self.target)
-
-
-# CPU at 32 callers, CPU at 16 images a request, throughput and p50 against LitServe, throughput
-# against torch, Poisson rate against LitServe.
-_TARGETS: Final[Mapping[str, tuple[float, ...]]] = {
-    "Lite0": (1.12, 1.06, 1.1, 0.8, 5.0, 1.2),
-    "SE-ResNeXt101": (1.04, 1.03, 1.0, 0.95, 3.0, 1.0),
-    "SE-ResNeXt101 int8": (1.04, 1.03, 1.0, 0.95, 5.0, 1.0),
-}
-
-
 def key(system: str, users: int, per_request: int) -> str:
-    """Name of a cell in bench.json."""
+    """Name of a closed loop's cell."""
     return f"{system} | {users} callers | {per_request} a request"
 
 
-def ratios(result: Mapping[str, Any]) -> list[Ratio]:
-    """The figures that the targets are about."""
-    cells = {name: cell["median"] for name, cell in result["cells"].items()}
-    most = CONCURRENCY[-1]
+def poisson_key(system: str) -> str:
+    """Name of the cell that holds a system's highest Poisson rate."""
+    return f"{system} | Poisson"
 
-    def of(system: str, users: int, figure: str, per_request: int = 1) -> float:
-        return float(cells[key(system, users, per_request)][figure])
 
-    limit = float(cells[key(ROOFLINE, 0, 1)]["cpu_ms"])
-    rate = of(OURS, most, "images_per_s")
-    found: list[tuple[str, float, Callable[[float, float], bool]]] = [
-        (f"server CPU-ms / roofline, {most} callers", of(OURS, most, "cpu_ms") / limit, le),
-        ("the same with 16 images a request", of(OURS, 8, "cpu_ms", 16) / limit, le),
-        (
-            f"images/s / LitServe at its best, {most} callers",
-            rate / max(of(name, most, "images_per_s") for name in LITSERVE),
-            ge,
-        ),
-        (
-            "p50 of one caller / LitServe at its best",
-            of(OURS, 1, "p50_ms") / min(of(name, 1, "p50_ms") for name in LITSERVE),
-            le,
-        ),
-        (f"images/s / {TORCH}, {most} callers", rate / of(TORCH, most, "images_per_s"), ge),
-    ]
-    limits = result["poisson"]
-    if limits:
-        (theirs,) = (one["rate"] for name, one in limits.items() if name != OURS)
-        slo = result["embedder"]["slo_p99_ms"]
-        ratio = limits[OURS]["rate"] / theirs if theirs else float("inf")
-        found.append((f"highest Poisson rate at p99 <= {slo:g} ms / LitServe", ratio, ge))
-    targets = _TARGETS[result["embedder"]["name"]]
+def questions(embedder: str) -> list[Question]:
+    """What is asked of an embedder, but for Poisson arrivals."""
+    targets, most = SERVING[embedder], CONCURRENCY[-1]
+    ours, limit = key(OURS, most, 1), (key(ROOFLINE, 0, 1),)
+    lit = {users: tuple(key(name, users, 1) for name in LITSERVE) for users in (1, most)}
+    one = key(OURS, 1, 1)
     return [
-        Ratio(name, value, target, better)
-        for (name, value, better), target in zip(found, targets, strict=False)
+        Question(
+            f"server CPU-ms / roofline, {most} callers", "cpu_ms", ours, limit, targets.cpu_32
+        ),
+        Question(
+            "the same, 16 images a request", "cpu_ms", key(OURS, 8, 16), limit, targets.cpu_16
+        ),
+        Question("the same, 1 caller", "cpu_ms", one, limit, targets.cpu_1),
+        Question(
+            f"images/s / LitServe at its best, {most} callers",
+            "images_per_s",
+            ours,
+            lit[most],
+            targets.litserve_rate,
+        ),
+        Question(
+            "p50 of one caller / LitServe at its best", "p50_ms", one, lit[1], targets.litserve_p50
+        ),
+        Question(
+            f"images/s / {TORCH}, {most} callers",
+            "images_per_s",
+            ours,
+            (key(TORCH, most, 1),),
+            targets.torch_rate,
+        ),
     ]
+
+
+def poisson_question(embedder: str, slo_p99_ms: float, theirs: str) -> Question:
+    """The highest Poisson rate beside that of the system `theirs`."""
+    return Question(
+        f"highest Poisson rate at p99 <= {slo_p99_ms:g} ms / {theirs}",
+        "per_s",
+        poisson_key(OURS),
+        (poisson_key(theirs),),
+        SERVING[embedder].litserve_poisson,
+    )
 
 
 def markdown(result: Mapping[str, Any]) -> str:
     """Everything about one embedder."""
+    medians = result["medians"]
     parts = [
         f"### {result['embedder']['name']}, engine {result['engine.json']['engine']}",
-        "\n".join(_ratio_table(ratios(result))),
-        "\n".join(_system_table(result)),
-        *(["\n".join(_poisson_table(result))] if result["poisson"] else []),
-        "\n".join(_stage_table(result["stages"])),
+        "\n".join(ratio_table(result["ratios"], result["rounds"]["disturbed"])),
+        f"{result['rounds']['told']}.",
+        "\n".join(_system_table(medians)),
     ]
-    return "\n\n".join(parts)
+    rates = {name: one["per_s"] for name, one in medians.items() if name.endswith(" | Poisson")}
+    if rates:
+        parts.append("\n".join(_poisson_table(rates, result["embedder"]["slo_p99_ms"])))
+    return "\n\n".join([*parts, "\n".join(_stage_table(result["stages"]))])
 
 
-def _ratio_table(found: list[Ratio]) -> Iterator[str]:
-    yield "| ratio of this run | measured | target | |"
-    yield "|---|---|---|---|"
-    for one in found:
-        sign = "<=" if one.better is le else ">="
-        verdict = "met" if one.met else "missed"
-        yield f"| {one.name} | {one.value:.2f} | {sign} {one.target:g} | {verdict} |"
-
-
-def _system_table(result: Mapping[str, Any]) -> Iterator[str]:
-    cells = {name: cell["median"] for name, cell in result["cells"].items()}
+def _system_table(cells: Mapping[str, Mapping[str, float]]) -> Iterator[str]:
     limit = cells[key(ROOFLINE, 0, 1)]
     ours = {
         users: cells[key(OURS, users, 1)]["images_per_s"]
@@ -125,10 +100,10 @@ def _system_table(result: Mapping[str, Any]) -> Iterator[str]:
         f"| 1.00 | {limit['memory_mb']:.0f} |"
     )
     for name, cell in cells.items():
-        system, callers, images = name.split(" | ")
-        users, per_request = int(callers.split()[0]), int(images.split()[0])
-        if system == ROOFLINE:
+        system, callers, *images = name.split(" | ")
+        if system == ROOFLINE or not images:
             continue
+        users, per_request = int(callers.split()[0]), int(images[0].split()[0])
         of_ours = cell["images_per_s"] / ours[users] if users in ours and per_request == 1 else None
         yield (
             f"| {system} | {users} | {per_request} | {cell['images_per_s']:.1f} "
@@ -138,12 +113,11 @@ def _system_table(result: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _poisson_table(result: Mapping[str, Any]) -> Iterator[str]:
-    slo = result["embedder"]["slo_p99_ms"]
+def _poisson_table(rates: Mapping[str, float], slo: float) -> Iterator[str]:
     yield f"| system | highest Poisson rate that holds p99 <= {slo:g} ms, requests/s |"
     yield "|---|---|"
-    for name, one in result["poisson"].items():
-        yield f"| {name} | {one['rate']:.1f} |"
+    for name, rate in rates.items():
+        yield f"| {name.removesuffix(' | Poisson')} | {rate:.1f} |"
 
 
 def _stage_table(stages: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

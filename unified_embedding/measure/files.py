@@ -7,14 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from unified_embedding.whole_files import whole_file
+from unified_embedding.whole_files import write_whole
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` through a temporary file beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as temporary:
-        temporary.write_text(text)
+    """Write `text` to `path`."""
+    write_whole(path, text)
 
 
 def write_json(path: Path, value: Any) -> None:

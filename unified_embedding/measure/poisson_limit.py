@@ -1,5 +1,8 @@
-"""The highest Poisson rate at which a service keeps a latency objective, by bisection."""
+"""The highest Poisson rate at which a service keeps a latency objective."""
 
+import math
+import random
+import statistics
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final
@@ -12,6 +15,9 @@ from unified_embedding.measure.report import SLO_PERCENTILE
 # Bisection ends when the two rates are this close.
 PRECISION: Final = 0.06
 WARM_UP_S: Final = 1.5
+# From one rate to the next of a brief search, and how far from its start it gives up.
+STEP: Final = 1.12
+_FAR: Final = 64
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,16 @@ class Trial:
 
 
 async def poisson_trial(
-    request: Request, rate: float, seconds: float, slo_p99_ms: float, seed: int
+    request: Request,
+    rate: float,
+    seconds: float,
+    slo_p99_ms: float,
+    seed: int,
+    warm_up: float = WARM_UP_S,
 ) -> Trial:
     """Offer `rate` requests/s for `seconds`, after a warm-up."""
     profile = RateProfile.parse(f"{rate!r}")
-    recorder = await open_loop(request, profile, seconds, seed, WARM_UP_S)
+    recorder = await open_loop(request, profile, seconds, seed, warm_up)
     return Trial.of(recorder, rate, seconds, slo_p99_ms)
 
 
@@ -84,3 +95,38 @@ async def highest_rate(
         else:
             high = rate
     return low, trials
+
+
+class LimitSearch:
+    """The same limit searched for again and again, briefly: once in each of paired rounds.
+
+    A search is right within `STEP` at best, but its start is drawn around what was found before,
+    so that the searches are neither too high nor too low on average.
+    """
+
+    def __init__(
+        self,
+        trial: Callable[[float, int], Awaitable[Trial]],
+        start: float,
+        draw: random.Random,
+    ) -> None:
+        """`trial` gets a rate and a seed; the first search starts around `start` requests/s."""
+        self._trial, self._start, self._draw = trial, start, draw
+        self._found: list[float] = []
+
+    async def find(self) -> tuple[float, list[Trial]]:
+        """Go by factors of `STEP` to where the objective begins to hold, or ends to.
+
+        Returns:
+            The geometric mean of the two rates on either side (a 64th of the start for a service
+            that never holds it), and every trial made.
+        """
+        middle = statistics.geometric_mean(self._found or [self._start])
+        rate = start = middle * STEP ** self._draw.uniform(-0.5, 0.5)
+        trials = [await self._trial(rate, self._draw.randrange(1 << 30))]
+        held = trials[0].held
+        while trials[-1].held == held and start / _FAR < rate < start * _FAR:
+            rate *= STEP if held else 1 / STEP
+            trials.append(await self._trial(rate, self._draw.randrange(1 << 30)))
+        self._found.append(rate * math.sqrt(1 / STEP if held else STEP))
+        return self._found[-1], trials

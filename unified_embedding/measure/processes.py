@@ -2,7 +2,7 @@
 
 import contextlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Self
 
@@ -83,6 +83,19 @@ class ProcessTree:
 
     def _processes(self) -> list[psutil.Process]:
         return [self._root, *self._root.children(recursive=True)]
+
+
+def cpu_seconds(trees: Iterable[ProcessTree]) -> float:
+    """CPU seconds of all processes in `trees`, each once.
+
+    Of ended processes too, as soon as their parents have waited for them.
+    """
+    whole = 0.0
+    for process in {one.pid: one for tree in trees for one in tree._processes()}.values():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            # User and system, its own and of children that it has waited for.
+            whole += sum(process.cpu_times()[:4])
+    return whole
 
 
 def _part(process: psutil.Process) -> str:

@@ -97,10 +97,12 @@ def start(
 
 
 @contextlib.contextmanager
-def running(repository: Path, arguments: Sequence[str] = ()) -> Iterator[LocalServer]:
+def running(
+    repository: Path, arguments: Sequence[str] = (), timeout: float = 120
+) -> Iterator[LocalServer]:
     """A server for the length of a `with` block. Raises as `start`."""
     with tempfile.TemporaryDirectory() as folder:
-        server = start(repository, Path(folder) / "tritonserver.log", arguments)
+        server = start(repository, Path(folder) / "tritonserver.log", arguments, timeout)
         try:
             yield server
         finally:

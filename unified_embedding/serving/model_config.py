@@ -10,7 +10,7 @@ from typing import Any, Final
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig
 
-from unified_embedding.whole_files import whole_file
+from unified_embedding.whole_files import write_whole
 
 FILE: Final = "config.pbtxt"
 
@@ -42,5 +42,4 @@ def write(model: Path, config: Any, comment: str = "") -> None:
     if not comment and file.exists():
         lines = file.read_text().splitlines(keepends=True)
         comment = "".join(takewhile(lambda line: line.startswith("#"), lines))
-    with whole_file(file) as partial:
-        partial.write_text(comment + text(config))
+    write_whole(file, comment + text(config))

@@ -105,7 +105,9 @@ class Admission:
         self._clock = clock
         self._last = -math.inf
 
-    def check(self, parameters: Mapping[str, object], needed: float) -> None:
+    def check(
+        self, parameters: Mapping[str, object], needed: float, *, let_in: bool = True
+    ) -> None:
         """Let a request in that can be answered in time; one without a deadline always can.
 
         An estimate may be wrong, and only work can prove it. So a request that is late by the
@@ -114,6 +116,7 @@ class Admission:
         Args:
             parameters: the request's parameters.
             needed: seconds that an answer takes now.
+            let_in: whether work for it begins now. A look before that takes nobody's turn.
 
         Raises:
             Late: fewer than `needed` seconds are left.
@@ -123,7 +126,8 @@ class Admission:
         probe = left > 0 and now - self._last >= _PROBE_S
         if left < needed and not probe:
             raise Late(left, needed)
-        self._last = now
+        if let_in:
+            self._last = now
 
 
 def _aged(seconds: float, age: float) -> float:

@@ -1,4 +1,4 @@
-"""Proxies that begin where their classes are, instead of at random."""
+"""Where classes are: sums of their pictures' embeddings, and proxies that begin there."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -14,21 +14,21 @@ from unified_embedding.training.bank import FIRST_NORM
 from unified_embedding.training.distributed import Rank, sum_over_ranks
 from unified_embedding.training.examples import Examples
 from unified_embedding.training.model import UnifiedEmbedder
+from unified_embedding.training.subsampler import UNLABELLED
 from unified_embedding.training.validation import embed
 
 _PART: Final = 512
-"""Pictures whose embeddings are held at once."""
 
 
 def class_means(
     model: UnifiedEmbedder,
     examples: Examples,
-    numbers: NDArray[np.int64],
+    numbers: Mapping[str, NDArray[np.int64]],
     limit: int,
     preprocessing: Preprocessing,
     rank: Rank,
-) -> Tensor:
-    """Proxies float32 [M, D] in the direction of each class's mean embedding, equal on all ranks.
+) -> dict[str, Tensor]:
+    """Label column -> proxies float32 [M, D] in the direction of each class's mean embedding.
 
     The mean is over L2-normalised embeddings, without augmentation: of all unit vectors it has the
     largest mean cosine with them. Losses normalise proxies, so a row's norm does not change them;
@@ -38,15 +38,19 @@ def class_means(
     Args:
         model: the starting model, put into eval mode.
         examples: training rows.
-        numbers: class number int64 [N] of every row, negative for none; each of 0 .. M-1 occurs.
+        numbers: label column -> class number int64 [N] of every row; each of 0 .. M-1 occurs.
         limit: pictures per class at most, evenly spaced over its rows.
         preprocessing: of the pictures.
-        rank: this process, which embeds its share of the pictures.
+        rank: this process.
     """
-    found = {"": numbers}
-    rows = evenly_spaced(numbers, limit)
-    sums = class_sums(model, model.dim, examples, found, rows, preprocessing, rank)[""]
-    return functional.normalize(sums) * FIRST_NORM
+    chosen = {}
+    for column, given in numbers.items():
+        chosen[column] = np.full_like(given, UNLABELLED)
+        rows = evenly_spaced(given, limit)
+        chosen[column][rows] = given[rows]
+    counts = {column: int(given.max()) + 1 for column, given in numbers.items()}
+    sums = class_sums(model, model.dim, examples, chosen, counts, preprocessing, rank)
+    return {column: functional.normalize(total) * FIRST_NORM for column, total in sums.items()}
 
 
 def class_sums(
@@ -54,39 +58,43 @@ def class_sums(
     dim: int,
     examples: Examples,
     numbers: Mapping[str, NDArray[np.int64]],
-    rows: NDArray[np.int64],
+    classes: Mapping[str, int],
     preprocessing: Preprocessing,
     rank: Rank,
 ) -> dict[str, Tensor]:
-    """Column -> sums [M, D], by class, of the unit embeddings of `rows`; equal on all ranks.
+    """Label column -> sums of unit embeddings by class, float32 [M, D] on the CPU.
+
+    Every picture is embedded once, by one rank; all ranks get equal sums.
 
     Args:
-        model: pixels -> embedding [N, D]; put into eval mode.
+        model: pixels -> embedding [N, D], put into eval mode.
         dim: D.
-        examples: training rows.
-        numbers: column -> class number int64 [N] of every row, negative for none; M - 1 is the
-            largest.
-        rows: whose pictures are embedded, each rank its share.
+        examples: rows of pictures.
+        numbers: label column -> class number int64 [N] of every row, `UNLABELLED` for none.
+        classes: label column -> M.
         preprocessing: of the pictures.
         rank: this process.
     """
-    sums = {c: torch.zeros(int(found.max()) + 1, dim) for c, found in numbers.items()}
-    mine = rows[rank.number :: rank.world]
+    sums = {column: torch.zeros(classes[column], dim) for column in numbers}
+    wanted = np.flatnonzero(np.stack([n != UNLABELLED for n in numbers.values()]).any(axis=0))
+    mine = wanted[rank.number :: rank.world]
     for start in range(0, len(mine), _PART):
         part = mine[start : start + _PART]
-        found = torch.from_numpy(embed(model.eval(), examples, part, preprocessing, rank.device))
-        unit = functional.normalize(found)
+        found = embed(model.eval(), examples, part, preprocessing, rank.device)
+        unit = functional.normalize(torch.from_numpy(found))
         for column, total in sums.items():
-            labelled = np.flatnonzero(numbers[column][part] >= 0)
-            total.index_add_(0, torch.from_numpy(numbers[column][part][labelled]), unit[labelled])
+            labels = torch.from_numpy(numbers[column][part])
+            labelled = labels != UNLABELLED
+            # On the CPU: on a GPU the order of the additions differs from run to run.
+            total.index_add_(0, labels[labelled], unit[labelled])
     return {column: sum_over_ranks(total) for column, total in sums.items()}
 
 
 def evenly_spaced(numbers: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
     """Rows of every class, class by class: all, or `limit` at even distances."""
     order = np.argsort(numbers, kind="stable")
-    order = order[numbers[order] >= 0]
-    starts = np.flatnonzero(np.diff(numbers[order], prepend=-1))
+    order = order[numbers[order] != UNLABELLED]
+    starts = np.flatnonzero(np.diff(numbers[order], prepend=UNLABELLED))
     parts = []
     for members in np.split(order, starts[1:]):
         count = min(limit, len(members))

@@ -315,9 +315,9 @@ def _computed(
         numbers = examples.encoded(column, list(names))
         numbers[np.isin(numbers, known)] = UNLABELLED
         missing[column] = numbers
-    wanted = np.flatnonzero(np.stack([n != UNLABELLED for n in missing.values()]).any(axis=0))
+    counts = {column: len(found) for column, found in rows.items()}
     model = old.model.to(rank.device)
-    sums = class_sums(model, old.dim, examples, missing, wanted, old.preprocessing, rank)
+    sums = class_sums(model, old.dim, examples, missing, counts, old.preprocessing, rank)
     for column, total in sums.items():
-        rows[column][: len(total)] += total
+        rows[column] += total
     return {column: functional.normalize(found, dim=1) for column, found in rows.items()}

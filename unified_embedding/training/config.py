@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 import yaml  # type: ignore[import-untyped]
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
+from unified_embedding.datasets.complaints import problems_of
 from unified_embedding.datasets.store import data_home
 from unified_embedding.datasets.task_table import (
     TASKS,
@@ -294,6 +295,8 @@ class Config(_Section):
         note: printed at the start, for instance which hardware the run needs.
         seed: fixes data order, augmentation, proxies and sampled classes.
         batch: images per step over all ranks, equal shares of every task.
+        accumulate: the batch passes the trunk in so many parts, which needs less memory and one
+            more forward pass; losses and gradients are those of the whole batch.
         images_per_class: class-balanced batches: so many images of each drawn class.
         temperature: of the normalised softmax.
         heads: label column -> weight, temperature and loss of that head.
@@ -319,6 +322,7 @@ class Config(_Section):
     model: ModelConfig = ModelConfig()
     preprocessing: PreprocessingConfig = PreprocessingConfig()
     batch: Annotated[int, Field(ge=1)] = 48
+    accumulate: Annotated[int, Field(ge=2)] | None = None
     images_per_class: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(gt=0)] = 0.05
     heads: dict[str, HeadConfig] = {}
@@ -349,6 +353,8 @@ class Config(_Section):
             raise ValueError(f"gradnorm knows where {SOFTMAX} starts, and no other loss of heads")
         if self.gradnorm is not None and self.precision == "fp16":
             raise ValueError("gradnorm needs precision fp32 or bf16: fp16 scales gradients")
+        if self.accumulate is not None and not self.model.frozen_batch_norm:
+            raise ValueError("accumulate: BatchNorm would see parts; keep model.frozen_batch_norm")
         if self.compatible_with is not None and self.gradnorm is not None:
             raise ValueError("compatible_with and gradnorm do not go together; leave one out")
         if self.compatible_with is not None and not self.model.layer_norm:
@@ -389,7 +395,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     try:
         return Config.model_validate(raw, context={"tasks": table})
     except ValidationError as error:
-        raise TrainingError(f"{path}: {_sentences(error)}") from None
+        raise TrainingError(f"{path}: {problems_of(error)}") from None
 
 
 def manifest_path(manifest: str | None) -> Path | None:
@@ -437,13 +443,3 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         place[last] = yaml.load(text, _Loader) if text else None
     except yaml.YAMLError as error:
         raise TrainingError(f"override {override!r} has no readable value ({error})") from error
-
-
-def _sentences(error: ValidationError) -> str:
-    parts = []
-    for entry in error.errors(include_url=False):
-        where = ".".join(str(part) for part in entry["loc"])
-        message = entry["msg"].removeprefix("Value error, ")
-        given = "" if isinstance(entry["input"], dict) else f" (given: {entry['input']!r})"
-        parts.append(f"{where}: {message}{given}" if where else message)
-    return "; ".join(parts)

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from timm.layers.adaptive_avgmax_pool import SelectAdaptivePool2d
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from unified_embedding.errors import SpecError
 
@@ -89,6 +90,25 @@ class UnifiedEmbedder(nn.Module):
             for layer in batch_norms(self):
                 layer.eval()
         return self
+
+
+class InParts(nn.Module):
+    """`model` on a batch in `parts`, each of which backward computes again.
+
+    Activations of one part at a time are kept, for one more forward pass. What stands behind it
+    sees the whole batch, so that every loss and its gradient are those of the whole batch
+    (the idea of GradCache, arXiv 2101.06983).
+    """
+
+    def __init__(self, model: nn.Module, parts: int) -> None:
+        super().__init__()
+        self.model = model
+        self.parts = parts
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """What `model` returns for pixels [N, ...], up to rounding."""
+        parts = pixels.chunk(self.parts)
+        return torch.cat([checkpoint(self.model, part, use_reentrant=False) for part in parts])
 
 
 class AveragePool(nn.Module):

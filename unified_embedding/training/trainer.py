@@ -32,6 +32,7 @@ from unified_embedding.training.config import SOFTMAX, Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
 from unified_embedding.training.examples import load_rows, select
+from unified_embedding.training.model import InParts
 from unified_embedding.training.schedule import Schedule
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -103,6 +104,8 @@ class Trainer:
             averaging = get_ema_multi_avg_fn(config.schedule.ema)  # type: ignore[no-untyped-call]
             self._average = AveragedModel(self.model, multi_avg_fn=averaging)
         self.scaler = torch.amp.GradScaler(rank.device.type, enabled=config.precision == "fp16")
+        parts = config.accumulate
+        self._trained = self.model if parts is None else InParts(self.model, parts)
         columns = [head.column for head in self.heads]
         old = [f"old_{column}" for column in columns if self.influence is not None]
         self.loss_names = [*columns, *old]
@@ -257,19 +260,16 @@ class Trainer:
 
     def start_at_class_means(self, taken: list[str]) -> None:
         """Move fresh proxies to class means where `class_means` asks for it, but not `taken`'s."""
-        if self.config.class_means is None:
+        limit = self.config.class_means
+        fresh = {head.column: head for head in self.heads if head.column not in taken}
+        if limit is None or not fresh:
             return
-        for head in self.heads:
-            if head.column not in taken:
-                rows = class_means(
-                    self.model,
-                    self.examples,
-                    self.numbers[head.column],
-                    self.config.class_means,
-                    self.preprocessing,
-                    self.rank,
-                )
-                head.load({**head.state(), "rows": rows})
+        numbers = {column: self.numbers[column] for column in fresh}
+        found = class_means(
+            self.model, self.examples, numbers, limit, self.preprocessing, self.rank
+        )
+        for column, rows in found.items():
+            fresh[column].load({**fresh[column].state(), "rows": rows})
 
     def close(self) -> None:
         """Release threads and mapped files."""
@@ -347,11 +347,11 @@ class Trainer:
             return self.model.eval()
         self.model.train()
         if self.rank.world == 1:
-            return self.model
+            return self._trained
         if self._parallel is None:
             cuda = self.rank.device.type == "cuda"
             self._parallel = DistributedDataParallel(
-                self.model,
+                self._trained,
                 device_ids=[self.rank.device.index] if cuda else None,
                 forward_sync_buffers=not self.config.model.frozen_batch_norm,
             )

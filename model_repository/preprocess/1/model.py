@@ -17,6 +17,7 @@ from unified_embedding.errors import ImageError
 from unified_embedding.image import Box, Limits, load_pixels, measure, parse_crops
 from unified_embedding.names import Names
 from unified_embedding.serving import answers
+from unified_embedding.serving.backlog import Backlog
 from unified_embedding.serving.metrics import DECODE, INFO, Metrics, show_server
 from unified_embedding.serving.pace import Admission, Pace, SharedPace
 from unified_embedding.serving.parent import end_with_parent
@@ -44,6 +45,7 @@ class TritonPythonModel:
         self.limits = Limits.from_settings(settings, os.environ)
         self.large = LargeRequests(self.limits)
         self.admission, self.pace, self.engine_pace = Admission(), Pace(), SharedPace(embedder)
+        self.backlog = Backlog(embedder)
         example = io.BytesIO()
         Image.new("RGB", (64, 48)).save(example, "JPEG")
         load_pixels(example.getvalue(), self.preprocessing)
@@ -63,6 +65,8 @@ class TritonPythonModel:
         self.spans.close()
 
     def _tensors(self, request: Any, parameters: Mapping[str, object]) -> list[Any] | answers.Later:
+        # What is late is not even looked at.
+        self._check(parameters, 0, let_in=False)
         images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()[:, 0]
         if not 1 <= len(images) <= MAX_BATCH_SIZE:
             raise ImageError(f"the request has {len(images)} images; send 1 to {MAX_BATCH_SIZE}")
@@ -77,7 +81,7 @@ class TritonPythonModel:
         decoded = partial(self._decoded, images, boxes, parameters, work, context)
         if not self.large.takes(cost):
             return decoded()
-        self._check(parameters, work + self.large.held)
+        self._check(parameters, work + self.large.held, let_in=False)
         return answers.Later(partial(self.large.put, cost), decoded)
 
     def _decoded(
@@ -88,9 +92,10 @@ class TritonPythonModel:
         work: int,
         context: Any,
     ) -> list[Any]:
-        self._check(parameters, work)
-        began = time.monotonic()
-        rows = self._each(partial(self._pixels, context), images, boxes)
+        with self.backlog.place(len(images)):
+            self._check(parameters, work)
+            began = time.monotonic()
+            rows = self._each(partial(self._pixels, context), images, boxes)
         self.pace.add((time.monotonic() - began) / work)
         # One picture is the common case, and needs no copy of its pixels.
         pixels = rows[0][None] if len(rows) == 1 else np.stack(rows)
@@ -115,9 +120,13 @@ class TritonPythonModel:
         )
         return pixels
 
-    def _check(self, parameters: Mapping[str, object], work: int) -> None:
+    def _check(self, parameters: Mapping[str, object], work: int, *, let_in: bool = True) -> None:
         # After it the engine finishes the batch it has, computes this one, and the answers travel.
-        self.admission.check(parameters, work * self.pace.now + 3 * self.engine_pace.read())
+        # Where requests queue, those behind have more time left: it costs nothing to let in only
+        # who is in time even if the batches take twice as long.
+        batches = 6 if self.backlog.crowded else 3
+        needed = work * self.pace.now + batches * self.engine_pace.read()
+        self.admission.check(parameters, needed, let_in=let_in)
 
     def _each(
         self, function: Callable[..., Any], images: Iterable[bytes], boxes: Iterable[Box | None]

@@ -76,8 +76,9 @@ def test_a_file_of_keys_is_refused_by_the_line(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="cannot be read"):
         Keys(path)
     path.write_text(line("a", "b") + "team plain-text-key\n")
-    with pytest.raises(KeyFileError, match=r"line 2: 'team plain-text-key' is not NAME and the"):
+    with pytest.raises(KeyFileError, match="line 2 is not NAME and the SHA-256") as refused:
         Keys(path)
+    assert "plain" not in str(refused.value)  # It may be a key.
 
 
 def test_a_body_is_refused_when_it_is_too_large(peer: Peer) -> None:

@@ -1,12 +1,12 @@
 """An engine must agree with itself: in any batch, at any position, whatever ran before."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-Runner = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+from unified_embedding.onnx_runner import Runner
 
 LEAST_COSINE: Final = 0.9999
 """For one picture in batches of different size, where kernels differ; equal bits otherwise."""

@@ -1,7 +1,6 @@
 """The truth the gates compare with: the fp32 ONNX on onnxruntime, over a gallery's pictures."""
 
 import os
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -14,7 +13,8 @@ from rich.progress import track
 from unified_embedding.errors import ImageError
 from unified_embedding.gallery import Gallery
 from unified_embedding.image import Preprocessing, load_pixels
-from unified_embedding.spec import INPUT, ONNX_FILE, OUTPUT, EmbedderSpec, digest
+from unified_embedding.onnx_runner import Runner, on_onnxruntime
+from unified_embedding.spec import ONNX_FILE, EmbedderSpec, digest
 from unified_embedding.whole_files import whole_file
 
 BATCH: Final = 16
@@ -35,29 +35,16 @@ def load_gallery(gallery: Gallery, preprocessing: Preprocessing) -> NDArray[np.u
     return np.stack(pixels)
 
 
-def embed(
-    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]],
-    pixels: NDArray[np.uint8],
-    label: str,
-) -> NDArray[np.float32]:
+def embed(run: Runner, pixels: NDArray[np.uint8], label: str) -> NDArray[np.float32]:
     """Embeddings [N, D] of pixels [N, S, S, 3] through `run`, `BATCH` rows at a time."""
     starts = range(0, len(pixels), BATCH)
     rows = [run(pixels[start : start + BATCH]) for start in track(starts, label, transient=True)]
     return np.concatenate(rows)
 
 
-def reference_runner(model: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+def reference_runner(model: Path) -> Runner:
     """The fp32 ONNX of an embedder folder on onnxruntime's CPU provider."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = len(os.sched_getaffinity(0))
-    session = ort.InferenceSession(
-        str(model / ONNX_FILE), options, providers=["CPUExecutionProvider"]
-    )
-
-    def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return np.asarray(session.run([OUTPUT], {INPUT: pixels})[0], dtype=np.float32)
-
-    return run
+    return on_onnxruntime(model / ONNX_FILE, len(os.sched_getaffinity(0)))
 
 
 def reference_embeddings(

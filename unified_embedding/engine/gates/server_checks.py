@@ -11,9 +11,9 @@ import tritonclient.grpc as grpcclient
 from numpy.typing import NDArray
 
 from unified_embedding.client import EmbedderClient
-from unified_embedding.engine.gates.consistency import Runner
 from unified_embedding.errors import ClientError
 from unified_embedding.names import DEFAULT
+from unified_embedding.onnx_runner import Runner
 from unified_embedding.spec import INPUT, OUTPUT
 
 

@@ -4,9 +4,7 @@ With graphs, Triton has answered a request with the previous one's result (serve
 the plan alone cannot show that.
 """
 
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -14,23 +12,16 @@ import tritonclient.grpc as grpcclient
 from numpy.typing import NDArray
 
 from unified_embedding.engine.gates import consistency, server_checks
-from unified_embedding.serving import local_server
+from unified_embedding.serving.local_server import LocalServer, running
 from unified_embedding.spec import MAX_BATCH_SIZE
 
 STARTUP_SECONDS = 300.0
 """A plan warms up every batch size first."""
 
 
-@contextmanager
-def serving(repository: Path) -> Iterator[str]:
-    """The gRPC address of a server with `repository`. Raises ServerUnavailable."""
-    with tempfile.TemporaryDirectory() as folder:
-        log = Path(folder) / "tritonserver.log"
-        server = local_server.start(repository, log, timeout=STARTUP_SECONDS)
-        try:
-            yield server.grpc_url
-        finally:
-            server.stop()
+def serving(repository: Path) -> AbstractContextManager[LocalServer]:
+    """A server with `repository`. Raises ServerUnavailable."""
+    return running(repository, timeout=STARTUP_SECONDS)
 
 
 def problems(repository: Path, pixels: NDArray[np.uint8]) -> list[str]:
@@ -39,6 +30,9 @@ def problems(repository: Path, pixels: NDArray[np.uint8]) -> list[str]:
     Raises:
         ServerUnavailable: Triton does not start with it.
     """
-    with serving(repository) as url, grpcclient.InferenceServerClient(url) as client:
+    with (
+        serving(repository) as server,
+        grpcclient.InferenceServerClient(server.grpc_url) as client,
+    ):
         run = server_checks.embedder_runner(client)
         return consistency.problems(run, pixels, MAX_BATCH_SIZE, exact=False)

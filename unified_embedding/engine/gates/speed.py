@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from unified_embedding.engine.gates.consistency import Runner
+from unified_embedding.onnx_runner import Runner
 
 
 @dataclass(frozen=True)

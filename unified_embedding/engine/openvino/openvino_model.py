@@ -11,6 +11,7 @@ import triton_python_backend_utils as pb_utils
 from numpy.typing import NDArray
 
 from unified_embedding.serving import answers
+from unified_embedding.serving.backlog import Backlog
 from unified_embedding.serving.metrics import ENGINE, Metrics
 from unified_embedding.serving.openvino_engine import OpenVinoEngine
 from unified_embedding.serving.pace import Admission, Pace, SharedPace
@@ -32,21 +33,29 @@ class TritonPythonModel:
         self.admission, self.pace = Admission(), Pace()
         self.shared_pace = SharedPace(args["model_name"])
         self.metrics = Metrics(args["model_name"], ENGINE)
+        self.most = config["max_batch_size"]
+        self.backlog = Backlog(args["model_name"])
+        instances = sum(group["count"] for group in config["instance_group"])
+        self.backlog.begin(self.most * instances)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all waiting requests as one batch and hand each its rows; drop those too late."""
+        sizes = [len(_pixels(request)) for request in requests]
+        # Triton fills a batch while it can; a large request may not have fitted in.
+        drained = sum(sizes) < self.most and max(sizes) == 1
+        self.backlog.taken(sum(sizes), drained, self.pace.now)
         return answers.together(requests, self._pixels, self._embeddings, self.metrics.refused)
 
     def finalize(self) -> None:
         """The server stops."""
         self.shared_pace.remove()
+        self.backlog.remove()
         self.metrics.close()
 
     def _pixels(self, request: Any, parameters: Mapping[str, object]) -> NDArray[np.uint8]:
         # The batch itself, and as much again for the answers' way home.
         self.admission.check(parameters, 2 * self.pace.now)
-        pixels: NDArray[np.uint8] = pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy()
-        return pixels
+        return _pixels(request)
 
     def _embeddings(self, batch: list[NDArray[np.uint8]]) -> list[list[Any]]:
         began = time.monotonic()
@@ -60,3 +69,8 @@ class TritonPythonModel:
             [pb_utils.Tensor("embedding", rows), pb_utils.Tensor("features", rows)]
             for rows in np.split(embedding, ends[:-1])
         ]
+
+
+def _pixels(request: Any) -> NDArray[np.uint8]:
+    pixels: NDArray[np.uint8] = pb_utils.get_input_tensor_by_name(request, "pixels").as_numpy()
+    return pixels

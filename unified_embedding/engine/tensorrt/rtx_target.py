@@ -4,13 +4,11 @@ Triton cannot serve an RTX plan, so nothing is installed. The plan proves that t
 and compiles with the types it should have; the gates run on an emulation of its rounding.
 """
 
-from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from unified_embedding.engine.tensorrt import fp16_emulation
@@ -18,7 +16,7 @@ from unified_embedding.engine.tensorrt import plan as tensorrt_plan
 from unified_embedding.engine.tensorrt.plan import PLAN_FILE
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.errors import BuildError
-from unified_embedding.spec import INPUT, OUTPUT
+from unified_embedding.onnx_runner import Runner, on_onnxruntime
 
 
 class TensorRtRtxTarget:
@@ -63,11 +61,6 @@ class TensorRtRtxTarget:
         self.emulated = fp16_emulation.emulate(graph).SerializeToString()
         return {**record, **built, "gates_run_on": "FP16 rounding emulated on onnxruntime"}
 
-    def runner(self, folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    def runner(self, folder: Path) -> Runner:
         """The FP16 graph just compiled, emulated on the CPU."""
-        session = ort.InferenceSession(self.emulated, providers=["CPUExecutionProvider"])
-
-        def run(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-            return np.asarray(session.run([OUTPUT], {INPUT: pixels})[0], dtype=np.float32)
-
-        return run
+        return on_onnxruntime(self.emulated)

@@ -1,7 +1,6 @@
 """Target `tensorrt`: an FP16 plan for Triton's TensorRT backend, built on the serving GPU."""
 
 import re
-from collections.abc import Callable
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +16,7 @@ from unified_embedding.engine.tensorrt import plan as tensorrt_plan
 from unified_embedding.engine.tensorrt.plan import PLAN_FILE, console
 from unified_embedding.engine.tensorrt.plan_options import PlanOptions
 from unified_embedding.errors import BuildError
+from unified_embedding.onnx_runner import Runner
 
 
 class TensorRtTarget:
@@ -85,7 +85,7 @@ class TensorRtTarget:
             cuda_graphs=self.options.cuda_graphs,
         )
 
-    def runner(self, folder: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
+    def runner(self, folder: Path) -> Runner:
         """The plan in `folder` as a function pixels [N, S, S, 3] -> embedding [N, D]."""
         return plan_runner.load(self.trt, folder / PLAN_FILE)
 

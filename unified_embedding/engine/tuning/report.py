@@ -1,7 +1,7 @@
 """What `make tune` saw: ratios to what is installed, the Pareto front, table and plot."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,44 +11,64 @@ from rich.table import Table
 from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tuning.server import CALLERS, Reading
 from unified_embedding.measure.files import write_json, write_text
+from unified_embedding.measure.paired import ratio, told
 from unified_embedding.measure.plots import Axis, Series, line_chart
+from unified_embedding.measure.questions import bounds, ratio_table
+from unified_embedding.measure.rounds import paired
+from unified_embedding.retrieval import Interval
 
 COLUMNS = ("setting", "images/s", "of installed", "CPU-ms", "p50 ms, one caller", "of installed")
 
 
 @dataclass(frozen=True)
 class Seen:
-    """One setting's rounds beside those of what is installed, taken in turns."""
+    """One setting's rounds beside those of what is installed.
+
+    Attributes:
+        config: the setting.
+        rounds: its readings by round.
+        installed: those of the installed setting.
+        counted: the rounds that count.
+    """
 
     config: EmbedderConfig
-    rounds: Sequence[Reading]
-    installed: Sequence[Reading]
+    rounds: Mapping[int, Reading]
+    installed: Mapping[int, Reading]
+    counted: frozenset[int]
 
     @property
-    def throughput(self) -> float:
-        """Pictures per second of many callers over the installed setting's; median round."""
-        pairs = zip(self.rounds, self.installed, strict=True)
-        return statistics.median(own.images_per_s / base.images_per_s for own, base in pairs)
+    def throughput(self) -> Interval:
+        """Pictures per second of many callers over the installed setting's."""
+        return self._ratio("images_per_s")
 
     @property
-    def p50(self) -> float:
-        """A single caller's wait over the installed setting's; median round."""
-        pairs = zip(self.rounds, self.installed, strict=True)
-        return statistics.median(own.p50_ms / base.p50_ms for own, base in pairs)
+    def p50(self) -> Interval:
+        """A single caller's wait over the installed setting's."""
+        return self._ratio("p50_ms")
 
     def median(self, name: str) -> float:
         """The median round of one of a reading's figures."""
-        return statistics.median(float(getattr(one, name)) for one in self.rounds)
+        return statistics.median(float(getattr(one, name)) for one in self.rounds.values())
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
         return {
             "setting": asdict(self.config),
             "label": label(self.config),
-            "throughput_of_installed": self.throughput,
-            "p50_of_installed": self.p50,
-            "rounds": [asdict(one) for one in self.rounds],
+            "throughput_of_installed": self.throughput.mean,
+            "throughput_interval": bounds(self.throughput),
+            "p50_of_installed": self.p50.mean,
+            "p50_interval": bounds(self.p50),
+            "rounds": {number: asdict(one) for number, one in self.rounds.items()},
         }
+
+    def _ratio(self, name: str) -> Interval:
+        sides = ({n: getattr(one, name) for n, one in side.items()} for side in self._sides)
+        return ratio(*paired(self.counted, *sides))
+
+    @property
+    def _sides(self) -> tuple[Mapping[int, Reading], Mapping[int, Reading]]:
+        return self.rounds, self.installed
 
 
 def label(config: EmbedderConfig) -> str:
@@ -69,13 +89,13 @@ def front(seen: Sequence[Seen]) -> list[Seen]:
         one
         for one in seen
         if not any(
-            other.throughput >= one.throughput
-            and other.p50 <= one.p50
-            and (other.throughput, other.p50) != (one.throughput, one.p50)
+            other.throughput.mean >= one.throughput.mean
+            and other.p50.mean <= one.p50.mean
+            and _place(other) != _place(one)
             for other in seen
         )
     ]
-    return sorted(best, key=lambda one: one.throughput)
+    return sorted(best, key=lambda one: one.throughput.mean)
 
 
 def rows(seen: Sequence[Seen]) -> list[tuple[str, ...]]:
@@ -84,10 +104,10 @@ def rows(seen: Sequence[Seen]) -> list[tuple[str, ...]]:
         (
             label(one.config),
             f"{one.median('images_per_s'):.0f}",
-            f"{one.throughput:.3f}",
+            told(one.throughput),
             f"{one.median('cpu_ms'):.2f}",
             f"{one.median('p50_ms'):.2f}",
-            f"{one.p50:.3f}",
+            told(one.p50),
         )
         for one in seen
     ]
@@ -107,14 +127,18 @@ def table(seen: Sequence[Seen]) -> Table:
     return found
 
 
-def comparison(rerun: Sequence[Seen]) -> Table:
-    """What is installed and the winner, in turns."""
-    found = Table(title="once more, in turns: installed, winner", title_justify="left")
-    for name in COLUMNS:
-        found.add_column(name, justify="left" if name == "setting" else "right")
-    for cells in rows(rerun):
-        found.add_row(*cells)
-    return found
+def conclusion(record: Mapping[str, Any]) -> Iterator[str]:
+    """Markdown lines: the winner beside what is installed, how busy the machine was, what is kept.
+
+    `record` is tune.json's.
+    """
+    for title, rounds in list(record["rounds"].items())[-1:]:
+        if record["ratios"]:
+            yield from ratio_table(record["ratios"], rounds["disturbed"])
+            yield ""
+        yield f"{title}: {rounds['told']}."
+        yield ""
+    yield f"{record['verdict']}."
 
 
 def write(record: dict[str, Any], seen: Sequence[Seen], out: Path) -> None:
@@ -130,15 +154,19 @@ def write(record: dict[str, Any], seen: Sequence[Seen], out: Path) -> None:
 
 def plot(seen: Sequence[Seen]) -> str:
     """Single caller's wait over throughput, one dot a setting, the front as a line."""
-    places = [(one.throughput, one.p50) for one in seen]
+    places = [_place(one) for one in seen]
     numbers = [str(number) for number in range(2, len(seen) + 1)]
     return line_chart(
         "Settings, relative to what is installed",
         Axis(f"images/s of {CALLERS} callers", from_zero=False),
         Axis("p50 of one caller", from_zero=False),
         [
-            Series("Pareto front", [(one.throughput, one.p50) for one in front(seen)], dashed=True),
+            Series("Pareto front", [_place(one) for one in front(seen)], dashed=True),
             Series("installed", places[:1], labels=["1"]),
             Series("row of tune.md", places[1:], labels=numbers),
         ],
     )
+
+
+def _place(one: Seen) -> tuple[float, float]:
+    return one.throughput.mean, one.p50.mean
