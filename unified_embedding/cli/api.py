@@ -65,6 +65,7 @@ def main(
 ) -> None:
     """Serve the HTTP API."""
     logging.basicConfig(format="%(message)s", level=logging.INFO)
+    logging.getLogger("faiss").setLevel(logging.WARNING)  # It tells how it was loaded.
     # Answers say so themselves when engines differ.
     warnings.simplefilter("ignore", EngineWarning)
     guarded = page or bool(host_name) or host in LOOPBACK
