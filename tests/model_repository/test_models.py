@@ -125,9 +125,10 @@ def test_preprocess_decodes_no_more_than_the_engine_takes(
     preprocess.backlog.begin(limit=3)
     requests = [Request("image", rows(images[0])) for _ in range(3)]
     assert [answer.error for answer in preprocess.execute(requests)] == [None] * 3
-    (late,) = preprocess.execute([Request("image", rows(images[0]), by(0.2))])
+    with preprocess.backlog.taken(0, drained=False, pace=0.0):
+        (late,) = preprocess.execute([Request("image", rows(images[0]), by(0.2))])
     assert late.error.code == TritonError.CANCELLED
-    # An engine that takes nothing has lost what it was handed, and the others go on.
+    # An idle engine that takes nothing has lost what it was handed, and the others go on.
     (others,) = preprocess.execute([Request("image", rows(images[0]))])
     assert others.error is None
     preprocess.finalize()

@@ -336,6 +336,7 @@ def test_the_shipped_plan_states_budget_margin_and_equal_data() -> None:
         "no-layer-norm",
         "gradnorm",
         "compatible",
+        "step",
     }
     batch = 48
     images = {row.name: row.steps * batch // (1 if row.task else 3) for row in config.rows}

@@ -344,24 +344,21 @@ def found_again(
 
 def test_new_queries_find_the_old_index_and_an_independent_models_do_not(tmp_path: Path) -> None:
     """Random weights of different seeds share nothing that only training could connect."""
-    pictures = ["data.made_up={browse_class: 24, camera_category: 0, shop_class: 0, "
-                "shop_instance: 0, per_class: 6}", "data.tasks=[browse]", "data.color=0",
-                "data.labels=[browse_class]", "batch=24", "schedule.heads.steps=0",
-                "schedule.full.steps=60",
-                "schedule.rate=0.01", "schedule.decay=cosine"]  # fmt: skip
-    old = make(tmp_path / "old", *pictures, "seed=1")
+    made = "browse_class: 24, camera_category: 0, shop_class: 0, shop_instance: 0, per_class: 6"
+    settings = [f"data.made_up={{{made}}}", "data.tasks=[browse]", "data.labels=[browse_class]",
+                "data.color=0", "batch=24", "schedule={heads: {steps: 0}, full: {steps: 60}, "
+                "rate: 0.01, decay: cosine}"]  # fmt: skip
+    old = make(tmp_path / "old", *settings, "seed=1")
     run(old, 60)
-    path = old.save()
-    free = make(tmp_path / "free", *pictures, "seed=2")
+    free = make(tmp_path / "free", *settings, "seed=2")
+    new = make(tmp_path / "new", *settings, "seed=2", f"compatible_with={old.save()}")
     run(free, 60)
-    new = make(tmp_path / "new", *pictures, "seed=2", f"compatible_with={path}")
     run(new, 60)
     labels = old.held_out.labels["browse_class"]
-    index = held_out_vectors(old)
+    vectors = [held_out_vectors(trainer) for trainer in (old, new, free)]
     for change in (lambda v: v / np.linalg.norm(v, axis=1, keepdims=True), np.sign):
         own, compatible, independent = (
-            found_again(change(held_out_vectors(one)), change(index), labels)
-            for one in (old, new, free)
+            found_again(change(queries), change(vectors[0]), labels) for queries in vectors
         )
         assert compatible > independent + 0.2
         assert compatible > own / 2

@@ -176,9 +176,7 @@ def test_two_processes_train_one_epoch_of_every_image(tmp_path: Path, bank: str)
     assert not list((tmp_path / "run").glob("*.bank"))
 
 
-@pytest.mark.parametrize(
-    ("bank", "compatible"), [("memory", False), ("mapped", False), ("memory", True)]
-)
+@pytest.mark.parametrize(("bank", "compatible"), [("mapped", False), ("memory", True)])
 def test_two_processes_compute_what_one_does(tmp_path: Path, bank: str, compatible: bool) -> None:
     overrides = [
         *SMOOTH,

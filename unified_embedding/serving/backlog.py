@@ -17,11 +17,13 @@ from typing import Final
 
 from unified_embedding.serving import server_files
 
-# Pictures before the engine, the most there may be, when the engine took some last, and how long
-# its batches take.
+# Pictures before the engine, the most there may be, until when it may well take none, and how
+# long its batches take.
 _RECORD: Final = struct.Struct("qqdd")
-# An engine that took nothing for two batches and so long has lost what it was handed: a caller who
-# gave up between the steps is never taken.
+# An engine that takes nothing was handed nothing, whatever is counted: Triton passes on nothing
+# whose caller has given up. One without work takes what there is at once, one with work in two
+# batches' time and so long.
+_IDLE_S: Final = 0.02
 _STILL_S: Final = 0.25
 # No batch of a server that answers takes longer.
 _SLOWEST_S: Final = 60.0
@@ -60,14 +62,15 @@ class Backlog:
         """The engine is there: begin to count. `limit`: pictures that may wait for it."""
         self._path.unlink(missing_ok=True)
         with contextlib.suppress(OSError), self._record(create=True) as file:
-            _write(file, 0, limit, self._clock(), 0.0)
+            _write(file, 0, limit, self._clock() + _IDLE_S, 0.0)
 
     def remove(self) -> None:
         """The engine stops."""
         self._path.unlink(missing_ok=True)
 
-    def taken(self, pictures: int, drained: bool, pace: float) -> None:
-        """The engine took a batch.
+    @contextlib.contextmanager
+    def taken(self, pictures: int, drained: bool, pace: float) -> Iterator[None]:
+        """The engine took a batch, and works on it in this block.
 
         Args:
             pictures: in the batch.
@@ -77,7 +80,11 @@ class Backlog:
         with contextlib.suppress(OSError, struct.error), self._record() as file:
             level, limit, _, _ = _read(file)
             level = 0 if drained else max(0, level - pictures)
-            _write(file, level, limit, self._clock(), pace)
+            _write(file, level, limit, self._clock() + (_STILL_S + 2 * pace), pace)
+        yield
+        with contextlib.suppress(OSError, struct.error), self._record() as file:
+            level, limit, _, pace = _read(file)
+            _write(file, level, limit, self._clock() + _IDLE_S, pace)
 
     @contextlib.contextmanager
     def place(self, pictures: int) -> Iterator[None]:
@@ -94,12 +101,12 @@ class Backlog:
         """0 when they are counted, else seconds after which to try again."""
         try:
             with self._record() as file:
-                level, limit, moved, pace = _read(file)
+                level, limit, until, pace = _read(file)
                 now, still = self._clock(), _STILL_S + 2 * pace
                 if level < limit:
-                    _write(file, level + pictures, limit, moved, pace)
-                elif not 0 <= now - moved <= still:
-                    _write(file, pictures, limit, now, pace)
+                    _write(file, level + pictures, limit, until, pace)
+                elif not now < until <= now + still:
+                    _write(file, pictures, limit, now + _IDLE_S, pace)
                 else:
                     self._crowded_until = now + still
                     return min(max(_SHARE * pace, _SHORTEST_S), _LONGEST_S)
@@ -109,8 +116,8 @@ class Backlog:
 
     def _leave(self, pictures: int) -> None:
         with contextlib.suppress(OSError, struct.error), self._record() as file:
-            level, limit, moved, pace = _read(file)
-            _write(file, max(0, level - pictures), limit, moved, pace)
+            level, limit, until, pace = _read(file)
+            _write(file, max(0, level - pictures), limit, until, pace)
 
     @contextlib.contextmanager
     def _record(self, create: bool = False) -> Iterator[int]:
@@ -124,12 +131,12 @@ class Backlog:
 
 
 def _read(file: int) -> tuple[int, int, float, float]:
-    level, limit, moved, pace = _RECORD.unpack(os.pread(file, _RECORD.size, 0))
+    level, limit, until, pace = _RECORD.unpack(os.pread(file, _RECORD.size, 0))
     # Whoever may map the server's shared memory may write there.
     if level < 0 or limit < 1 or not 0 <= pace <= _SLOWEST_S:
         raise struct.error("not what a step of ours wrote")
-    return level, limit, moved, pace
+    return level, limit, until, pace
 
 
-def _write(file: int, level: int, limit: int, moved: float, pace: float) -> None:
-    os.pwrite(file, _RECORD.pack(level, limit, moved, pace), 0)
+def _write(file: int, level: int, limit: int, until: float, pace: float) -> None:
+    os.pwrite(file, _RECORD.pack(level, limit, until, pace), 0)

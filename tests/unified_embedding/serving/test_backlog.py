@@ -55,21 +55,26 @@ def enter(backlog: Backlog, pictures: int) -> None:
         pass
 
 
+def take(backlog: Backlog, pictures: int, *, drained: bool, pace: float = 0.1) -> None:
+    """The engine takes a batch and is done with it at once."""
+    with backlog.taken(pictures, drained, pace):
+        pass
+
+
 @pytest.mark.parametrize("pictures", [1, LIMIT])
 def test_as_many_as_the_engine_takes_at_once_wait_for_nothing(
     backlog: Backlog, time: Time, pictures: int
 ) -> None:
-    for _ in range(LIMIT):
-        enter(backlog, 1)
-    assert time.slept == 0
-    assert not backlog.crowded
-    # The next one waits until the engine has taken some; one of many pictures as well.
-    time.meanwhile = lambda: (
-        backlog.taken(LIMIT, drained=False, pace=0.1) if time.slept == 3 else None
-    )
-    enter(backlog, pictures)
-    assert time.slept == 3
-    assert backlog.crowded
+    with backlog.taken(1, drained=True, pace=0.1):
+        for _ in range(LIMIT):
+            enter(backlog, 1)
+        assert time.slept == 0
+        assert not backlog.crowded
+        # The next one waits until the engine takes some; one of many pictures as well.
+        time.meanwhile = lambda: take(backlog, LIMIT, drained=False) if time.slept == 3 else None
+        enter(backlog, pictures)
+        assert time.slept == 3
+        assert backlog.crowded
     time.now += 1
     assert not backlog.crowded
 
@@ -90,34 +95,39 @@ def test_a_batch_that_took_all_there_was_ends_the_count_of_lost_ones(
     for _ in range(LIMIT):
         enter(backlog, 1)
     # The callers of fourteen hung up, and Triton told the engine nothing of them.
-    backlog.taken(2, drained=True, pace=0.1)
+    take(backlog, 2, drained=True)
     for _ in range(LIMIT):
         enter(backlog, 1)
     assert time.slept == 0
 
 
 @pytest.mark.parametrize("pace", [0.0, 0.04, 2.0])
-def test_an_engine_that_takes_nothing_is_waited_for_as_long_as_two_batches_take(
+def test_an_engine_at_work_is_waited_for_as_long_as_two_batches_take(
     backlog: Backlog, time: Time, pace: float
 ) -> None:
-    backlog.taken(0, drained=True, pace=pace)
-    for _ in range(LIMIT):
+    with backlog.taken(1, drained=True, pace=pace):
+        for _ in range(LIMIT):
+            enter(backlog, 1)
+        began = time.now
         enter(backlog, 1)
+        assert 0.25 + 2 * pace <= time.now - began < 0.25 + 2 * pace + 0.1
+
+
+def test_an_idle_engine_has_lost_what_it_does_not_take_and_locks_nobody_out(
+    backlog: Backlog, time: Time
+) -> None:
+    """The callers of hundreds hung up, and Triton told the engine nothing of them."""
+    take(backlog, 1, drained=True, pace=2.0)
     began = time.now
-    enter(backlog, 1)
-    assert 0.25 + 2 * pace < time.now - began < 0.25 + 2 * pace + 0.1
-    # And then a batch of them is let in, not all.
-    time.slept = 0
-    for _ in range(LIMIT - 1):
+    for _ in range(20 * LIMIT):
         enter(backlog, 1)
-    assert time.slept == 0
-    enter(backlog, 1)
     assert time.slept > 0
+    assert time.now - began < 20 * 0.05
 
 
 def test_no_more_than_the_limit_is_ever_between_the_steps(tmp_path: Path) -> None:
     """Three threads hand over what one takes, as fast as they can."""
-    backlog = Backlog("embedder", os.getpid(), tmp_path)
+    backlog = Backlog("embedder", os.getpid(), tmp_path, clock=lambda: 0.0)
     backlog.begin(LIMIT)
     lock, waiting, most, total = threading.Lock(), 0, 0, 600
 
@@ -136,7 +146,7 @@ def test_no_more_than_the_limit_is_ever_between_the_steps(tmp_path: Path) -> Non
         with lock:
             batch, waiting = min(waiting, 4), waiting - min(waiting, 4)
         taken += batch
-        backlog.taken(batch, drained=False, pace=60.0)
+        take(backlog, batch, drained=False, pace=0.01)
     for thread in threads:
         thread.join()
     assert most <= LIMIT
@@ -165,7 +175,7 @@ with backlog.place({LIMIT}):
 
 def test_without_an_engine_that_counts_nothing_is_bounded(tmp_path: Path, time: Time) -> None:
     backlog = Backlog("embedder", os.getpid(), tmp_path, time, time.sleep)
-    backlog.taken(1, drained=False, pace=1.0)
+    take(backlog, 1, drained=False)
     backlog.remove()
     for _ in range(3):
         enter(backlog, LIMIT)
@@ -195,6 +205,6 @@ def test_damage_holds_nobody_up_for_long(folder: Path, data: bytes) -> None:
     time = Time()
     backlog = Backlog("embedder", os.getpid(), folder, time, time.sleep)
     enter(backlog, 1)
-    backlog.taken(1, drained=False, pace=0.1)
+    take(backlog, 1, drained=False)
     enter(backlog, 1)
     assert time.now - Time.now < 200

@@ -43,8 +43,8 @@ class TritonPythonModel:
         sizes = [len(_pixels(request)) for request in requests]
         # Triton fills a batch while it can; a large request may not have fitted in.
         drained = sum(sizes) < self.most and max(sizes) == 1
-        self.backlog.taken(sum(sizes), drained, self.pace.now)
-        return answers.together(requests, self._pixels, self._embeddings, self.metrics.refused)
+        with self.backlog.taken(sum(sizes), drained, self.pace.now):
+            return answers.together(requests, self._pixels, self._embeddings, self.metrics.refused)
 
     def finalize(self) -> None:
         """The server stops."""
