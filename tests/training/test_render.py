@@ -1,6 +1,7 @@
 """The renderer on made-up solids whose silhouettes and shadows are known by geometry."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,15 @@ def test_two_products_own_their_pixels(tmp_path: Path) -> None:
     seen = render(stage, bare_room(), light_from_left(), camera, np.random.default_rng(1))
     assert set(np.unique(seen.owner[:, :31])) == {-1, 0}
     assert set(np.unique(seen.owner[:, 34:])) == {-1, 1}
+
+
+def test_points_far_outside_the_room_leave_the_picture_finite(tmp_path: Path) -> None:
+    room = bare_room()
+    # Its upper corner lies behind the camera and far below the floor.
+    strange = replace(room, high=room.high - np.float32(2000))
+    camera, rng = front_camera(16, 12), np.random.default_rng(1)
+    found = render(Stage([cube(tmp_path)]), strange, light_from_left(), camera, rng)
+    assert np.isfinite(found.room).all()
 
 
 def test_equal_seeds_give_equal_photographs(tmp_path: Path) -> None:
