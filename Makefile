@@ -132,7 +132,7 @@ evaluate: .venv/.stamp-all ## measure embedders on the held-out pictures -> docs
 	@$(PY) -m unified_embedding.evaluation $(ARGS)
 
 compare: .venv/.stamp-all ## train and compare specialists and unified over seeds (hours; resumes) -> docs/comparison.md
-	@$(PY) -m unified_embedding.evaluation.compare
+	@$(PY) -m unified_embedding.evaluation.compare $(ARGS)
 
 test: .venv/.stamp-all ## every test that this machine can run; with ARGS=--ci a skipped test fails
 	@$(PY) -m pytest $(ARGS)

@@ -96,6 +96,8 @@ def test_a_brief_search_of_a_service_that_never_holds_ends() -> None:
     async def trial(rate: float, seed: int) -> Trial:
         return trial_of(rate, 0.5)
 
-    rate, trials = asyncio.run(LimitSearch(trial, 100.0, random.Random(1)).find())
-    assert 0 < rate < 2
+    search = LimitSearch(trial, 100.0, random.Random(1))
+    for _ in range(3):  # What found no edge moves the next start nowhere.
+        rate, trials = asyncio.run(search.find())
+        assert 10 < rate < 100 / 7
     assert len(trials) < 50

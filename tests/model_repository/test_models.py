@@ -125,7 +125,7 @@ def test_preprocess_decodes_no_more_than_the_engine_takes(
     preprocess.backlog.begin(limit=3)
     requests = [Request("image", rows(images[0])) for _ in range(3)]
     assert [answer.error for answer in preprocess.execute(requests)] == [None] * 3
-    with preprocess.backlog.taken(0, drained=False, pace=0.0):
+    with preprocess.backlog.taken(0, most=0, pace=0.0):
         (late,) = preprocess.execute([Request("image", rows(images[0]), by(0.2))])
     assert late.error.code == TritonError.CANCELLED
     # An idle engine that takes nothing has lost what it was handed, and the others go on.
@@ -270,7 +270,7 @@ def test_embedder(root: Path, tmp_path: Path, images: list[bytes]) -> None:
     for _ in range(3):
         with backlog.place(16):
             pass
-        model.execute([Request("pixels", pixels[:1])])
+        model.execute([Request("pixels", pixels[np.arange(16) % len(pixels)])])
     # However a batch is split between the streams, every row is its picture's.
     for count in (2, 5, 9, 16):
         order = np.arange(count) % len(pixels)

@@ -14,7 +14,11 @@ from rich.console import Console
 
 from unified_embedding.evaluation.comparison import page
 from unified_embedding.evaluation.comparison.config import load_config
-from unified_embedding.evaluation.comparison.measured import measure_all, measure_job
+from unified_embedding.evaluation.comparison.measured import (
+    check_test_set,
+    measure_all,
+    measure_job,
+)
 from unified_embedding.evaluation.comparison.runner import alone, train_next
 from unified_embedding.measure.files import write_text
 from unified_embedding.training.distributed import join_ranks
@@ -28,15 +32,21 @@ def main(
         bool, typer.Option("--page", help="Train nothing; write the page of what is done.")
     ] = False,
     out: Annotated[Path, typer.Option(help="The page.")] = Path("docs/comparison.md"),
+    frozen: Annotated[
+        str | None, typer.Option(help="Digest of the test set in place of CONFIG's; any: no check.")
+    ] = None,
     threads: Annotated[int, typer.Option(min=0, help="Threads for measuring; 0: all cores.")] = 0,
 ) -> None:
     """Train what is not done, measure what is, and write the page."""
     console = Console()
     with resumable(console, "comparison"):
         wanted = load_config(config)
+        if frozen is not None:
+            wanted = wanted.model_copy(update={"frozen": frozen})
         if plan:
             typer.echo(page.budget(wanted))
             return
+        check_test_set(wanted, console)
         with join_ranks() as rank:
             job = None if write else train_next(wanted, rank, console)
             while job is not None:

@@ -208,7 +208,9 @@ def read_keys(path: Path) -> list[tuple[str, str]]:
     owners: dict[str, str] = {}
     for team, key in read_pairs(path, _KEY, _MEANT):
         if key in owners:
-            raise KeyFileError(f"{path}: a key of {team} is one of {owners[key]} too")
+            raise KeyFileError(
+                f"{path}: a key of {team} is one of {owners[key]} too; give each a key of its own"
+            )
         owners[key] = team
     if not owners:
         raise KeyFileError(f"{path} holds no key; write a line TEAM KEY for each")

@@ -17,7 +17,7 @@ PRECISION: Final = 0.06
 WARM_UP_S: Final = 1.5
 # From one rate to the next of a brief search, and how far from its start it gives up.
 STEP: Final = 1.12
-_FAR: Final = 64
+_FAR: Final = 8
 
 
 @dataclass(frozen=True)
@@ -118,7 +118,7 @@ class LimitSearch:
         """Go by factors of `STEP` to where the objective begins to hold, or ends to.
 
         Returns:
-            The geometric mean of the two rates on either side (a 64th of the start for a service
+            The geometric mean of the two rates on either side (an eighth of the start for a service
             that never holds it), and every trial made.
         """
         middle = statistics.geometric_mean(self._found or [self._start])
@@ -128,5 +128,7 @@ class LimitSearch:
         while trials[-1].held == held and start / _FAR < rate < start * _FAR:
             rate *= STEP if held else 1 / STEP
             trials.append(await self._trial(rate, self._draw.randrange(1 << 30)))
-        self._found.append(rate * math.sqrt(1 / STEP if held else STEP))
-        return self._found[-1], trials
+        found = rate * math.sqrt(1 / STEP if held else STEP)
+        if trials[-1].held != held:  # Where no edge was found there is nothing to start around.
+            self._found.append(found)
+        return found, trials

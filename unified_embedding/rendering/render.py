@@ -426,7 +426,7 @@ def _room_light(
 
 def _inner_edges(room: Room, point: Floats, axis: Ints) -> Floats:
     """Darkening near the edges where walls, floor and ceiling meet."""
-    # A point far outside (one ray of one picture in 2,400) must not overflow: blur would spread it.
+    # A point far outside (one ray of one picture in 4,000) must not overflow: blur would spread it.
     gap = np.maximum(np.minimum(point - room.low, room.high - point), 0)
     gap[np.arange(len(axis)), axis] = np.inf
     return np.asarray((1 - 0.3 * np.exp(-gap / _FACE_EDGE)).prod(axis=1), np.float32)

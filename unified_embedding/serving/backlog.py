@@ -12,25 +12,51 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from unified_embedding.serving import server_files
 
-# Pictures before the engine, the most there may be, until when it may well take none, and how
-# long its batches take.
-_RECORD: Final = struct.Struct("qqdd")
+_RECORD: Final = struct.Struct("qqqqdd")
 # An engine that takes nothing was handed nothing, whatever is counted: Triton passes on nothing
 # whose caller has given up. One without work takes what there is at once, one with work in two
 # batches' time and so long.
 _IDLE_S: Final = 0.02
 _STILL_S: Final = 0.25
-# No batch of a server that answers takes longer.
+# No batch of a server that answers takes longer, and none counts so many pictures.
 _SLOWEST_S: Final = 60.0
+_MOST: Final = 1 << 40
 # Of a batch's time, and within bounds, how long a step sleeps before it looks again.
 _SHARE, _SHORTEST_S, _LONGEST_S = 1 / 8, 0.001, 0.02
 
 Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the steps share.
+
+    Attributes:
+        level: pictures before the engine.
+        limit: the most there may be; a request that fits in part is let in whole.
+        largest: pictures of the largest request counted since the engine took all there was.
+        at_work: instances of the engine that work on a batch.
+        until: on the clock, when an engine that still takes nothing was handed nothing.
+        pace: seconds that a batch takes.
+    """
+
+    level: int
+    limit: int
+    largest: int
+    at_work: int
+    until: float
+    pace: float
+
+    @property
+    def patience(self) -> float:
+        """Seconds without a batch after which what is counted counts as lost."""
+        return _STILL_S + 2 * self.pace if self.at_work else _IDLE_S
 
 
 class Backlog:
@@ -52,6 +78,7 @@ class Backlog:
         self._path = server_files.path_of(f"backlog-{engine}", server, folder)
         self._clock, self._sleep = clock, sleep
         self._crowded_until = -math.inf
+        self._limit = 0
 
     @property
     def crowded(self) -> bool:
@@ -60,31 +87,44 @@ class Backlog:
 
     def begin(self, limit: int) -> None:
         """The engine is there: begin to count. `limit`: pictures that may wait for it."""
-        self._path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError), self._record(create=True) as file:
-            _write(file, 0, limit, self._clock() + _IDLE_S, 0.0)
+        self._limit = limit
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+            with self._record(create=True) as file:
+                _write(file, _State(0, limit, 0, 0, self._clock() + _IDLE_S, 0.0))
 
     def remove(self) -> None:
         """The engine stops."""
-        self._path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def taken(self, pictures: int, drained: bool, pace: float) -> Iterator[None]:
+    def taken(self, pictures: int, most: int, pace: float) -> Iterator[None]:
         """The engine took a batch, and works on it in this block.
 
         Args:
             pictures: in the batch.
-            drained: whether none was left waiting.
+            most: that it would have taken; if the largest request had fitted in, none waits.
             pace: seconds that a batch takes.
         """
-        with contextlib.suppress(OSError, struct.error), self._record() as file:
-            level, limit, _, _ = _read(file)
-            level = 0 if drained else max(0, level - pictures)
-            _write(file, level, limit, self._clock() + (_STILL_S + 2 * pace), pace)
+        if self._limit and not self._path.exists():
+            # Loaded again in place, the old copy of a model ends after the new one began.
+            self.begin(self._limit)
+
+        def begun(state: _State) -> _State:
+            drained = pictures + state.largest <= most
+            left = 0 if drained else max(0, state.level - pictures)
+            now = replace(state, level=left, at_work=state.at_work + 1, pace=pace)
+            largest = 0 if drained else state.largest
+            return replace(now, largest=largest, until=self._clock() + now.patience)
+
+        def done(state: _State) -> _State:
+            now = replace(state, at_work=max(0, state.at_work - 1))
+            return replace(now, until=self._clock() + now.patience)
+
+        self._change(begun)
         yield
-        with contextlib.suppress(OSError, struct.error), self._record() as file:
-            level, limit, _, pace = _read(file)
-            _write(file, level, limit, self._clock() + _IDLE_S, pace)
+        self._change(done)
 
     @contextlib.contextmanager
     def place(self, pictures: int) -> Iterator[None]:
@@ -101,23 +141,27 @@ class Backlog:
         """0 when they are counted, else seconds after which to try again."""
         try:
             with self._record() as file:
-                level, limit, until, pace = _read(file)
-                now, still = self._clock(), _STILL_S + 2 * pace
-                if level < limit:
-                    _write(file, level + pictures, limit, until, pace)
-                elif not now < until <= now + still:
-                    _write(file, pictures, limit, now + _IDLE_S, pace)
+                state = _read(file)
+                now = self._clock()
+                largest = max(state.largest, pictures)
+                if state.level < state.limit:
+                    _write(file, replace(state, level=state.level + pictures, largest=largest))
+                elif not now < state.until <= now + _STILL_S + 2 * state.pace:
+                    until = now + state.patience
+                    _write(file, replace(state, level=pictures, largest=largest, until=until))
                 else:
-                    self._crowded_until = now + still
-                    return min(max(_SHARE * pace, _SHORTEST_S), _LONGEST_S)
+                    self._crowded_until = now + _STILL_S + 2 * state.pace
+                    return min(max(_SHARE * state.pace, _SHORTEST_S), _LONGEST_S)
         except (OSError, struct.error):  # No engine counts, or its file is damaged.
             pass
         return 0.0
 
     def _leave(self, pictures: int) -> None:
+        self._change(lambda state: replace(state, level=max(0, state.level - pictures)))
+
+    def _change(self, how: Callable[[_State], _State]) -> None:
         with contextlib.suppress(OSError, struct.error), self._record() as file:
-            level, limit, until, pace = _read(file)
-            _write(file, max(0, level - pictures), limit, until, pace)
+            _write(file, how(_read(file)))
 
     @contextlib.contextmanager
     def _record(self, create: bool = False) -> Iterator[int]:
@@ -130,13 +174,16 @@ class Backlog:
             os.close(file)
 
 
-def _read(file: int) -> tuple[int, int, float, float]:
-    level, limit, until, pace = _RECORD.unpack(os.pread(file, _RECORD.size, 0))
+def _read(file: int) -> _State:
+    state = _State(*_RECORD.unpack(os.pread(file, _RECORD.size, 0)))
     # Whoever may map the server's shared memory may write there.
-    if level < 0 or limit < 1 or not 0 <= pace <= _SLOWEST_S:
+    counts = state.level, state.largest, state.at_work
+    if min(counts) < 0 or max(counts) > _MOST or state.limit < 1:
         raise struct.error("not what a step of ours wrote")
-    return level, limit, until, pace
+    if not 0 <= state.pace <= _SLOWEST_S:
+        raise struct.error("not what a step of ours wrote")
+    return state
 
 
-def _write(file: int, level: int, limit: int, until: float, pace: float) -> None:
-    os.pwrite(file, _RECORD.pack(level, limit, until, pace), 0)
+def _write(file: int, state: _State) -> None:
+    os.pwrite(file, _RECORD.pack(*astuple(state)), 0)

@@ -1,5 +1,6 @@
 """A training run as data: YAML file, then `key=value` overrides, checked field by field."""
 
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -240,6 +241,8 @@ class HeadConfig(_Section):
     def _has_margin(self) -> "HeadConfig":
         if self.margin is not None and self.loss in (None, SOFTMAX):
             raise ValueError(f"margin: {SOFTMAX} has none; name another loss beside it")
+        if self.loss == "arcface" and (self.margin or 0) >= math.pi:
+            raise ValueError(f"margin {self.margin} of arcface is an angle in radians, below pi")
         return self
 
 

@@ -14,6 +14,7 @@ from rich.progress import (
 )
 
 from unified_embedding.training.journal import Journal, Table
+from unified_embedding.training.losses import NormalizedSoftmax
 from unified_embedding.training.trainer import StepResult, Trainer
 from unified_embedding.training.validation import Score
 
@@ -74,9 +75,11 @@ class Report:
         if trainer.config.note:
             self.say(trainer.config.note.strip())
         for head in trainer.heads:
+            guess = f"; a random guess loses {math.log(head.softmax_classes):.2f}"
+            known = type(head.criterion) is NormalizedSoftmax
             self.say(
-                f"{head.column}: {head.classes:,} classes, {head.softmax_classes:,} in a softmax; "
-                f"a random guess loses {math.log(head.softmax_classes):.2f}"
+                f"{head.column}: {head.classes:,} classes, {head.softmax_classes:,} in a softmax"
+                f"{guess if known else ''}"
             )
         self.say(
             f"{len(trainer.examples):,} training pictures; {plan.steps_per_epoch} steps of "

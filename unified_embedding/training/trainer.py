@@ -32,7 +32,7 @@ from unified_embedding.training.config import SOFTMAX, Config, HeadConfig
 from unified_embedding.training.dataset import TrainingImages, training_pixels
 from unified_embedding.training.distributed import Rank, gather_text, sum_over_ranks
 from unified_embedding.training.examples import load_rows, select
-from unified_embedding.training.model import InParts
+from unified_embedding.training.model import FixedMap, InParts
 from unified_embedding.training.schedule import Schedule
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -231,6 +231,12 @@ class Trainer:
             TrainingError: another trunk, or other classes in a column.
         """
         values = checkpoint.read(path)
+        if self.influence is not None and isinstance(self.model.fixed_map, FixedMap):
+            theirs, ours = values["embedder"], self.model.fixed_map.state_dict()
+            if any(not torch.equal(theirs[f"fixed_map.{n}"], t.cpu()) for n, t in ours.items()):
+                raise TrainingError(
+                    f"start_from {path} has another fixed map than compatible_with's; leave one out"
+                )
         try:
             self.model.load_state_dict(values["embedder"])
             self.embedder.load_state_dict(values["embedder"])
@@ -286,6 +292,9 @@ class Trainer:
         for name, tensor in self.model.state_dict().items():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        if self._average is not None:
+            for tensor in self._average.module.state_dict().values():
+                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         for head in self.heads:
             for tensor in head.state().values():
                 digest.update(tensor.detach().cpu().contiguous().numpy().data)
@@ -374,6 +383,12 @@ class Trainer:
             raise TrainingError(
                 f"{path} was trained on other rows; the manifest has changed since. Choose another "
                 f"run=FOLDER, and start_from={path} to keep the weights"
+            )
+        old = values["summary"].get("compatible_with")
+        if self.influence is not None and (old or {}).get("id") != self.influence.summary["id"]:
+            raise TrainingError(
+                f"{path} was trained against another embedder than {self.influence.summary['old']} "
+                "holds now; put that one back, or choose another run=FOLDER"
             )
 
     def _embedder_values(self) -> dict[str, Any]:

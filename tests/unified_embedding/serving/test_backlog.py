@@ -55,9 +55,9 @@ def enter(backlog: Backlog, pictures: int) -> None:
         pass
 
 
-def take(backlog: Backlog, pictures: int, *, drained: bool, pace: float = 0.1) -> None:
+def take(backlog: Backlog, pictures: int, *, most: int = LIMIT, pace: float = 0.1) -> None:
     """The engine takes a batch and is done with it at once."""
-    with backlog.taken(pictures, drained, pace):
+    with backlog.taken(pictures, most, pace):
         pass
 
 
@@ -65,13 +65,13 @@ def take(backlog: Backlog, pictures: int, *, drained: bool, pace: float = 0.1) -
 def test_as_many_as_the_engine_takes_at_once_wait_for_nothing(
     backlog: Backlog, time: Time, pictures: int
 ) -> None:
-    with backlog.taken(1, drained=True, pace=0.1):
+    with backlog.taken(1, most=LIMIT, pace=0.1):
         for _ in range(LIMIT):
             enter(backlog, 1)
         assert time.slept == 0
         assert not backlog.crowded
         # The next one waits until the engine takes some; one of many pictures as well.
-        time.meanwhile = lambda: take(backlog, LIMIT, drained=False) if time.slept == 3 else None
+        time.meanwhile = lambda: take(backlog, LIMIT) if time.slept == 3 else None
         enter(backlog, pictures)
         assert time.slept == 3
         assert backlog.crowded
@@ -95,29 +95,59 @@ def test_a_batch_that_took_all_there_was_ends_the_count_of_lost_ones(
     for _ in range(LIMIT):
         enter(backlog, 1)
     # The callers of fourteen hung up, and Triton told the engine nothing of them.
-    take(backlog, 2, drained=True)
+    take(backlog, 2)
     for _ in range(LIMIT):
         enter(backlog, 1)
     assert time.slept == 0
+
+
+def test_singles_taken_beside_a_large_request_do_not_end_its_count(
+    backlog: Backlog, time: Time
+) -> None:
+    enter(backlog, 4)
+    enter(backlog, 12)
+    with backlog.taken(4, most=LIMIT - 1, pace=0.1):  # The twelve did not fit in.
+        for _ in range(4):
+            enter(backlog, 1)
+        assert time.slept == 0
+        enter(backlog, 1)
+        assert time.slept > 0
+
+
+def test_a_model_loaded_again_in_place_goes_on_counting(tmp_path: Path, time: Time) -> None:
+    old, new = (Backlog("embedder", os.getpid(), tmp_path, time, time.sleep) for _ in range(2))
+    old.begin(LIMIT)
+    new.begin(LIMIT)
+    old.remove()  # Triton ends the old copy last.
+    with new.taken(1, most=LIMIT, pace=0.1):
+        for _ in range(LIMIT):
+            enter(old, 1)
+        assert time.slept == 0
+        enter(old, 1)
+        assert time.slept > 0
 
 
 @pytest.mark.parametrize("pace", [0.0, 0.04, 2.0])
 def test_an_engine_at_work_is_waited_for_as_long_as_two_batches_take(
     backlog: Backlog, time: Time, pace: float
 ) -> None:
-    with backlog.taken(1, drained=True, pace=pace):
+    with backlog.taken(1, most=LIMIT, pace=pace):
         for _ in range(LIMIT):
             enter(backlog, 1)
-        began = time.now
-        enter(backlog, 1)
-        assert 0.25 + 2 * pace <= time.now - began < 0.25 + 2 * pace + 0.1
+        # And again, as long as it works on the same one.
+        for _ in range(3):
+            began = time.now
+            enter(backlog, 1)
+            assert 0.25 + 2 * pace <= time.now - began < 0.25 + 2 * pace + 0.1
+            for _ in range(LIMIT - 1):
+                enter(backlog, 1)
 
 
 def test_an_idle_engine_has_lost_what_it_does_not_take_and_locks_nobody_out(
     backlog: Backlog, time: Time
 ) -> None:
     """The callers of hundreds hung up, and Triton told the engine nothing of them."""
-    take(backlog, 1, drained=True, pace=2.0)
+    take(backlog, 1, pace=2.0)
     began = time.now
     for _ in range(20 * LIMIT):
         enter(backlog, 1)
@@ -146,7 +176,7 @@ def test_no_more_than_the_limit_is_ever_between_the_steps(tmp_path: Path) -> Non
         with lock:
             batch, waiting = min(waiting, 4), waiting - min(waiting, 4)
         taken += batch
-        take(backlog, batch, drained=False, pace=0.01)
+        take(backlog, batch, most=0, pace=0.01)
     for thread in threads:
         thread.join()
     assert most <= LIMIT
@@ -175,7 +205,7 @@ with backlog.place({LIMIT}):
 
 def test_without_an_engine_that_counts_nothing_is_bounded(tmp_path: Path, time: Time) -> None:
     backlog = Backlog("embedder", os.getpid(), tmp_path, time, time.sleep)
-    take(backlog, 1, drained=False)
+    take(backlog, 1)
     backlog.remove()
     for _ in range(3):
         enter(backlog, LIMIT)
@@ -193,9 +223,15 @@ number = st.integers(-(2**63), 2**63 - 1)
 
 @given(
     st.one_of(
-        st.binary(max_size=40),
+        st.binary(max_size=60),
         st.builds(
-            lambda *told: struct.pack("qqdd", *told), number, number, st.floats(), st.floats()
+            lambda *told: struct.pack("qqqqdd", *told),
+            number,
+            number,
+            number,
+            number,
+            st.floats(),
+            st.floats(),
         ),
     )
 )
@@ -205,6 +241,6 @@ def test_damage_holds_nobody_up_for_long(folder: Path, data: bytes) -> None:
     time = Time()
     backlog = Backlog("embedder", os.getpid(), folder, time, time.sleep)
     enter(backlog, 1)
-    take(backlog, 1, drained=False)
+    take(backlog, 1)
     enter(backlog, 1)
     assert time.now - Time.now < 200

@@ -40,10 +40,7 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """Run all waiting requests as one batch and hand each its rows; drop those too late."""
-        sizes = [len(_pixels(request)) for request in requests]
-        # Triton fills a batch while it can; a large request may not have fitted in.
-        drained = sum(sizes) < self.most and max(sizes) == 1
-        with self.backlog.taken(sum(sizes), drained, self.pace.now):
+        with self.backlog.taken(sum(map(_pictures, requests)), self.most, self.pace.now):
             return answers.together(requests, self._pixels, self._embeddings, self.metrics.refused)
 
     def finalize(self) -> None:
@@ -69,6 +66,14 @@ class TritonPythonModel:
             [pb_utils.Tensor("embedding", rows), pb_utils.Tensor("features", rows)]
             for rows in np.split(embedding, ends[:-1])
         ]
+
+
+def _pictures(request: Any) -> int:
+    # What is wrong with a request is told when it is looked at, to its own caller.
+    try:
+        return len(_pixels(request))
+    except Exception:
+        return 0
 
 
 def _pixels(request: Any) -> NDArray[np.uint8]:

@@ -63,8 +63,11 @@ class Seen:
         }
 
     def _ratio(self, name: str) -> Interval:
-        sides = ({n: getattr(one, name) for n, one in side.items()} for side in self._sides)
-        return ratio(*paired(self.counted, *sides))
+        sides = [{n: getattr(one, name) for n, one in side.items()} for side in self._sides]
+        ours, installed = paired(self.counted, *sides)
+        if not ours:  # The rounds it took part in were found busy later.
+            ours, installed = paired(self.rounds, *sides)
+        return ratio(ours, installed)
 
     @property
     def _sides(self) -> tuple[Mapping[int, Reading], Mapping[int, Reading]]:

@@ -18,7 +18,6 @@ from unified_embedding.evaluation.comparison.config import OLD, CompareConfig, C
 from unified_embedding.evaluation.comparison.jobs import (
     Job,
     seed_job,
-    training_config,
     weights,
 )
 from unified_embedding.evaluation.config import EmbedderRow, EvaluationConfig
@@ -29,6 +28,7 @@ from unified_embedding.protocols.tasks import CAMERA_EXACT, MAIN, Task
 from unified_embedding.retrieval import Comparison, Interval, bootstrap_trainings, scores
 from unified_embedding.spec import digest
 from unified_embedding.training import checkpoint
+from unified_embedding.training.config import load_config as load_training
 from unified_embedding.training.config import manifest_path
 from unified_embedding.whole_files import whole_file
 
@@ -192,11 +192,21 @@ def measure_all(
     return Measured(config, bench.pictures.digest(), found, rotated, crossed)
 
 
+def check_test_set(config: CompareConfig, console: Console) -> None:
+    """Before anything is trained: whether the figures can be measured at its end.
+
+    Raises:
+        DataError: the test set is missing or not the frozen one.
+    """
+    row = next(iter(config.rows))
+    _bench(config, seed_job(config, row, config.seeds[0]), console, 1)
+
+
 def _bench(config: CompareConfig, job: Job, console: Console, threads: int) -> Bench:
     rows = [EmbedderRow(name=str(job.folder), source=str(weights(job)), kind="unified")]
-    named = training_config(config, job).data.manifest
-    manifest = manifest_path(named)
-    assert manifest is not None  # made-up pictures are not compared
+    manifest = manifest_path(load_training(config.training, config.common).data.manifest)
+    if manifest is None:
+        raise DataError(f"{config.training}: a comparison needs data.manifest")
     wanted = EvaluationConfig(rows=rows, frozen=config.frozen)
     return open_bench(wanted, manifest, config.out / "cache", threads, console)
 

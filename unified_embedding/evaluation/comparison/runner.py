@@ -44,7 +44,11 @@ def alone(folder: Path, wait: bool = False) -> Iterator[bool]:
         except BlockingIOError:
             yield False
         else:
-            yield True
+            try:
+                yield True
+            finally:
+                # Forked readers of pictures hold the file too, for as long as they live.
+                fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def train_next(config: CompareConfig, rank: Rank, console: Console) -> Job | None:
@@ -56,6 +60,10 @@ def train_next(config: CompareConfig, rank: Rank, console: Console) -> Job | Non
     Raises:
         TrainingError, SpecError, DataError: configuration, data or a finished run do not fit.
     """
+    if rank.world > 1:
+        raise DataError(
+            "a comparison trains each run in one process; start it several times, without torchrun"
+        )
     jobs = list(in_order(config))
     while True:
         waiting = False
