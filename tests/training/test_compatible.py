@@ -275,6 +275,31 @@ def test_a_fixed_map_is_asked_for_and_a_run_without_layer_norm_has_no_index(
         make(tmp_path / "new", f"compatible_with={plain.save()}")
 
 
+def test_another_old_embedder_at_the_same_path_and_another_map_are_refused(
+    old: Path, released: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "old.pt"
+    path.write_bytes(old.read_bytes())
+    first = make(tmp_path / "new", f"compatible_with={path}")
+    run(first, 1)
+    first.save()
+    first.close()
+    another = make(tmp_path / "another", "seed=7")
+    another.close()
+    path.write_bytes(another.save().read_bytes())
+    changed = make(tmp_path / "new", f"compatible_with={path}")
+    with pytest.raises(TrainingError, match=r"trained against another embedder than .*old.pt"):
+        changed.resume()
+    changed.close()
+
+    mapped = make(tmp_path / "mapped", "model.fixed_map=true", "model.rotation_seed=9")
+    mapped.close()
+    begun = make(tmp_path / "begun", f"compatible_with={released}", "model.fixed_map=true")
+    with pytest.raises(TrainingError, match=r"another fixed map than compatible_with.s"):
+        begun.start_from(mapped.save())
+    begun.close()
+
+
 def export(*arguments: object) -> tuple[int, str]:
     app = typer.Typer()
     app.command()(export_command)
