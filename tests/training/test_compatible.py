@@ -7,6 +7,7 @@ import pytest
 import torch
 import typer
 from numpy.typing import NDArray
+from small_runs import run, trainer_in
 from typer.testing import CliRunner
 
 from unified_embedding.datasets import made_up
@@ -18,33 +19,16 @@ from unified_embedding.image import Preprocessing
 from unified_embedding.origin import Origin
 from unified_embedding.spec import EmbedderSpec
 from unified_embedding.training.compatible import CACHE
-from unified_embedding.training.config import load_config
-from unified_embedding.training.distributed import ALONE
 from unified_embedding.training.model import FixedMap
 from unified_embedding.training.subsampler import UNLABELLED, sample_classes
 from unified_embedding.training.trainer import Trainer
 from unified_embedding.training.validation import embed
 
-BASE = """
-data:
-  made_up: {browse_class: 6, camera_category: 4, shop_class: 3, shop_instance: 8, per_class: 3}
-model: {trunk: resnet10t}
-preprocessing: {size: 32}
-batch: 12
-schedule: {heads: {steps: 1}, full: {steps: 4}, decay: constant}
-"""
+SETTINGS = "schedule: {heads: {steps: 1}, full: {steps: 4}, decay: constant}"
 
 
 def make(folder: Path, *overrides: str) -> Trainer:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = folder / "c.yaml"
-    config.write_text(BASE)
-    return Trainer(load_config(config, [f"run={folder}", *overrides]), ALONE)
-
-
-def run(trainer: Trainer, steps: int) -> list[list[float]]:
-    pixels = trainer.pixels()
-    return [trainer.run_step(next(pixels)).losses for _ in range(steps)]
+    return trainer_in(folder, "", SETTINGS, *overrides)
 
 
 @pytest.fixture(scope="module")

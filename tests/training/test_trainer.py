@@ -6,6 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
+from small_runs import run, trainer_in
 from torch import Tensor
 from torch.amp import GradScaler
 
@@ -13,34 +14,20 @@ from unified_embedding.errors import SpecError, TrainingError
 from unified_embedding.export.export import from_checkpoint
 from unified_embedding.training import checkpoint
 from unified_embedding.training.assembly import _LOSSES, build_heads
-from unified_embedding.training.config import LossName, load_config
-from unified_embedding.training.distributed import ALONE, Rank
+from unified_embedding.training.config import LossName
+from unified_embedding.training.distributed import Rank
 from unified_embedding.training.losses import ArcFace, CosFace, NormalizedSoftmax, ProxyAnchor
 from unified_embedding.training.model import FixedMap, batch_norms
 from unified_embedding.training.trainer import Trainer
 
-BASE = """
-data:
-  made_up: {browse_class: 6, camera_category: 4, shop_class: 3, shop_instance: 8, per_class: 3}
-model: {trunk: resnet10t}
-preprocessing: {size: 32}
-batch: 12
+SETTINGS = """
 sampled: {browse_class: 5}
 schedule: {heads: {steps: 2}, full: {steps: 3}, decay: constant}
 """
 
 
 def make(folder: Path, *overrides: str) -> Trainer:
-    config = folder / "c.yaml"
-    config.write_text(BASE)
-    run = folder / "run"
-    run.mkdir(exist_ok=True)
-    return Trainer(load_config(config, [f"run={run}", *overrides]), ALONE)
-
-
-def run(trainer: Trainer, steps: int) -> list[list[float]]:
-    pixels = trainer.pixels()
-    return [trainer.run_step(next(pixels)).losses for _ in range(steps)]
+    return trainer_in(folder, "run", SETTINGS, *overrides)
 
 
 def weights(trainer: Trainer) -> dict[str, Tensor]:

@@ -6,6 +6,7 @@ cores, or with a GPU that one training does not fill), each process takes the ne
 none has.
 """
 
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +16,9 @@ from rich.console import Console
 from unified_embedding.evaluation.comparison import page
 from unified_embedding.evaluation.comparison.config import load_config
 from unified_embedding.evaluation.comparison.measured import (
-    check_test_set,
     measure_all,
     measure_job,
+    open_test_set,
 )
 from unified_embedding.evaluation.comparison.runner import alone, train_next
 from unified_embedding.measure.files import write_text
@@ -46,19 +47,21 @@ def main(
         if plan:
             typer.echo(page.budget(wanted))
             return
-        check_test_set(wanted, console)
+        test_set = cache(partial(open_test_set, wanted, console, threads))
+        if not write:
+            test_set()  # Rather refused now than after hours of training.
         with join_ranks() as rank:
             job = None if write else train_next(wanted, rank, console)
             while job is not None:
                 if job.rate is None:  # A sweep alone shows nothing new.
-                    measure_job(wanted, job, console, threads)
+                    measure_job(wanted, job, test_set())
                     with alone(wanted.out) as ours:
                         if ours:
-                            known = measure_all(wanted, console, threads, known_only=True)
+                            known = measure_all(wanted, test_set, known_only=True)
                             write_text(out, page.render(known))
                 job = train_next(wanted, rank, console)
         with alone(wanted.out, wait=True):
-            write_text(out, page.render(measure_all(wanted, console, threads)))
+            write_text(out, page.render(measure_all(wanted, test_set)))
         console.print(str(out))
 
 

@@ -10,7 +10,6 @@ one side of their targets, or the time is up.
 """
 
 import asyncio
-import math
 import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -40,6 +39,7 @@ from unified_embedding.measure.questions import (
     Cells,
     Question,
     answered,
+    bounded,
     bounds,
     medians,
     one_round,
@@ -49,7 +49,6 @@ from unified_embedding.measure.questions import (
 from unified_embedding.measure.recorder import Recorder
 from unified_embedding.measure.requests import client_of, embed_request
 from unified_embedding.measure.rounds import Rounds, paired
-from unified_embedding.retrieval import Interval
 from unified_embedding.serving.local_server import end_in_order
 
 CONCURRENCY: Final = 32
@@ -344,8 +343,7 @@ def write(result: dict[str, Any], out: Path) -> None:
 
 def summary(result: Mapping[str, Any]) -> str:
     """The highest rate with its interval, the maximum and the knee, in a sentence."""
-    low, high = result["highest_poisson_interval"] or (-math.inf, math.inf)
-    rate = told(Interval(result["highest_poisson_rate"], low, high), 0)
+    rate = told(bounded(result["highest_poisson_rate"], result["highest_poisson_interval"]), 0)
     loop = result["closed_loop"]
     return (
         f"**{rate} requests/s** hold p99 <= {result['slo_p99_ms']:g} ms; the closed loop reaches "

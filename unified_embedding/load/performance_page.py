@@ -7,7 +7,6 @@ each of them is.
 """
 
 import json
-import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -23,8 +22,7 @@ from unified_embedding.load.serving_tables import markdown
 from unified_embedding.load.soak import summary as soak_summary
 from unified_embedding.measure.files import between_marks, write_text
 from unified_embedding.measure.paired import told
-from unified_embedding.measure.questions import ratio_table
-from unified_embedding.retrieval import Interval
+from unified_embedding.measure.questions import bounded, ratio_table
 
 PARTS: Final = "parts"
 JUDGED: Final = ("bench", "capacity", "tune")
@@ -200,8 +198,7 @@ SECTIONS: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]] = 
 
 
 def _of_installed(one: Mapping[str, Any], name: str) -> str:
-    low, high = one[f"{name}_interval"] or (-math.inf, math.inf)
-    return told(Interval(one[f"{name}_of_installed"], low, high))
+    return told(bounded(one[f"{name}_of_installed"], one[f"{name}_interval"]))
 
 
 def _overload_rows(overload: list[Mapping[str, Any]]) -> Iterator[str]:

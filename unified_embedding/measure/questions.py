@@ -88,6 +88,12 @@ def bounds(found: Interval) -> tuple[float, float] | None:
     return None if math.isinf(found.high) else (found.low, found.high)
 
 
+def bounded(mean: float, known: Sequence[float] | None) -> Interval:
+    """The interval of which `bounds` are known."""
+    low, high = known or (-math.inf, math.inf)
+    return Interval(mean, low, high)
+
+
 def open_questions(
     asked: Sequence[Question], cells: Cells, rounds: Rounds, width: float
 ) -> list[Question]:
@@ -147,7 +153,6 @@ def ratio_table(ratios: Sequence[Mapping[str, Any]], disturbed: bool) -> Iterato
     yield "| ratio, 95 % interval | measured | rounds | target | |"
     yield "|---|---|---|---|---|"
     for one in ratios:
-        low, high = (one[side] for side in ("low", "high"))
-        known = Interval(one["ratio"], low or 0.0, math.inf if high is None else high)
+        known = bounded(one["ratio"], None if one["high"] is None else (one["low"], one["high"]))
         verdict = one["verdict"] + " (machine busy)" * (disturbed and bool(one["verdict"]))
         yield f"| {one['name']} | {told(known)} | {one['rounds']} | {one['target']} | {verdict} |"

@@ -20,13 +20,14 @@ from torch.nn import functional
 
 from unified_embedding.errors import TrainingError, shown
 from unified_embedding.image import Preprocessing
-from unified_embedding.spec import INPUT, OUTPUT, SPEC_FILE, digest
+from unified_embedding.onnx_runner import on_onnxruntime
+from unified_embedding.spec import SPEC_FILE, digest
 from unified_embedding.training import checkpoint
 from unified_embedding.training.class_means import class_sums
 from unified_embedding.training.config import CompatibleConfig, Config
 from unified_embedding.training.distributed import Rank, gather_text
 from unified_embedding.training.examples import Examples
-from unified_embedding.training.heads import ProxyHead, on_device
+from unified_embedding.training.heads import ProxyHead, labelled_loss
 from unified_embedding.training.losses import NormalizedSoftmax
 from unified_embedding.training.model import FixedMap, UnifiedEmbedder
 from unified_embedding.training.subsampler import UNLABELLED, relabel, sample_classes
@@ -181,11 +182,8 @@ class Influence:
             )
             rows = rows[torch.from_numpy(drawn)].to(embedding.device)
             targets = relabel(targets, drawn)
-        labelled = np.flatnonzero(targets != UNLABELLED)
-        chosen = embedding.index_select(0, on_device(labelled, embedding.device))
-        labels = on_device(targets[labelled], embedding.device)
         loss = NormalizedSoftmax(head.criterion.temperature)
-        return loss(chosen, rows, labels, int((numbers != UNLABELLED).sum()))
+        return labelled_loss(loss, embedding, rows, targets, int((numbers != UNLABELLED).sum()))
 
 
 def _released(folder: Path) -> OldEmbedder:
@@ -235,17 +233,10 @@ class _OnnxModel(nn.Module):
 
     def __init__(self, graph: bytes) -> None:
         super().__init__()
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        self.session = onnxruntime.InferenceSession(
-            graph, options, providers=["CPUExecutionProvider"]
-        )
+        self.run = on_onnxruntime(graph, torch.get_num_threads())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        (found,) = self.session.run([OUTPUT], {INPUT: pixels.cpu().numpy()})
-        return torch.from_numpy(found)
+        return torch.from_numpy(self.run(pixels.cpu().numpy()))
 
 
 def _fit(old: OldEmbedder, model: UnifiedEmbedder) -> None:

@@ -25,6 +25,28 @@ def on_device(array: NDArray[np.int64], device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
+def labelled_loss(
+    criterion: ProxyLoss,
+    embedding: Tensor,
+    proxies: Tensor,
+    targets: NDArray[np.int64],
+    count: int,
+) -> Tensor:
+    """The loss of the rows that have a label: this rank's share, see `ProxyLoss`.
+
+    Args:
+        criterion: the loss.
+        embedding: [B, D].
+        proxies: [C, D].
+        targets: int64 [B] in 0..C-1, or `UNLABELLED`.
+        count: labelled images of the global batch.
+    """
+    # The host knows which rows are labelled; asking the device for them would wait for it.
+    labelled = np.flatnonzero(targets != UNLABELLED)
+    rows = embedding.index_select(0, on_device(labelled, embedding.device))
+    return criterion(rows, proxies, on_device(targets[labelled], embedding.device), count)
+
+
 class ProxyHead(ABC):
     """One task's proxies. A step calls `begin`, `loss`, then backward, then `update`.
 
@@ -94,11 +116,7 @@ class ProxyHead(ABC):
 
     def _share(self, embedding: Tensor, proxies: Tensor, targets: NDArray[np.int64]) -> Tensor:
         self._proxies = proxies
-        # The host knows which rows are labelled; asking the device for them would wait for it.
-        labelled = np.flatnonzero(targets != UNLABELLED)
-        rows = embedding.index_select(0, on_device(labelled, embedding.device))
-        labels = on_device(targets[labelled], embedding.device)
-        return self.criterion(rows, proxies, labels, self._labelled)
+        return labelled_loss(self.criterion, embedding, proxies, targets, self._labelled)
 
     def _take_gradient(self, scale: float) -> Tensor:
         if self._proxies is None or self._proxies.grad is None:

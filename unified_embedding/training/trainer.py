@@ -289,14 +289,12 @@ class Trainer:
             TrainingError: the ranks differ.
         """
         digest = hashlib.sha256()
-        for name, tensor in self.model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        states = [self.model.state_dict(), *(head.state() for head in self.heads)]
         if self._average is not None:
-            for tensor in self._average.module.state_dict().values():
-                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        for head in self.heads:
-            for tensor in head.state().values():
+            states.append(self._average.module.state_dict())
+        for state in states:
+            for name, tensor in state.items():
+                digest.update(name.encode())
                 digest.update(tensor.detach().cpu().contiguous().numpy().data)
         ours = digest.hexdigest()[:16]
         all_ranks = gather_text(ours)

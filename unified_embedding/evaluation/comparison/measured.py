@@ -146,13 +146,24 @@ def over_seeds(runs: Sequence[Samples]) -> Interval | None:
     return bootstrap_trainings(values, runs[0].clusters.tolist())
 
 
-def measure_job(config: CompareConfig, job: Job, console: Console, threads: int) -> None:
-    """Measure one finished run, so that `measure_all` finds its figures.
+def open_test_set(config: CompareConfig, console: Console, threads: int) -> Bench:
+    """The test set that every run is measured on.
 
     Raises:
-        DataError: the test set is missing or not the frozen one.
+        DataError: it is missing or not the frozen one.
     """
-    bench = _bench(config, job, console, threads)
+    manifest = manifest_path(load_training(config.training, config.common).data.manifest)
+    if manifest is None:
+        raise DataError(f"{config.training}: a comparison needs data.manifest")
+    # Runs are opened one by one, when they are done.
+    first = weights(seed_job(config, config.rows[0], config.seeds[0]))
+    rows = [EmbedderRow(name=config.rows[0].name, source=str(first), kind="unified")]
+    wanted = EvaluationConfig(rows=rows, frozen=config.frozen)
+    return open_bench(wanted, manifest, config.out / "cache", threads, console)
+
+
+def measure_job(config: CompareConfig, job: Job, bench: Bench) -> None:
+    """Measure one finished run, so that `measure_all` finds its figures."""
     old = config.find(OLD)
     if job.row.role == "unified-data":
         for bits in config.maps.bits:
@@ -165,11 +176,11 @@ def measure_job(config: CompareConfig, job: Job, console: Console, threads: int)
 
 
 def measure_all(
-    config: CompareConfig, console: Console, threads: int, known_only: bool = False
+    config: CompareConfig, test_set: Callable[[], Bench], known_only: bool = False
 ) -> Measured:
     """Measure every finished run that is not measured yet, or leave those out (`known_only`).
 
-    Figures once measured need no weights.
+    Figures once measured need no weights; while no run is finished, no test set is opened.
 
     Raises:
         DataError: the test set is missing or not the frozen one.
@@ -178,7 +189,7 @@ def measure_all(
     done = [job for job in jobs if job.record() is not None]
     if not done:
         return Measured(config, "", {}, {})
-    bench = _bench(config, done[0], console, threads)
+    bench = test_set()
     if known_only:
         done = [job for job in done if _file(bench, "measured", job).exists()]
     found: dict[str, dict[int, Mapping[Cell, Samples]]] = {}
@@ -190,25 +201,6 @@ def measure_all(
                 rotated.setdefault(bits, []).append(_maps(bench, job, bits, config.maps.count))
     crossed = _crossed(bench, config, done, known_only)
     return Measured(config, bench.pictures.digest(), found, rotated, crossed)
-
-
-def check_test_set(config: CompareConfig, console: Console) -> None:
-    """Before anything is trained: whether the figures can be measured at its end.
-
-    Raises:
-        DataError: the test set is missing or not the frozen one.
-    """
-    row = next(iter(config.rows))
-    _bench(config, seed_job(config, row, config.seeds[0]), console, 1)
-
-
-def _bench(config: CompareConfig, job: Job, console: Console, threads: int) -> Bench:
-    rows = [EmbedderRow(name=str(job.folder), source=str(weights(job)), kind="unified")]
-    manifest = manifest_path(load_training(config.training, config.common).data.manifest)
-    if manifest is None:
-        raise DataError(f"{config.training}: a comparison needs data.manifest")
-    wanted = EvaluationConfig(rows=rows, frozen=config.frozen)
-    return open_bench(wanted, manifest, config.out / "cache", threads, console)
 
 
 def _scores(bench: Bench, job: Job) -> Mapping[Cell, Samples]:
