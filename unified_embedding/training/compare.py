@@ -1,0 +1,5 @@
+"""The name that `python -m unified_embedding.evaluation.compare` had."""
+
+import runpy
+
+runpy.run_module("unified_embedding.evaluation.compare", run_name="__main__", alter_sys=True)
