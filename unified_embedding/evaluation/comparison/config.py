@@ -41,6 +41,7 @@ class CompareRow(_Section):
         minutes: budget of one run in minutes of all cores together, stated before it.
         overrides: key=value of the training configuration.
         last: run after everything else; the first to be cut.
+        seeds: of this row's runs, where they are not the comparison's.
     """
 
     name: str
@@ -50,6 +51,7 @@ class CompareRow(_Section):
     minutes: Annotated[float, Field(gt=0)]
     overrides: list[str] = []
     last: bool = False
+    seeds: list[Annotated[int, Field(ge=0)]] | None = Field(None, min_length=1)
 
     @model_validator(mode="after")
     def _task_of_specialist(self) -> "CompareRow":
@@ -101,7 +103,7 @@ class CompareConfig(_Section):
         common: key=value that all rows share.
         out: folder of runs, caches and records.
         frozen: digest of the test set; "" takes any.
-        seeds: of the runs of every row.
+        seeds: of the runs of every row that names none of its own.
         margins: fixed beforehand.
         sweep: of the rates.
         maps: for codes.
@@ -120,7 +122,9 @@ class CompareConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "CompareConfig":
-        for what, values in (("row names", [row.name for row in self.rows]), ("seeds", self.seeds)):
+        own = [row.seeds for row in self.rows if row.seeds is not None]
+        named = [("row names", [row.name for row in self.rows])]
+        for what, values in (*named, *(("seeds", seeds) for seeds in (self.seeds, *own))):
             if len(set(values)) != len(values):
                 raise ValueError(f"{what} must differ, got {values}")
         parts = [(row.role, row.task) for row in self.rows if row.role != "step"]
@@ -132,9 +136,13 @@ class CompareConfig(_Section):
         old, new = self.find(OLD), self.find("compatible")
         if new is not None and (old is None or old.last > new.last):
             raise ValueError(f"row {new.name!r} needs a row {OLD!r} that is run before it")
-        if self.sweep.seed in self.seeds:
+        if any(self.sweep.seed in self.seeds_of(row) for row in self.rows):
             raise ValueError(f"sweep.seed {self.sweep.seed} is a seed of the comparison")
         return self
+
+    def seeds_of(self, row: CompareRow) -> list[int]:
+        """The seeds of a row's runs."""
+        return self.seeds if row.seeds is None else row.seeds
 
     def find(self, role: Role, task: str | None = None) -> CompareRow | None:
         """The row of a role, or None."""

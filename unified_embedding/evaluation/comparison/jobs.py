@@ -74,11 +74,12 @@ def in_order(config: CompareConfig) -> Iterator[Job]:
     for turn in range(3):
         rows = [r for r in config.rows if (2 if r.role == "step" else int(r.last)) == turn]
         rows.sort(key=place)
-        for number, seed in enumerate(config.seeds):
+        for number in range(max((len(config.seeds_of(row)) for row in rows), default=0)):
             for row in rows:
                 if number == 0:
                     yield from sweep_jobs(config, row)
-                yield seed_job(config, row, seed)
+                if number < len(config.seeds_of(row)):
+                    yield seed_job(config, row, config.seeds_of(row)[number])
 
 
 def old_job(config: CompareConfig, job: Job) -> Job | None:
@@ -89,7 +90,8 @@ def old_job(config: CompareConfig, job: Job) -> Job | None:
     old = config.find(OLD)
     if job.row.role != "compatible" or old is None:
         return None
-    return seed_job(config, old, job.seed if job.seed in config.seeds else config.seeds[0])
+    seeds = config.seeds_of(old)
+    return seed_job(config, old, job.seed if job.seed in seeds else seeds[0])
 
 
 def weights(job: Job) -> Path:

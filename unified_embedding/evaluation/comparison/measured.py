@@ -156,8 +156,9 @@ def open_test_set(config: CompareConfig, console: Console, threads: int) -> Benc
     if manifest is None:
         raise DataError(f"{config.training}: a comparison needs data.manifest")
     # Runs are opened one by one, when they are done.
-    first = weights(seed_job(config, config.rows[0], config.seeds[0]))
-    rows = [EmbedderRow(name=config.rows[0].name, source=str(first), kind="unified")]
+    row = config.rows[0]
+    first = weights(seed_job(config, row, config.seeds_of(row)[0]))
+    rows = [EmbedderRow(name=row.name, source=str(first), kind="unified")]
     wanted = EvaluationConfig(rows=rows, frozen=config.frozen)
     return open_bench(wanted, manifest, config.out / "cache", threads, console)
 
@@ -185,7 +186,7 @@ def measure_all(
     Raises:
         DataError: the test set is missing or not the frozen one.
     """
-    jobs = [seed_job(config, row, seed) for row in config.rows for seed in config.seeds]
+    jobs = [seed_job(config, row, seed) for row in config.rows for seed in config.seeds_of(row)]
     done = [job for job in jobs if job.record() is not None]
     if not done:
         return Measured(config, "", {}, {})

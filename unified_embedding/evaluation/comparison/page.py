@@ -145,7 +145,7 @@ def _steps(measured: Measured) -> Lines:
 
 def _validation(config: CompareConfig, row: CompareRow) -> dict[int, float]:
     """Seed -> mean of the row's main figures on validation, of its finished runs."""
-    records = {seed: seed_job(config, row, seed).record() for seed in config.seeds}
+    records = {seed: seed_job(config, row, seed).record() for seed in config.seeds_of(row)}
     return {seed: record["score"] for seed, record in records.items() if record is not None}
 
 
@@ -220,17 +220,18 @@ def _over_maps(each: Sequence[Any], cell: Cell) -> str:
 def _budget(config: CompareConfig) -> Lines:
     rows = []
     for row in config.rows:
-        records = [seed_job(config, row, seed).record() for seed in config.seeds]
+        seeds = config.seeds_of(row)
+        records = [seed_job(config, row, seed).record() for seed in seeds]
         done = [record for record in records if record is not None]
         sweep = len(sweep_jobs(config, row)) * min(config.sweep.steps, row.steps) / row.steps
-        stated = row.minutes * (len(config.seeds) + sweep)
+        stated = row.minutes * (len(seeds) + sweep)
         rows.append(
             [
                 row.name,
                 f"{row.steps:,}",
                 f"{_images_of_each_task(config, row):,}",
                 f"{stated:.0f}",
-                f"{len(done)} of {len(config.seeds)}",
+                f"{len(done)} of {len(seeds)}",
                 _spent(done),
                 _rate(config, row),
                 ", ".join(sorted({record["device"] for record in done})) or NOT_RUN,
