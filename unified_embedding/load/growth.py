@@ -379,6 +379,7 @@ async def warmed(server: Served, images: Sequence[bytes]) -> float:
     """Pictures/s of a server that has had its first requests."""
     async with client_of(server.url, TIMEOUT_S, server.connection) as client:
         request = embed_request(client, images, BATCH)
+        await closed_loop(request, INFLIGHT, WARM_UP_S)
         return (await costed_loop(server.tree, request, INFLIGHT, 1.0)).images_per_s
 
 
