@@ -57,8 +57,6 @@ OVERLOAD_TIMEOUT_S: Final = 1.0
 SETTLING_S: Final = 0.5
 # Nothing is late in a closed loop; this only ends what hangs.
 CLOSED_TIMEOUT_S: Final = 120.0
-# Where the first search for the highest Poisson rate starts, of the closed loop's maximum.
-START_AT: Final = 0.8
 LOOP, POISSON = "closed loop", "Poisson"
 # Of the time in all: what stopping the server takes.
 _ENDING_S: Final = 5
@@ -149,7 +147,9 @@ async def measure(server: Served, plan: Plan) -> dict[str, Any]:
                 )
                 curve.append(found)
                 step(f"{found.rate:.0f}/s: p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms")
-        rounds = await in_rounds(server, callers, maximum, plan)
+        # Where the objective ended to hold is where to search: every trial saved is for rounds.
+        start = max((one.rate for one in curve if one.held), default=curve[0].rate)
+        rounds = await in_rounds(server, callers, maximum, start, plan)
     cells, counted = rounds.cells, rounds.counted
     middle = medians(cells, counted)
     (rates,) = paired(counted, {number: one["per_s"] for number, one in cells[POISSON].items()})
@@ -174,10 +174,12 @@ async def measure(server: Served, plan: Plan) -> dict[str, Any]:
     }
 
 
-async def in_rounds(server: Served, callers: Callers, maximum: float, plan: Plan) -> AskedRounds:
+async def in_rounds(
+    server: Served, callers: Callers, maximum: float, start: float, plan: Plan
+) -> AskedRounds:
     """The closed loop, a search for the highest Poisson rate, and overload, in random order.
 
-    `maximum` is the closed loop's rate.
+    `maximum` is the closed loop's rate; the first search starts around `start`.
     """
     draw, seconds = random.Random(plan.seed), plan.seconds
 
@@ -188,7 +190,7 @@ async def in_rounds(server: Served, callers: Callers, maximum: float, plan: Plan
     async def trial(rate: float, number: int) -> Trial:
         return await poisson_trial(callers.patient, rate, seconds, plan.slo_p99_ms, number)
 
-    search = LimitSearch(trial, START_AT * maximum, draw)
+    search = LimitSearch(trial, start, draw)
 
     async def one_search() -> dict[str, float]:
         rate, _ = await search.find()
