@@ -105,10 +105,16 @@ soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DUR
 bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
-performance: engine .venv/.stamp-all ## all programs behind docs/performance.md, then the page from their results (50 min)
-	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
-	@for program in bench/capacity bench/loadgen bench/load bench/soak build/tune bench/performance_page; do \
-	    $(PY) $$program.py || exit; done
+growth: engine .venv/.stamp-search ## cost and memory as callers, pictures, threads and servers grow (10 min; resumes): DURATION= FULL=1
+	@$(PY) bench/growth.py
+
+# Interrupted, it goes on with the program that was not finished, as long as the commit is the same.
+performance: engine .venv/.stamp-all ## all programs behind docs/performance.md, then the page from their results (1 h; resumes)
+	@mkdir -p results; done=results/.performance-$$(git rev-parse HEAD 2>/dev/null); touch $$done; \
+	for program in "bench/serving_bench.py --embedders $(EMBEDDERS)" bench/capacity.py bench/loadgen.py bench/load.py \
+	    bench/soak.py bench/growth.py build/tune.py bench/performance_page.py; do \
+	    grep -qxF "$$program" $$done || { $(PY) $$program && echo "$$program" >> $$done; } || exit; \
+	done; rm $$done
 
 bench-api: engine .venv/.stamp-peers ## the HTTP API beside gRPC, the same server behind both (3 min)
 	@$(PY) bench/api_bench.py
@@ -174,4 +180,4 @@ clean: ## remove the installed engines and build outputs, keep .venv
 	rm -rf build/out out results model_repository/*embedder \
 	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
-.PHONY: help env search-env train-env wheel engine demo api gateway api-clients chart-schemas image-check lock-images data train evaluate compare page load capacity loadgen soak bench performance bench-api tune bench-index bench-backfill test test-serving drills fuzz lint gpu-check clean
+.PHONY: help env search-env train-env wheel engine demo api gateway api-clients chart-schemas image-check lock-images data train evaluate compare page load capacity loadgen soak growth bench performance bench-api tune bench-index bench-backfill test test-serving drills fuzz lint gpu-check clean

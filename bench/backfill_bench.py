@@ -9,11 +9,8 @@ and beside back-fills of different size. Server and clients share the cores, whi
 case.
 """
 
-import json
 import os
 import random
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -25,22 +22,20 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from rich.console import Console
 from rich.table import Table
 
+from unified_embedding.checkout import ROOT
 from unified_embedding.client import EmbedderClient, Retry
 from unified_embedding.errors import ClientError
 from unified_embedding.gallery import SHOT, Gallery
+from unified_embedding.load.backfills import SHARD, backfilled, corpus, program
 from unified_embedding.measure.files import write_json
 from unified_embedding.serving.local_server import child, end_in_order, running
 
-ROOT: Final = Path(__file__).resolve().parent.parent
 CONCURRENCY: Final = 32
 IN_FLIGHT: Final = 128
-SHARD: Final = 128
 # Of the back-fill and of the client alone, where their speed is compared.
 BATCH, TOGETHER = 16, 4
 
@@ -168,13 +163,9 @@ def speed(
         client_s += (time.monotonic() - began) / 2
         if not turn:
             source, out = corpus(folder / "short.parquet", pictures, count), folder / "speed"
-            program = [sys.executable, str(ROOT / "clients" / "backfill.py"), str(source)]
-            options = ["--out", str(out), "--url", url, "--max-inflight", str(TOGETHER)]
             began = time.monotonic()
-            subprocess.run([*program, *options], check=True, stderr=subprocess.DEVNULL)
+            backfill_s = backfilled(source, out, [url], TOGETHER)
             whole_s = time.monotonic() - began
-    [path] = out.glob("*/report.json")
-    backfill_s = json.loads(path.read_text())["seconds_this_run"]
     return Speed(
         count, count / client_s, count / backfill_s, client_s / backfill_s, whole_s - backfill_s
     )
@@ -226,26 +217,13 @@ def online(
     return latencies, failed
 
 
-def corpus(path: Path, pictures: Sequence[bytes], count: int) -> Path:
-    """A Parquet file of `count` pictures, the same ones over and over."""
-    schema = pa.schema([("image", pa.binary())])
-    with pq.ParquetWriter(path, schema) as writer:
-        for first in range(0, count, SHARD):
-            last = min(first + SHARD, count)
-            rows = [pictures[row % len(pictures)] for row in range(first, last)]
-            writer.write_table(pa.table({"image": rows}, schema=schema))
-    return path
-
-
 @contextmanager
 def backfill(source: Path, out: Path, url: str, options: list[str] | None) -> Iterator[None]:
     """A back-fill that is under way; killed at the end, as its corpus is of no use."""
     if options is None:
         yield
         return
-    program = [sys.executable, str(ROOT / "clients" / "backfill.py"), str(source)]
-    where = ["--out", str(out), "--url", url, "--shard-size", str(SHARD)]
-    command = [*program, *where, *options]
+    command = program(source, out, [url], "--shard-size", str(SHARD), *options)
     with out.with_suffix(".log").open("w+") as log, child(command, stderr=log) as run:
         while finished(out) < 2 * SHARD:
             if run.poll() is not None:

@@ -20,8 +20,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from unified_embedding.load.index_data import BLOCK, World
-from unified_embedding.load.index_systems import SYSTEMS, K
+from unified_embedding.load.index_data import World
+from unified_embedding.load.index_systems import SYSTEMS, Job, K
 from unified_embedding.measure.files import write_json, write_text
 from unified_embedding.measure.provenance import machine
 from unified_embedding.serving.local_server import child
@@ -69,7 +69,7 @@ def _measure(
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix="index-bench-") as folder, Progress() as progress:
         task = progress.add_task(f"{rows:,} codes: making them", total=len(names) + 1)
-        _make(Path(folder), World(rows, dim, seed), queries)
+        _make(Job(Path(folder), rows, dim, seed), queries)
         for name in names:
             progress.update(task, advance=1, description=f"{rows:,} codes: {name}")
             arguments = [name, folder, str(rows), str(dim), str(seed)]
@@ -84,17 +84,14 @@ def _measure(
     return results
 
 
-def _make(folder: Path, world: World, queries: int) -> None:
-    asked = world.queries(queries)
+def _make(job: Job, queries: int) -> None:
+    asked = World(job.rows, job.dim, job.seed).queries(queries)
     nearest = np.full((queries, K), np.iinfo(np.int32).max, dtype=np.int32)
-    with (folder / "codes.u8").open("wb") as file:
-        for first in range(0, world.rows, BLOCK):
-            codes = world.block(first)
-            codes.tofile(file)
-            distances, _ = faiss.knn_hamming(asked, codes, K)
-            nearest = np.sort(np.concatenate((nearest, distances), axis=1), axis=1)[:, :K]
-    np.save(folder / "queries.npy", asked)
-    np.save(folder / "truth.npy", nearest[:, -1])
+    for codes in job.blocks():
+        distances, _ = faiss.knn_hamming(asked, codes, K)
+        nearest = np.sort(np.concatenate((nearest, distances), axis=1), axis=1)[:, :K]
+    np.save(job.folder / "queries.npy", asked)
+    np.save(job.folder / "truth.npy", nearest[:, -1])
 
 
 COLUMNS: Final = ("index", "recall@10", "p50 ms", "p99 ms", "p50 / bare", "build s", "MB")

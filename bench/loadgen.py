@@ -48,6 +48,8 @@ THREADS: Final = 256
 # Nothing may fail: LoadGen knows no failed query, so one ends the program.
 TIMEOUT_S: Final = 60.0
 AGREEMENT: Final = 0.2
+# Of a search, about: five to seven rates, as the whole has to end in time.
+TRIALS: Final = 14
 _FIGURE: Final = re.compile(r"^(.+?)\s*: (.+)$", re.MULTILINE)
 
 
@@ -127,7 +129,7 @@ def main(
 ) -> None:
     """Run the three scenarios, and our own search beside LoadGen's Server."""
     seconds = 60 if full else seconds
-    console.print(f"LoadGen: about {(4 + 2 * 14) * (seconds + WARM_UP_S) / 60:.0f} minutes")
+    console.print(f"LoadGen: about {(4 + 2 * TRIALS) * (seconds + WARM_UP_S) / 60:.0f} minutes")
     try:
         with served(host) as server:
             sut = SystemUnderTest(server)
@@ -165,7 +167,7 @@ async def measure(
                 step(f"{rate:.0f}/s: p99 {found.p99_ms:.1f} ms")
                 return found
 
-            theirs, their_trials = await highest_rate(trial, upper=1.2 * maximum)
+            theirs, their_trials = await highest_rate(trial, upper=1.2 * maximum, most=TRIALS)
         with steps("the same by our own generator") as step:
             ours, our_trials = await search(request, maximum, seconds, slo_p99_ms, seed, step)
     return {
@@ -191,7 +193,7 @@ async def search(
         step(f"{rate:.0f}/s: {100 * found.share:.2f} % in time, {verdict}")
         return found
 
-    return await highest_rate(trial, upper=1.2 * maximum)
+    return await highest_rate(trial, upper=1.2 * maximum, most=TRIALS)
 
 
 def server_run(

@@ -60,12 +60,11 @@ from unified_embedding.measure.poisson_limit import LimitSearch, Trial, poisson_
 from unified_embedding.measure.provenance import commit, machine
 from unified_embedding.measure.questions import (
     Answer,
+    AskedRounds,
     Cells,
-    Question,
     answered,
     medians,
     one_round,
-    open_questions,
 )
 from unified_embedding.measure.rounds import Rounds
 from unified_embedding.measure.watch import ServerWatch
@@ -252,16 +251,11 @@ async def in_rounds(
         making[key(name, users, per_request)] = partial(
             closed, by_name[name], images, users, per_request, plan.seconds
         )
-    asked = questions(embedder.name)
-    cells: Cells = {}
     draw = random.Random(plan.seed)
-
-    def open_ones() -> list[Question]:
-        return open_questions(asked, cells, rounds, plan.width)
-
-    rounds = Rounds(plan.until, settled=lambda: not open_ones())
+    rounds = AskedRounds(questions(embedder.name), plan.until, plan.width)
+    asked, cells = rounds.questions, rounds.cells
     for number in rounds:
-        await one_round(number, open_ones(), making, cells, draw, show)
+        await one_round(number, rounds.open, making, cells, draw, show)
         if number == 0 and plan.poisson:
             # The closed loops say where to start, and which peer is the best.
             best = max(LITSERVE, key=lambda name: closed_maximum(cells, name))
@@ -296,20 +290,7 @@ async def closed(
     async with going(system), system.calling(images, per_request) as request:
         await closed_loop(request, users, WARM_UP_S)
         found = await costed_loop(system.tree, request, users, seconds)
-    recorder = found.recorder
-    if recorder.failed or not recorder.images:
-        said = "; ".join(recorder.examples.values()) or "no answer"
-        raise EmbeddingError(f"{system.name}, {users} callers: {said}")
-    # Its processes are on this machine.
-    assert found.cpu_ms is not None
-    assert found.memory_mb is not None
-    return {
-        "images_per_s": found.images_per_s,
-        "p50_ms": recorder.latencies.percentile_ms(50),
-        "p99_ms": recorder.latencies.percentile_ms(99),
-        "cpu_ms": found.cpu_ms,
-        "memory_mb": found.memory_mb,
-    }
+    return found.figures(f"{system.name}, {users} callers")
 
 
 def poisson_search(

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,36 @@ def test_a_page_without_marks_is_left_alone(
         performance_page.main(tmp_path / "results", page)
     assert "lacks the marks <!-- capacity -->" in capsys.readouterr().err
     assert page.read_text() == "nothing"
+
+
+def test_make_performance_goes_on_with_the_program_that_was_not_finished(
+    root: Path, tmp_path: Path
+) -> None:
+    """A stand-in for Python notes what it is given, and is interrupted once."""
+    if not shutil.which("make"):
+        pytest.skip("make is not installed")
+    stand_in = tmp_path / "python"
+    stand_in.write_text(
+        'echo "$*" >> ran\n'
+        'if [ "$1" = bench/soak.py ] && [ ! -e once ]; then touch once; exit 130; fi\n'
+    )
+    command = ["make", "-f", str(root / "Makefile"), "-o", "engine", "-o", ".venv/.stamp-all"]
+    command += ["performance", f"PY=sh {stand_in}", "EMBEDDERS=lite0"]
+
+    def run() -> tuple[int, list[str]]:
+        (tmp_path / "ran").unlink(missing_ok=True)
+        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+        return done.returncode, (tmp_path / "ran").read_text().splitlines()
+
+    first = ["bench/serving_bench.py --embedders lite0"]
+    first += [f"bench/{name}.py" for name in ("capacity", "loadgen", "load", "soak")]
+    last = ["bench/growth.py", "build/tune.py", "bench/performance_page.py"]
+    code, ran = run()
+    assert code != 0
+    assert ran == first
+    assert run() == (0, ["bench/soak.py", *last])
+    # A whole run is followed by a whole run.
+    assert run() == (0, first + last)
 
 
 def section(text: str, name: str) -> str:

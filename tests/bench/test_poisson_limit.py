@@ -28,6 +28,16 @@ def test_the_limit_is_found_from_below(limit: float) -> None:
     assert len(trials) < 30
 
 
+@pytest.mark.parametrize("limit", [5.0, 239.0])
+def test_a_bounded_search_ends_in_time_and_from_below(limit: float) -> None:
+    async def trial(rate: float, seed: int) -> Trial:
+        return trial_of(rate, 1.0 if rate <= limit else 0.5)
+
+    found, trials = asyncio.run(highest_rate(trial, upper=240.0, most=14))
+    assert limit / 2 <= found <= limit
+    assert len(trials) <= 14
+
+
 def test_single_disturbed_trials_decide_nothing() -> None:
     """One trial of each rate that holds is disturbed, never two of three."""
     seen: dict[float, int] = {}

@@ -21,7 +21,7 @@ from unified_embedding.load.serving_tables import (
     questions,
 )
 from unified_embedding.measure.paired import at_least, at_most
-from unified_embedding.measure.questions import Cells, Question, answered, medians
+from unified_embedding.measure.questions import Cells, Question, answered, medians, ratio_table
 
 ROUNDS = range(8)
 
@@ -105,7 +105,47 @@ def test_too_few_rounds_have_no_bounds(cells: Cells) -> None:
     record = json.loads(json.dumps(found.record()))
     assert (record["low"], record["high"], record["verdict"]) == (None, None, "undecided")
     assert not found.settled(0.04)
-    assert question.answer(cells, frozenset()) is None
+
+
+def test_a_question_whose_rounds_were_all_busy_is_undecided(cells: Cells) -> None:
+    """It was settled early, and its rounds were found busy when quieter ones had been made."""
+    (question, *_) = questions("Lite0")
+    found = question.answer(cells, frozenset({8, 9, 10, 11, 12, 13, 14}))
+    assert found is not None
+    record = json.loads(json.dumps(found.record()))
+    assert record["ratio"] == pytest.approx(1.1)
+    assert (record["low"], record["high"], record["rounds"]) == (None, None, 8)
+    (row,) = list(ratio_table([record], disturbed=False))[2:]
+    assert row.endswith("| 1.10 | 8 | <= 1.08 | undecided (machine busy) |")
+    # More rounds are wanted, as long as there is time.
+    assert not found.settled(0.04)
+
+
+def test_of_several_peers_the_one_that_leaves_a_doubt_decides() -> None:
+    """One is a little better on average, and certainly beaten; beside the other it is open."""
+    ours = cell(100, 1, 1)
+    close = cell(80, 1, 1)
+    wide = cell(75, 1, 1)
+    for number, one in wide.items():
+        one["images_per_s"] *= 1.3 if number % 2 else 0.8
+    cells = {"ours": ours, "close": close, "wide": wide}
+    asked = Question("ratio", "images_per_s", "ours", ("close", "wide"), at_least(1.15))
+    found = asked.answer(cells, ROUNDS)
+    assert found is not None
+    alone = [
+        Question("", "images_per_s", "ours", (name,), at_least(1.15)).answer(cells, ROUNDS)
+        for name in ("close", "wide")
+    ]
+    assert [one and one.record()["verdict"] for one in alone] == ["met", "undecided"]
+    assert alone[0]
+    assert alone[1]
+    assert alone[0].interval.mean < alone[1].interval.mean
+    assert found.interval == alone[1].interval
+    # Missed beside one is missed, however well it does beside the other.
+    cells["close"] = cell(95, 1, 1)
+    found = asked.answer(cells, ROUNDS)
+    assert found is not None
+    assert found.record()["verdict"] == "missed"
 
 
 def result(cells: Cells, **machine: Any) -> dict[str, Any]:

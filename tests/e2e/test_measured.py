@@ -116,6 +116,32 @@ def test_capacity_sets_overload_against_the_maximum(
     assert "1 round in random order" in said
 
 
+def growth(root: Path, repository: Path, out: Path, part: str) -> Any:
+    short = ["--seconds", "0.1", "--rows", "1000", "--only", part]
+    run(root, "bench/growth.py", *short, "--repository", str(repository), "--out", str(out))
+    assert (out / f"{part}.svg").read_text().startswith("<svg")
+    assert not (out / "done.json").exists()
+    return json.loads((out / f"{part}.json").read_text())
+
+
+def test_growth_of_threads_that_search(root: Path, repository: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="the extra `search` is not installed")
+    record = growth(root, repository, tmp_path, "search")
+    assert [one["target"] for one in record["ratios"]] == ["", "", "", ">= 0.95"]
+    assert all(min(one.values()) > 0 for one in record["medians"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("RUN_SLOW" not in os.environ, reason="takes half a minute; RUN_SLOW=1 runs it")
+def test_growth_of_requests(root: Path, repository: Path, tmp_path: Path) -> None:
+    pytest.importorskip("faiss", reason="the extra `search` is not installed")
+    points = growth(root, repository, tmp_path, "images")["points"]
+    assert [one["images"] for one in points] == [1, 2, 4, 8, 16]
+    for one in points:
+        assert one["memory_mb"] > 50
+        assert one["p99_ms"] >= one["p50_ms"] > 0
+
+
 def test_the_server_shows_what_was_tuned(root: Path, own_repository: Path, tmp_path: Path) -> None:
     from tritonclient.grpc import InferenceServerClient
 

@@ -36,19 +36,18 @@ from unified_embedding.measure.plots import Axis, Series, line_chart
 from unified_embedding.measure.poisson_limit import WARM_UP_S, LimitSearch, Trial, poisson_trial
 from unified_embedding.measure.provenance import provenance
 from unified_embedding.measure.questions import (
-    Cells,
+    AskedRounds,
     Question,
     answered,
     bounded,
     bounds,
     medians,
     one_round,
-    open_questions,
     ratio_table,
 )
 from unified_embedding.measure.recorder import Recorder
 from unified_embedding.measure.requests import client_of, embed_request
-from unified_embedding.measure.rounds import Rounds, paired
+from unified_embedding.measure.rounds import paired
 from unified_embedding.serving.local_server import end_in_order
 
 CONCURRENCY: Final = 32
@@ -58,8 +57,6 @@ OVERLOAD_TIMEOUT_S: Final = 1.0
 SETTLING_S: Final = 0.5
 # Nothing is late in a closed loop; this only ends what hangs.
 CLOSED_TIMEOUT_S: Final = 120.0
-# Where the first search for the highest Poisson rate starts, of the closed loop's maximum.
-START_AT: Final = 0.8
 LOOP, POISSON = "closed loop", "Poisson"
 # Of the time in all: what stopping the server takes.
 _ENDING_S: Final = 5
@@ -106,7 +103,7 @@ def main(
     ] = 100,
     seconds: Annotated[
         float, typer.Option(envvar="DURATION", min=1, help="seconds of a trial")
-    ] = 3,
+    ] = 2,
     minutes: Annotated[float, typer.Option(min=0, help="time in all")] = 5,
     width: Annotated[
         float, typer.Option(min=0, help="width of a ratio's interval that ends the rounds")
@@ -150,8 +147,10 @@ async def measure(server: Served, plan: Plan) -> dict[str, Any]:
                 )
                 curve.append(found)
                 step(f"{found.rate:.0f}/s: p50 {found.p50_ms:.1f} ms, p99 {found.p99_ms:.1f} ms")
-        cells, rounds, asked = await in_rounds(server, callers, maximum, plan)
-    counted = rounds.counted
+        # Where the objective ended to hold is where to search: every trial saved is for rounds.
+        start = max((one.rate for one in curve if one.held), default=curve[0].rate)
+        rounds = await in_rounds(server, callers, maximum, start, plan)
+    cells, counted = rounds.cells, rounds.counted
     middle = medians(cells, counted)
     (rates,) = paired(counted, {number: one["per_s"] for number, one in cells[POISSON].items()})
     rate = geometric_mean(rates)
@@ -167,7 +166,7 @@ async def measure(server: Served, plan: Plan) -> dict[str, Any]:
         "knee_rate": knee(curve).rate,
         "curve": [asdict(found) for found in curve],
         "overload": [overload_row(factor, middle[beyond(factor)]) for factor in OVERLOAD],
-        "ratios": [one.record() for one in answered(asked, cells, counted)],
+        "ratios": [one.record() for one in answered(rounds.questions, cells, counted)],
         "rounds": rounds.record(),
         "cells": cells,
         "width": plan.width,
@@ -176,11 +175,11 @@ async def measure(server: Served, plan: Plan) -> dict[str, Any]:
 
 
 async def in_rounds(
-    server: Served, callers: Callers, maximum: float, plan: Plan
-) -> tuple[Cells, Rounds, list[Question]]:
+    server: Served, callers: Callers, maximum: float, start: float, plan: Plan
+) -> AskedRounds:
     """The closed loop, a search for the highest Poisson rate, and overload, in random order.
 
-    `maximum` is the closed loop's rate.
+    `maximum` is the closed loop's rate; the first search starts around `start`.
     """
     draw, seconds = random.Random(plan.seed), plan.seconds
 
@@ -191,7 +190,7 @@ async def in_rounds(
     async def trial(rate: float, number: int) -> Trial:
         return await poisson_trial(callers.patient, rate, seconds, plan.slo_p99_ms, number)
 
-    search = LimitSearch(trial, START_AT * maximum, draw)
+    search = LimitSearch(trial, start, draw)
 
     async def one_search() -> dict[str, float]:
         rate, _ = await search.find()
@@ -205,18 +204,13 @@ async def in_rounds(
         making[beyond(factor)] = partial(
             overloaded, server, callers.hurried, factor * maximum, seconds, draw
         )
-    asked = questions()
-    cells: Cells = {}
-
-    def open_ones() -> list[Question]:
-        return open_questions(asked, cells, rounds, plan.width)
-
-    trees = [server.tree] if server.tree else []
-    rounds = Rounds(plan.until, settled=lambda: not open_ones(), trees=trees)
+    rounds = AskedRounds(
+        questions(), plan.until, plan.width, trees=[server.tree] if server.tree else []
+    )
     with steps("rounds") as step:
         for number in rounds:
-            await one_round(number, open_ones(), making, cells, draw, step)
-    return cells, rounds, asked
+            await one_round(number, rounds.open, making, rounds.cells, draw, step)
+    return rounds
 
 
 def overload_row(factor: float, found: Mapping[str, float]) -> dict[str, float | None]:

@@ -51,6 +51,15 @@ class Job:
     dim: int
     seed: int
 
+    def blocks(self) -> Iterator[Codes]:
+        """Make the corpus, block by block."""
+        world = World(self.rows, self.dim, self.seed)
+        with (self.folder / "codes.u8").open("wb") as file:
+            for first in range(0, self.rows, BLOCK):
+                codes = world.block(first)
+                codes.tofile(file)
+                yield codes
+
     @property
     def codes(self) -> Codes:
         """The corpus, memory-mapped: uint8 [rows, dim / 8]."""
@@ -107,17 +116,11 @@ def measure(
 def exact(job: Job) -> list[SystemRow]:
     """Bare FAISS flat, our exact index, and ours with ids and metadata, query by query in turn."""
     before, start = resident(), time.perf_counter()
-    bare = faiss.IndexBinaryFlat(job.dim)
-    for block in range(0, job.rows, BLOCK):
-        bare.add(np.ascontiguousarray(job.codes[block : block + BLOCK]))
+    bare_search = bare_flat(job)
     bare_s, bare_memory = time.perf_counter() - start, resident() - before
-    ours_s = _in_child(_build, job, Settings())
+    ours_s = build_apart(job, Settings())
     before = resident()
     index = CodeIndex.open(job.folder / "flat")
-
-    def bare_search(query: Codes) -> NDArray[np.int32]:
-        faiss.omp_set_num_threads(1)
-        return np.asarray(bare.search(query, K)[0][0])
 
     def with_metadata(query: Codes) -> NDArray[np.int32]:
         return np.array([hit.distance for hit in index.search(query, ORIGIN, k=K).hits(0)])
@@ -125,7 +128,7 @@ def exact(job: Job) -> list[SystemRow]:
     rows = measure(
         {
             ("FAISS", "bare flat"): bare_search,
-            ("ours", "exact"): lambda query: index.search(query, ORIGIN, k=K).distances[0],
+            ("ours", "exact"): searching(index),
             ("ours", "exact, metadata"): with_metadata,
         },
         job,
@@ -134,6 +137,24 @@ def exact(job: Job) -> list[SystemRow]:
     )
     rows[0].build_s, rows[0].memory = bare_s, bare_memory
     return rows
+
+
+def bare_flat(job: Job) -> Search:
+    """FAISS' exact search of the corpus, on the calling thread alone."""
+    bare = faiss.IndexBinaryFlat(job.dim)
+    for block in range(0, job.rows, BLOCK):
+        bare.add(np.ascontiguousarray(job.codes[block : block + BLOCK]))
+
+    def search(query: Codes) -> NDArray[np.int32]:
+        faiss.omp_set_num_threads(1)
+        return np.asarray(bare.search(query, K)[0][0])
+
+    return search
+
+
+def searching(index: CodeIndex) -> Search:
+    """The search of an index of ours."""
+    return lambda query: index.search(query, ORIGIN, k=K).distances[0]
 
 
 def ivf(job: Job) -> list[SystemRow]:
@@ -198,12 +219,15 @@ def lancedb(job: Job) -> list[SystemRow]:
 
 
 def _approximate(job: Job, settings: Settings) -> list[SystemRow]:
-    build_s = _in_child(_build, job, settings)
+    build_s = build_apart(job, settings)
     before = resident()
     index = CodeIndex.open(job.folder / settings.kind)
-    name = ("ours", settings.kind)
-    search: Search = lambda query: index.search(query, ORIGIN, k=K).distances[0]  # noqa: E731
-    return measure({name: search}, job, build_s, before)
+    return measure({("ours", settings.kind): searching(index)}, job, build_s, before)
+
+
+def build_apart(job: Job, settings: Settings) -> float:
+    """Build our index in `job.folder`, in a process of its own; its seconds."""
+    return _in_child(_build, job, settings)
 
 
 def _in_child(work: Callable[..., None], *arguments: Any) -> float:

@@ -9,6 +9,7 @@ each of them is.
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,6 +17,7 @@ import typer
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine.tuning import report as tune_report
+from unified_embedding.load import growth_tables
 from unified_embedding.load.capacity import summary
 from unified_embedding.load.served import RESULTS, console, fail
 from unified_embedding.load.serving_tables import markdown
@@ -35,6 +37,10 @@ PLOTS: Final = {
     },
     "tune": {"tune/pareto.svg": "Pareto front"},
     "soak": {"soak/memory.svg": "memory over time"},
+    **{
+        f"growth: {part}": {f"growth/{part}.svg": shows}
+        for part, shows in growth_tables.PARTS.items()
+    },
 }
 
 
@@ -186,6 +192,12 @@ def soaked(record: Mapping[str, Any]) -> str:
     )
 
 
+def growth(part: str, record: Mapping[str, Any]) -> str:
+    """A part of `make growth`; its plot follows."""
+    how = f"Points of {record['seconds']:g} s; {record['embedder']}, {record['engine']}"
+    return f"{growth_tables.markdown(part, record)}\n\n{how}; {_made(record)}."
+
+
 SECTIONS: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]] = {
     "bench": ("bench/bench.json", bench),
     "closed loop": ("load/closed-loop/report.json", load),
@@ -194,6 +206,10 @@ SECTIONS: Final[Mapping[str, tuple[str, Callable[[Mapping[str, Any]], str]]]] = 
     "loadgen": ("loadgen/loadgen.json", loadgen),
     "tune": ("tune/tune.json", tune),
     "soak": ("soak/soak.json", soaked),
+    **{
+        f"growth: {part}": (f"growth/{part}.json", partial(growth, part))
+        for part in growth_tables.PARTS
+    },
 }
 
 

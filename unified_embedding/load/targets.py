@@ -57,6 +57,9 @@ OVERLOAD: Final[Mapping[float, Target]] = {2.0: at_least(0.85), 3.0: at_least(0.
 """`make capacity`: answered within a second, of the closed loop's maximum, when so many times the
 maximum is offered."""
 
+SEARCH: Final[Mapping[int, Target]] = {32: at_least(0.95)}
+"""`make growth`: searches/s of so many threads over bare FAISS' with as many."""
+
 API_RATE: Final[Mapping[tuple[int, int], Target]] = {
     (32, 1): at_least(0.8),
     (8, 16): at_least(0.9),

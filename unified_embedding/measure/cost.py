@@ -3,6 +3,7 @@
 import time
 from dataclasses import dataclass
 
+from unified_embedding.errors import EmbeddingError
 from unified_embedding.measure.generator import Request, closed_loop
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.recorder import Recorder
@@ -33,6 +34,28 @@ class Costed:
     def cpu_ms(self) -> float | None:
         """CPU time for one picture, milliseconds; None when the processes are elsewhere."""
         return None if self.cpu_s is None else 1000 * self.cpu_s / self.recorder.images
+
+    def figures(self, what: str) -> dict[str, float]:
+        """Rate, latencies, CPU time and memory, for records.
+
+        `what` is measured, for errors; its processes are on this machine.
+
+        Raises:
+            EmbeddingError: a request failed, or none was answered.
+        """
+        recorder = self.recorder
+        if recorder.failed or not recorder.images:
+            said = "; ".join(recorder.examples.values()) or "no answer"
+            raise EmbeddingError(f"{what}: {said}")
+        assert self.cpu_ms is not None
+        assert self.memory_mb is not None
+        return {
+            "images_per_s": self.images_per_s,
+            "p50_ms": recorder.latencies.percentile_ms(50),
+            "p99_ms": recorder.latencies.percentile_ms(99),
+            "cpu_ms": self.cpu_ms,
+            "memory_mb": self.memory_mb,
+        }
 
 
 async def costed_loop(

@@ -3,7 +3,7 @@
 import io
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 import numpy as np
 from PIL import Image
@@ -65,6 +65,26 @@ def scaled(path: str, width: int, height: int) -> tuple[bytes, ...]:
         _encode(picture.resize((width, height), Image.Resampling.BICUBIC), "JPEG")
         for picture in pictures
     )
+
+
+def square(path: str, side: int, kind: Literal["JPEG", "PNG"]) -> bytes:
+    """The first photograph of a folder as a square: repeated to fill it, or scaled down.
+
+    So its detail does not depend on `side`, as that of an enlarged picture would.
+
+    Raises:
+        PicturesError: the folder holds no picture.
+    """
+    width, height = PHOTOGRAPH
+    photograph = Image.open(io.BytesIO(scaled(path, width, height)[0]))
+    if side <= height:
+        filled = photograph.resize((side, side), Image.Resampling.BICUBIC)
+    else:
+        tiles = (-(-side // height), -(-side // width), 1)
+        filled = Image.fromarray(np.tile(np.asarray(photograph), tiles)[:side, :side])
+    file = io.BytesIO()
+    filled.save(file, kind, quality=_QUALITY, compress_level=1)
+    return file.getvalue()
 
 
 def _scene(width: int, height: int, draw: np.random.Generator) -> Image.Image:

@@ -79,6 +79,22 @@ class Axis:
     from_zero: bool = True
 
 
+@dataclass(frozen=True)
+class Panel:
+    """A pair of axes with its series."""
+
+    x: Axis
+    y: Axis
+    series: Sequence[Series]
+
+    def points(self) -> list[list[tuple[float, float]]]:
+        """Those of every series that can be drawn."""
+        return [
+            [p for p in one.points if (p[0] > 0 or not self.x.log) and (p[1] > 0 or not self.y.log)]
+            for one in self.series
+        ]
+
+
 @contextmanager
 def drawing(width: float, height: float, title: str) -> Iterator[Figure]:
     """A figure of so many inches in this project's style; to be written inside the block."""
@@ -96,28 +112,34 @@ def png(figure: Figure) -> bytes:
 
 
 def line_chart(title: str, x: Axis, y: Axis, series: Sequence[Series]) -> str:
-    """An SVG element with every series as a line with dots, a legend and labelled ticks.
+    """`line_charts` of one panel."""
+    return line_charts(title, [Panel(x, y, series)])
+
+
+def line_charts(title: str, panels: Sequence[Panel]) -> str:
+    """An SVG element with every series as a line with dots, legends and labelled ticks.
 
     It is "" when there is nothing to draw.
 
     Raises:
-        ValueError: more series than colours that can be told apart.
+        ValueError: more series in a panel than colours that can be told apart.
     """
-    if len(series) > len(COLOURS):
-        raise ValueError(f"{len(series)} series cannot be told apart; at most {len(COLOURS)}")
-    drawable = [
-        [p for p in line.points if (p[0] > 0 or not x.log) and (p[1] > 0 or not y.log)]
-        for line in series
-    ]
-    if not any(drawable):
+    most = max(len(panel.series) for panel in panels)
+    if most > len(COLOURS):
+        raise ValueError(f"{most} series cannot be told apart; at most {len(COLOURS)}")
+    if not any(any(panel.points()) for panel in panels):
         return ""
     with drawing(7.5, 3.1, title) as figure:
-        axes = figure.add_subplot()
-        for line, points, colour in zip(series, drawable, COLOURS, strict=False):
-            _draw(axes, line, points, colour)
-        _arrange(axes, "x", x)
-        _arrange(axes, "y", y)
-        figure.legend(loc="outside right upper")
+        drawn = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, axes in zip(panels, drawn, strict=True):
+            for line, points, colour in zip(panel.series, panel.points(), COLOURS, strict=False):
+                _draw(axes, line, points, colour)
+            _arrange(axes, "x", panel.x)
+            _arrange(axes, "y", panel.y)
+            if len(panels) > 1:
+                axes.legend(fontsize=8)
+        if len(panels) == 1:
+            figure.legend(loc="outside right upper")
         return _svg(figure, title)
 
 
@@ -135,7 +157,8 @@ def _arrange(axes: Axes, letter: Literal["x", "y"], axis: Axis) -> None:
     drawn.set_label_text(f"{axis.label}, logarithmic" if axis.log else axis.label)
     if axis.log:
         axes.set(**{f"{letter}scale": "log"})
-        drawn.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        low, high = drawn.get_view_interval()
+        drawn.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 1000 * low else (1,)))
         drawn.set_minor_formatter(NullFormatter())
     elif axis.from_zero:
         low, high = drawn.get_view_interval()

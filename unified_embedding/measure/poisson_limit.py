@@ -72,18 +72,22 @@ async def poisson_trial(
 
 
 async def highest_rate(
-    trial: Callable[[float, int], Awaitable[Trial]], upper: float, repeats: int = 3
+    trial: Callable[[float, int], Awaitable[Trial]],
+    upper: float,
+    repeats: int = 3,
+    most: float = math.inf,
 ) -> tuple[float, list[Trial]]:
     """Bisect between 0 and `upper` requests/s; a limit below `upper` / 64 counts as none.
 
-    A rate holds when most of `repeats` trials do; `trial` gets the rate and a seed.
+    A rate holds when most of `repeats` trials do; `trial` gets the rate and a seed. After `most`
+    trials no further rate is tried.
 
     Returns:
         The highest rate that held (0 when none did), and every trial made.
     """
     low, high = 0.0, upper
     trials: list[Trial] = []
-    while high > upper / 64 and high > low * (1 + PRECISION):
+    while high > upper / 64 and high > low * (1 + PRECISION) and len(trials) < most:
         rate = (low + high) / 2
         verdicts: list[bool] = []
         while max(verdicts.count(True), verdicts.count(False)) <= repeats // 2:

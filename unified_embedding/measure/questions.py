@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from unified_embedding.measure.paired import Target, ratio, settled, told
+from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.rounds import Rounds, paired
 from unified_embedding.retrieval import Interval
 
@@ -23,7 +24,7 @@ class Question:
         name: for tables.
         figure: what is compared.
         ours: cell of the numerator.
-        theirs: cells of the denominator; of several the best counts.
+        theirs: cells of the denominator.
         target: what the ratio should be, or None when it is only of interest.
     """
 
@@ -34,31 +35,48 @@ class Question:
     target: Target | None
 
     def answer(self, cells: Cells, counted: Collection[int]) -> "Answer | None":
-        """From the rounds that count; None when no round has both sides."""
-        found = []
-        for theirs in self.theirs:
-            sides = [
-                {number: one[self.figure] for number, one in cells.get(cell, {}).items()}
-                for cell in (self.ours, theirs)
-            ]
-            ours, others = paired(counted, *sides)
-            if ours:
-                found.append((ratio(ours, others), len(ours)))
-        if not found:
+        """From the rounds that count; None when no round has both sides.
+
+        Of several others the harshest decides: the target is met when it is met beside each of
+        them, and missed when it is missed beside one.
+        """
+        beside = (self._beside(theirs, cells, counted) for theirs in self.theirs)
+        return min((one for one in beside if one), key=self._harshness, default=None)
+
+    def _beside(self, theirs: str, cells: Cells, counted: Collection[int]) -> "Answer | None":
+        sides = [
+            {number: one[self.figure] for number, one in cells.get(cell, {}).items()}
+            for cell in (self.ours, theirs)
+        ]
+        ours, others = paired(counted, *sides)
+        if ours:
+            return Answer(self, ratio(ours, others), len(ours))
+        # Its rounds were found busy later: they tell the ratio roughly, and decide nothing.
+        ours, others = paired(sides[0], *sides)
+        if not ours:
             return None
-        # The best of the others is the one beside which ours looks worst.
-        worst = min if self.target is None or self.target.at_least else max
-        interval, rounds = worst(found, key=lambda one: one[0].mean)
-        return Answer(self, interval, rounds)
+        roughly = Interval(ratio(ours, others).mean, -math.inf, math.inf)
+        return Answer(self, roughly, len(ours), busy=True)
+
+    def _harshness(self, answer: "Answer") -> tuple[float, ...]:
+        found, target = answer.interval, self.target
+        if target is None:
+            return (found.mean,)
+        order = ("missed", "undecided", "met").index(target.verdict(found))
+        return (
+            order,
+            *((found.low, found.mean) if target.at_least else (-found.high, -found.mean)),
+        )
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A question's interval after so many rounds."""
+    """A question's interval after so many rounds; `busy` when none of them counts."""
 
     question: Question
     interval: Interval
     rounds: int
+    busy: bool = False
 
     def settled(self, width: float) -> bool:
         """No further round is needed."""
@@ -66,10 +84,13 @@ class Answer:
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
-        return record(self.question.name, self.interval, self.rounds, self.question.target)
+        asked = self.question
+        return record(asked.name, self.interval, self.rounds, asked.target, busy=self.busy)
 
 
-def record(name: str, found: Interval, rounds: int, target: Target | None) -> dict[str, Any]:
+def record(
+    name: str, found: Interval, rounds: int, target: Target | None, *, busy: bool = False
+) -> dict[str, Any]:
     """A ratio with its verdict as JSON values; without bounds when the rounds were too few."""
     low, high = bounds(found) or (None, None)
     return {
@@ -80,6 +101,7 @@ def record(name: str, found: Interval, rounds: int, target: Target | None) -> di
         "rounds": rounds,
         "target": str(target or ""),
         "verdict": target.verdict(found) if target else "",
+        "busy": busy,
     }
 
 
@@ -94,14 +116,33 @@ def bounded(mean: float, known: Sequence[float] | None) -> Interval:
     return Interval(mean, low, high)
 
 
-def open_questions(
-    asked: Sequence[Question], cells: Cells, rounds: Rounds, width: float
-) -> list[Question]:
-    """Those that need a further round: all of them as long as the machine is busy."""
-    if rounds.disturbed:
-        return list(asked)
-    answers = [(one, one.answer(cells, rounds.counted)) for one in asked]
-    return [one for one, found in answers if not (found and found.settled(width))]
+class AskedRounds(Rounds):
+    """Rounds that go on until every question is answered, or the time is up.
+
+    Attributes:
+        questions: what is asked; more may be added between rounds.
+        cells: what was measured.
+    """
+
+    def __init__(
+        self,
+        questions: Sequence[Question],
+        until: float,
+        width: float,
+        trees: Sequence[ProcessTree] = (),
+    ) -> None:
+        """`width` of an interval that is narrow enough; the others as `Rounds` takes them."""
+        super().__init__(until, settled=lambda: not self.open, trees=trees)
+        self.questions, self.cells = list(questions), Cells()
+        self._width = width
+
+    @property
+    def open(self) -> list[Question]:
+        """Those that need a further round: all of them as long as the machine is busy."""
+        if self.disturbed:
+            return self.questions
+        answers = [(one, one.answer(self.cells, self.counted)) for one in self.questions]
+        return [one for one, found in answers if not (found and found.settled(self._width))]
 
 
 async def one_round(
@@ -154,5 +195,6 @@ def ratio_table(ratios: Sequence[Mapping[str, Any]], disturbed: bool) -> Iterato
     yield "|---|---|---|---|---|"
     for one in ratios:
         known = bounded(one["ratio"], None if one["high"] is None else (one["low"], one["high"]))
-        verdict = one["verdict"] + " (machine busy)" * (disturbed and bool(one["verdict"]))
+        busy = one["verdict"] and (disturbed or one.get("busy"))
+        verdict = one["verdict"] + " (machine busy)" * bool(busy)
         yield f"| {one['name']} | {told(known)} | {one['rounds']} | {one['target']} | {verdict} |"

@@ -1,0 +1,6 @@
+"""`make growth`: what a picture costs as the work grows, and what breaks first."""
+
+from unified_embedding.load.growth import program
+
+if __name__ == "__main__":
+    program()
