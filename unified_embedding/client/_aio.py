@@ -139,6 +139,9 @@ class AsyncEmbedderClient(BaseClient):
         return kserve.Stub(self._channel)
 
     async def _info(self, deadline: Deadline) -> ServerInfo:
+        self._check_open()
+        if self._server is not None:
+            return self._server
         async with _held(self._lock, deadline):
             self._check_open()
             if self._server is None:
@@ -281,6 +284,8 @@ class AsyncEmbedderClient(BaseClient):
 
 
 async def _map(work: Callable[[range], Awaitable[_T]], requests: Sequence[range]) -> list[_T]:
+    if len(requests) < 2:
+        return [await work(rows) for rows in requests]
     tasks = [asyncio.ensure_future(work(rows)) for rows in requests]
     try:
         # In order, so that of several bad pictures the first one is reported.

@@ -71,9 +71,10 @@ class AsyncPlaces(_Places):
         """A place for the length of the block. Raises DeadlineExceeded when none gets free."""
         self._exclusive += alone
         try:
-            async with asyncio.timeout(deadline.remaining()):
-                while not self._free(alone):
-                    await self._turn(self._queues[alone])
+            if not self._free(alone):
+                async with asyncio.timeout(deadline.remaining()):
+                    while not self._free(alone):
+                        await self._turn(self._queues[alone])
         except BaseException as error:
             self._exclusive -= alone
             self._wake()

@@ -12,9 +12,8 @@ import os
 import struct
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import astuple, dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from unified_embedding.serving import server_files
 
@@ -33,8 +32,7 @@ _SHARE, _SHORTEST_S, _LONGEST_S = 1 / 8, 0.001, 0.02
 Clock = Callable[[], float]
 
 
-@dataclass(frozen=True)
-class _State:
+class _State(NamedTuple):
     """What the steps share.
 
     Attributes:
@@ -114,13 +112,13 @@ class Backlog:
         def begun(state: _State) -> _State:
             drained = pictures + state.largest <= most
             left = 0 if drained else max(0, state.level - pictures)
-            now = replace(state, level=left, at_work=state.at_work + 1, pace=pace)
+            now = state._replace(level=left, at_work=state.at_work + 1, pace=pace)
             largest = 0 if drained else state.largest
-            return replace(now, largest=largest, until=self._clock() + now.patience)
+            return now._replace(largest=largest, until=self._clock() + now.patience)
 
         def done(state: _State) -> _State:
-            now = replace(state, at_work=max(0, state.at_work - 1))
-            return replace(now, until=self._clock() + now.patience)
+            now = state._replace(at_work=max(0, state.at_work - 1))
+            return now._replace(until=self._clock() + now.patience)
 
         self._change(begun)
         yield
@@ -145,10 +143,10 @@ class Backlog:
                 now = self._clock()
                 largest = max(state.largest, pictures)
                 if state.level < state.limit:
-                    _write(file, replace(state, level=state.level + pictures, largest=largest))
+                    _write(file, state._replace(level=state.level + pictures, largest=largest))
                 elif not now < state.until <= now + _STILL_S + 2 * state.pace:
                     until = now + state.patience
-                    _write(file, replace(state, level=pictures, largest=largest, until=until))
+                    _write(file, state._replace(level=pictures, largest=largest, until=until))
                 else:
                     self._crowded_until = now + _STILL_S + 2 * state.pace
                     return min(max(_SHARE * state.pace, _SHORTEST_S), _LONGEST_S)
@@ -157,7 +155,7 @@ class Backlog:
         return 0.0
 
     def _leave(self, pictures: int) -> None:
-        self._change(lambda state: replace(state, level=max(0, state.level - pictures)))
+        self._change(lambda state: state._replace(level=max(0, state.level - pictures)))
 
     def _change(self, how: Callable[[_State], _State]) -> None:
         with contextlib.suppress(OSError, struct.error), self._record() as file:
@@ -186,4 +184,4 @@ def _read(file: int) -> _State:
 
 
 def _write(file: int, state: _State) -> None:
-    os.pwrite(file, _RECORD.pack(*astuple(state)), 0)
+    os.pwrite(file, _RECORD.pack(*state), 0)
