@@ -12,6 +12,7 @@ import pytest
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 
 from unified_embedding import onnx_file
+from unified_embedding.cli import engine
 from unified_embedding.engine import building
 from unified_embedding.engine.gates import gates, reference
 from unified_embedding.engine.openvino.target import OpenVinoTarget, best, cpu_features
@@ -82,10 +83,10 @@ def test_this_cpu_flips_no_more_bits_than_exact_sums(
     pixels = reference.load_gallery(some, spec.preprocessing)
     truth = reference.embed(reference.reference_runner(root / MODEL), pixels, "fp32")
     exact = on_onnxruntime(root / MODEL / INT8_FILE, optimised=False)
-    engine = OpenVinoTarget("int8", root / MODEL).runner(repository / "embedder/1")
+    compiled = OpenVinoTarget("int8", root / MODEL).runner(repository / "embedder/1")
     by_file, here = (
         gates.measure(truth, reference.embed(run, pixels, "int8"), some, True).flips_mean
-        for run in (exact, engine)
+        for run in (exact, compiled)
     )
     assert by_file <= gates.TOLERANCES["int8"].flips_mean
     assert here <= by_file + 0.003
@@ -112,6 +113,27 @@ def test_the_quantised_graph_of_another_embedder_is_refused(root: Path, tmp_path
     target = OpenVinoTarget("int8", model)
     with pytest.raises(SpecError, match=r"made of version '0123456789ab'.*make quantise"):
         target.compile(model, tmp_path, np.zeros((1, 224, 224, 3), np.uint8))
+
+
+def test_auto_builds_fp32_where_int8_fails_its_gates(
+    root: Path, few_products: Path, tmp_path: Path
+) -> None:
+    if best(cpu_features(), True) != "int8":
+        pytest.skip("this CPU has native bf16, which comes before int8")
+    model, into = tmp_path / "model", tmp_path / "model_repository"
+    shutil.copytree(root / MODEL, model)
+    into.mkdir()
+    graph = onnx.load(str(model / INT8_FILE))
+    scale = next(t for t in graph.graph.initializer if t.name.endswith("/scale") and not t.dims)
+    scale.CopyFrom(onnx.numpy_helper.from_array(np.array(0.005, np.float32), scale.name))
+    onnx.save(graph, str(model / INT8_FILE))
+    with pytest.raises(SystemExit):
+        engine.main(model=model, gallery=few_products, precision="int8", repository=into)
+    assert not (into / "embedder").exists()
+    engine.main(model=model, gallery=few_products, precision="auto", repository=into)
+    record = json.loads((into / "embedder/1/engine.json").read_text())
+    assert record["precision"] == "fp32"
+    assert record["choice"]["precision"] == "auto"
 
 
 @pytest.mark.e2e

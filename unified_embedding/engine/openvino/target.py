@@ -108,7 +108,7 @@ class OpenVinoTarget:
 
 
 def best(features: frozenset[str], quantised: bool) -> str:
-    """The precision that "auto" means, by what the CPU has alone: a trial would flip by noise.
+    """The precision that "auto" means, by what the CPU has: a trial's choice would change by noise.
 
     bf16 where it is native, because its codes agree best. Elsewhere int8, if the embedder has a
     quantised graph: that has weights of 7 bits, so it needs no VNNI, and with AVX2 alone it costs
