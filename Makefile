@@ -71,12 +71,18 @@ wheel: .venv/.stamp-python ## dist/unified_embedding-*.whl, for machines without
 	@$(PIP) --editable '.[$*]'
 	@touch $@
 
-ENGINE_NEEDS := .venv/.stamp-serving $(if $(filter int8,$(PRECISION)),.venv/.stamp-int8) \
+# NNCF only where the embedder has no quantised graph; without MODEL= it is the released one or what is installed.
+INT8_NEEDS := $(if $(MODEL),$(if $(wildcard $(MODEL)/embedder.int8.onnx),,.venv/.stamp-int8))
+
+ENGINE_NEEDS := .venv/.stamp-serving $(if $(filter int8,$(PRECISION)),$(INT8_NEEDS)) \
                 $(if $(filter tensorrt-rtx,$(TARGET)),.venv/.stamp-tensorrt-rtx)
 
 engine: $(ENGINE_NEEDS) ## compile and install MODEL=, or what is installed: TARGET=auto|openvino|tensorrt|tensorrt-rtx PRECISION=auto|fp32|bf16|int8 PREFIX=
 	@$(PY) build/engine.py $(if $(MODEL),--model "$(MODEL)") $(if $(TARGET),--target "$(TARGET)") \
 	    $(if $(PRECISION),--precision "$(PRECISION)") $(if $(PREFIX),--prefix "$(PREFIX)")
+
+quantise: .venv/.stamp-train ## write embedder.int8.onnx beside MODEL='s embedder.onnx, from the pictures of `make data` (2 min): MODEL=
+	@$(PY) build/quantise.py $(if $(MODEL),--model "$(MODEL)")
 
 demo: engine ## serve the demo gallery, search it by float and by code, draw a contact sheet
 	@$(PY) clients/demo.py $(if $(PREFIX),--model-name "$(PREFIX)unified_embedding")

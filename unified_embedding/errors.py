@@ -195,6 +195,10 @@ class BuildError(EmbeddingError):
     """The engine was not built or not installed; the message says why and what to do."""
 
 
+class GateError(BuildError):
+    """The engine differs too much from the float embedder; the one installed before stays."""
+
+
 class Fp16Error(EmbeddingError, ValueError):
     """The graph cannot run in FP16; the message names the node."""
 

@@ -10,16 +10,18 @@ from typing import Final
 
 import onnx
 
-from unified_embedding.errors import SpecError
+from unified_embedding.errors import SpecError, shown
 from unified_embedding.paths import StrPath
 from unified_embedding.spec import (
     FEATURES,
     INPUT,
+    INT8_FILE,
     ONNX_FILE,
     OUTPUT,
     VERSION_KEY,
     EmbedderSpec,
 )
+from unified_embedding.whole_files import whole_file
 
 _FLOAT: Final = int(onnx.TensorProto.FLOAT)
 _UINT8: Final = int(onnx.TensorProto.UINT8)
@@ -74,6 +76,44 @@ def load(folder: StrPath) -> tuple[onnx.ModelProto, EmbedderSpec]:
     return model, spec
 
 
+def save_quantised(model: onnx.ModelProto, spec: EmbedderSpec, folder: StrPath) -> Path:
+    """Write `folder/embedder.int8.onnx`, stamped with the embedder's version; returns its path.
+
+    Raises:
+        SpecError: inputs or outputs are not those of the embedder.
+    """
+    path = Path(folder, INT8_FILE)
+    _check_sides(model, spec, "the quantised model to be saved")
+    stamped = onnx.ModelProto()
+    stamped.CopyFrom(model)
+    onnx.helper.set_model_props(stamped, {VERSION_KEY: spec.version})
+    with whole_file(path) as partial:
+        partial.write_bytes(stamped.SerializeToString(deterministic=True))
+    return path
+
+
+def load_quantised(folder: StrPath, spec: EmbedderSpec) -> onnx.ModelProto:
+    """Read `folder/embedder.int8.onnx`, made of the embedder that `spec` describes.
+
+    Raises:
+        SpecError: the file is missing or unreadable, or it was made of another version.
+    """
+    path = Path(folder, INT8_FILE)
+    again = f"make quantise MODEL={folder}"
+    try:
+        model = onnx.load(str(path))
+    except Exception as error:  # As above.
+        raise SpecError(f"{path} is not a readable ONNX file ({error}); {again}") from error
+    made_of = {entry.key: entry.value for entry in model.metadata_props}.get(VERSION_KEY)
+    if made_of != spec.version:
+        raise SpecError(
+            f"{path} was made of version {shown(made_of)}, and the embedder beside it is "
+            f"{spec.version}; {again}"
+        )
+    _check_sides(model, spec, str(path))
+    return model
+
+
 def _check(model: onnx.ModelProto, spec: EmbedderSpec, source: str) -> None:
     found = graph_sha256(model)
     if found != spec.graph_sha256:
@@ -81,6 +121,10 @@ def _check(model: onnx.ModelProto, spec: EmbedderSpec, source: str) -> None:
             f"{source} has graph {found[:12]} but its spec describes {spec.graph_sha256[:12]}; "
             "the file was changed or belongs to another export: export the model again"
         )
+    _check_sides(model, spec, source)
+
+
+def _check_sides(model: onnx.ModelProto, spec: EmbedderSpec, source: str) -> None:
     side = spec.preprocessing.size
     _check_tensors(model.graph.input, {INPUT: (_UINT8, [side, side, 3])}, "input", source)
     outputs = {OUTPUT: (_FLOAT, [spec.dim]), FEATURES: (_FLOAT, [spec.dim])}

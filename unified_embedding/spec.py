@@ -15,6 +15,8 @@ from unified_embedding.paths import StrPath
 
 SPEC_FILE: Final = "spec.json"
 ONNX_FILE: Final = "embedder.onnx"
+INT8_FILE: Final = "embedder.int8.onnx"
+"""Beside it, where there is one: the same embedder with 8-bit convolutions (`make quantise`)."""
 VERSION_KEY: Final = "unified_embedding.version"
 """Key of the version in the ONNX metadata and in Triton's model configuration."""
 ENGINE_KEY: Final = "unified_embedding.engine"

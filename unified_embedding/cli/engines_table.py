@@ -98,7 +98,7 @@ def _openvino_engines(
 ) -> Iterator[tuple[str, Runner]]:
     for precision in ("fp32", *(["bf16"] if has_native_bf16() else []), "int8"):
         console.print(f"compiling {precision}")
-        target = OpenVinoTarget(precision)
+        target = OpenVinoTarget(precision, model)
         (folder / precision).mkdir()
         target.compile(model, folder / precision, pixels)
         yield f"OpenVINO {precision}", target.runner(folder / precision)

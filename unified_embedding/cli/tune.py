@@ -153,7 +153,9 @@ def what_is_installed(repository: Path, tuned: Path) -> tuple[str, EmbedderConfi
     if choice is None:
         raise BuildError(f"{place} holds no engine that `make engine` installed: run it first")
     _, spec = onnx_file.load(choice.model)
-    chosen = targets.choose(choice.target, choice.precision, choice.options, building.OUT)
+    chosen = targets.choose(
+        choice.target, choice.precision, choice.options, building.OUT, choice.model
+    )
     config = building.tuned_config(spec, chosen, tuned)
     stated = model_config.read(place).parameters
     version, engine = (stated[key].string_value for key in (VERSION_KEY, ENGINE_KEY))

@@ -23,7 +23,7 @@ from unified_embedding.engine.choice import Choice
 from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.gates import consistency, gate_table, gates, reference
 from unified_embedding.engine.tuning import tuning
-from unified_embedding.errors import BuildError
+from unified_embedding.errors import BuildError, GateError
 from unified_embedding.gallery import Gallery
 from unified_embedding.measure.files import write_json
 from unified_embedding.measure.processor import cpu_name
@@ -126,7 +126,7 @@ def make(
         if config.cuda_graphs:
             check_cuda_graphs(folder.parent.parent, pixels)
     if not passed:
-        raise BuildError("a gate failed; the engine installed before is kept")
+        raise GateError("a gate failed; the engine installed before is kept")
     return {
         "engine": engine,
         "version": spec.version,

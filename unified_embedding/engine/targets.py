@@ -53,8 +53,12 @@ class ServedTarget(Target, Protocol):
         """How Triton runs the engine."""
 
 
-def choose(name: str, precision: str, options: PlanOptions, cache: Path) -> Target:
-    """The target that TARGET and PRECISION name; `cache` is a folder for timing caches.
+def choose(
+    name: str, precision: str, options: PlanOptions, cache: Path, model: Path | None = None
+) -> Target:
+    """The target that TARGET and PRECISION name for the embedder in folder `model`.
+
+    `cache` is a folder for timing caches.
 
     Raises:
         BuildError: an unknown name, or something the target needs is missing.
@@ -67,7 +71,7 @@ def choose(name: str, precision: str, options: PlanOptions, cache: Path) -> Targ
     if name == "openvino":
         from unified_embedding.engine.openvino.target import OpenVinoTarget
 
-        return OpenVinoTarget(precision)
+        return OpenVinoTarget(precision, model)
     if precision not in ("auto", "fp16"):
         raise BuildError(f"PRECISION={precision} is not built for {name}; its plans are fp16")
     if name == "tensorrt":

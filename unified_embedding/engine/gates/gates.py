@@ -42,7 +42,7 @@ TOLERANCES: Final[Mapping[str, Tolerances]] = MappingProxyType(
         "fp32": Tolerances(0.99999, None, 0.0001, 0.002, 0.01, 0.999, 1, in_queries=True),
         "fp16": Tolerances(0.9995, 0.9999, 0.003, 0.015, 0.1, 0.98, 0.01),
         "bf16": Tolerances(0.93, 0.996, 0.02, 0.08, None, 0.92, 0.03),
-        "int8": Tolerances(None, 0.95, 0.06, 0.20, None, 0.75, 0.03),
+        "int8": Tolerances(0.97, 0.996, 0.025, 0.08, None, 0.92, 0.03),
     }
 )
 

@@ -1,4 +1,4 @@
-"""INT8 for CPUs: NNCF's post-training quantisation, calibrated on real pictures."""
+"""INT8 for an embedder without a quantised graph: NNCF's, calibrated on the gallery."""
 
 import logging
 from importlib import import_module
@@ -51,7 +51,8 @@ def _nncf() -> Any:
         nncf = import_module("nncf")
     except ImportError:
         raise BuildError(
-            "PRECISION=int8 needs the Python package nncf: pip install -c constraints.txt nncf"
+            "PRECISION=int8 needs embedder.int8.onnx beside embedder.onnx: make quantise MODEL=... "
+            "writes it; without it, the Python package nncf: pip install -c constraints.txt nncf"
         ) from None
     logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf

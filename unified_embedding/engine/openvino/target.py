@@ -1,5 +1,6 @@
 """Target `openvino`: an intermediate representation that a Python backend runs on any CPU."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -10,30 +11,39 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
+from unified_embedding import onnx_file
 from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.openvino import int8
 from unified_embedding.serving.openvino_engine import CORE, SLICE, OpenVinoEngine
-from unified_embedding.spec import MAX_BATCH_SIZE, ONNX_FILE
+from unified_embedding.spec import INT8_FILE, MAX_BATCH_SIZE, ONNX_FILE, EmbedderSpec
 
 PRECISIONS: Final = ("fp32", "bf16", "int8")
 _MODEL: Final = Path(__file__).with_name("openvino_model.py")
 
 
 class OpenVinoTarget:
-    """Compiles for the CPU: bf16 where the processor has it natively, else fp32."""
+    """Compiles for the CPU, in the precision that `best` names or the one asked for."""
 
     name = "openvino"
     # Measured for fp32, bf16 and int8: the CPU plugin adds in the same order in every batch.
     bit_exact_across_batches = True
 
-    def __init__(self, precision: str) -> None:
+    def __init__(self, precision: str, model: Path | None = None) -> None:
         """`precision` is "auto" or one of `PRECISIONS`; raises ValueError for another one.
 
-        What int8 leaves in floating point runs in bf16 where the CPU has it natively.
+        Args:
+            precision: what int8 leaves in floating point runs in bf16 where the CPU has it.
+            model: embedder folder; where it holds no `INT8_FILE`, int8 is NNCF's, calibrated on
+                the gallery, and "auto" does not choose it.
         """
         native = has_native_bf16()
+        file = model / INT8_FILE if model is not None else None
+        quantised = file if file is not None and file.is_file() else None
+        self._chosen: dict[str, Any] = {}
         if precision == "auto":
-            precision = "bf16" if native else "fp32"
+            features = cpu_features()
+            precision = best(features, quantised is not None)
+            self._chosen = {"chosen_for_cpu": sorted(features)}
         if precision not in PRECISIONS:
             raise ValueError(
                 f"PRECISION={precision} is not built for openvino; "
@@ -45,24 +55,37 @@ class OpenVinoTarget:
                 "use PRECISION=fp32"
             )
         self.precision = precision
-        self.calibrated = precision == "int8"
+        self._quantised = quantised if precision == "int8" else None
+        self.calibrated = precision == "int8" and quantised is None
         self._hint = "f32" if precision == "fp32" or not native else "bf16"
 
     def inputs(self) -> dict[str, str]:
         """What besides the embedder and calibration pictures decides the engine's bits."""
         decisive = {"openvino": ov.__version__, "shapes": "fixed"}
-        if self.calibrated:
-            decisive |= {"not_quantised": self._hint, **int8.inputs()}
+        if self.precision == "int8":
+            decisive["not_quantised"] = self._hint
+        if self._quantised is not None:
+            decisive["quantised"] = hashlib.sha256(self._quantised.read_bytes()).hexdigest()[:12]
+        elif self.calibrated:
+            decisive |= int8.inputs()
         return decisive
 
     def compile(self, model: Path, folder: Path, pixels: NDArray[np.uint8]) -> dict[str, Any]:
-        """Write model.xml, model.bin and model.py into `folder`."""
-        network = ov.convert_model(model / ONNX_FILE)
+        """Write model.xml, model.bin and model.py into `folder`.
+
+        Raises:
+            SpecError: the quantised graph is not this embedder's.
+        """
+        if self._quantised is not None:
+            onnx_file.load_quantised(model, EmbedderSpec.load(model))
+            network = ov.convert_model(self._quantised)
+        else:
+            network = ov.convert_model(model / ONNX_FILE)
         if self.calibrated:
             network = int8.quantise(network, pixels)
         ov.save_model(network, folder / "model.xml", compress_to_fp16=False)
         shutil.copyfile(_MODEL, folder / "model.py")
-        return {}
+        return self._chosen
 
     def config(self) -> EmbedderConfig:
         """One instance that uses every core, together for one picture, by stream for a batch."""
@@ -82,6 +105,31 @@ class OpenVinoTarget:
         """The compiled engine in `folder` as a function pixels [N, S, S, 3] -> embedding [N, D]."""
         parameters = self.config().parameters
         return OpenVinoEngine.configured(folder / "model.xml", parameters, MAX_BATCH_SIZE).embed_all
+
+
+def best(features: frozenset[str], quantised: bool) -> str:
+    """The precision that "auto" means, by what the CPU has: a trial's choice would change by noise.
+
+    bf16 where it is native, because its codes agree best. Elsewhere int8, if the embedder has a
+    quantised graph: that has weights of 7 bits, so it needs no VNNI, and with AVX2 alone it costs
+    half of what fp32 does (docs/engines.md). Otherwise fp32.
+
+    Args:
+        features: as `cpu_features` finds them.
+        quantised: the embedder has an `INT8_FILE`.
+    """
+    if "bf16" in features:
+        return "bf16"
+    return "int8" if quantised and features & {"avx2", "vnni"} else "fp32"
+
+
+def cpu_features() -> frozenset[str]:
+    """Of "bf16", "vnni" and "avx2", those that this CPU has."""
+    flags = Path("/proc/cpuinfo").read_text().split()
+    found = {"avx2"} & set(flags)
+    if {"avx512_vnni", "avx_vnni"} & set(flags):
+        found.add("vnni")
+    return frozenset(found | ({"bf16"} if has_native_bf16() else set()))
 
 
 def has_native_bf16() -> bool:
