@@ -61,7 +61,7 @@ def main(
         str | None,
         typer.Option(
             help='--engine: serve no other than this "VERSION ENGINE", or one that begins so: '
-            '"4a135b631b33 openvino-fp32"'
+            '"c3050c6549f6 openvino-fp32"'
         ),
     ] = None,
     cores: Annotated[

@@ -84,7 +84,7 @@ def _subsampling(results: Results) -> Claim:
 def _one_index(results: Results) -> Claim:
     row = results.config.compared()
     names = [row.name] if row is not None else []
-    names += [twin.name for twin in results.config.specialists().values()]
+    names += [twin.name for twin in results.config.replaced()]
     run = [name for name in names if results.named(name).speed is not None]
     complete = len(run) == len(MAIN) + 1
     return Claim(

@@ -171,6 +171,16 @@ class EvaluationConfig(_Section):
         found = {row.task: row for row in self.rows if row.task is not None}
         return {task: found[task] for task in MAIN if task in found}
 
+    def replaced(self) -> list[EmbedderRow]:
+        """The embedders that the compared row replaces, for costs.
+
+        Where no specialist is a row, as many of the compared row itself: a specialist has the same
+        trunk and width.
+        """
+        row = self.compared()
+        like_itself = [] if row is None else [row] * len(MAIN)
+        return list(self.specialists().values()) or like_itself
+
 
 def load_config(path: Path) -> EvaluationConfig:
     """Read a YAML file.

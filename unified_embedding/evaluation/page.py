@@ -454,7 +454,7 @@ def _costs(results: Results) -> Lines:
     head = ["## Three specialists against one embedder", ""]
     row = results.config.compared()
     ours = results.named(row.name) if row is not None else None
-    twins = [results.named(twin.name) for twin in results.config.specialists().values()]
+    twins = [results.named(twin.name) for twin in results.config.replaced()]
     speeds = [twin.speed for twin in twins if twin.speed is not None]
     if ours is None or ours.speed is None or len(speeds) < len(MAIN):
         return [*head, "Not run: needs the unified row and all three specialists.", ""]
@@ -483,6 +483,8 @@ def _costs(results: Results) -> Lines:
         ]
     )
     rates = ", ".join(f"{twin.row.name} {twin.speed:.0f}" for twin in twins)
+    if ours in twins:
+        rates = "a specialist, of the same trunk and width, as many"
     return [
         *head,
         *table(["", "three specialists", "one unified", "ratio"], rows),

@@ -258,12 +258,13 @@ def _hashes(images: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
 
 def _with_speeds(bench: Bench, rows: list[RowResult]) -> list[RowResult]:
     """Time the unified row and the specialists that it is compared with."""
-    wanted = [*bench.config.specialists().values()]
-    if (compared := bench.config.compared()) is not None:
-        wanted.insert(0, compared)
+    compared = bench.config.compared()
+    if compared is None:
+        return rows
+    wanted = [compared, *bench.config.specialists().values()]
     run = {result.row.name for result in rows if result.measurement is not None}
     embedders = {row.name: bench.open(row.source) for row in wanted if row.name in run}
-    if len(embedders) < 2:
+    if not embedders:
         return rows
     count = min(costs.PICTURES, len(bench.pictures))
     step = len(bench.pictures) // count

@@ -130,7 +130,7 @@ def expect(engine: Path, expected: str) -> None:
     Args:
         engine: a folder with a gated engine.
         expected: "VERSION ENGINE" as in the output `version`, or a beginning of it that ends with
-            the version, the target or the precision: "4a135b631b33 openvino-fp32".
+            the version, the target or the precision: "c3050c6549f6 openvino-fp32".
 
     Raises:
         SetupError: it is another one, or was not gated.

@@ -12,7 +12,7 @@ from unified_embedding.cli import serve
 from unified_embedding.errors import SetupError
 from unified_embedding.serving import model_config, repository
 
-VERSION, ENGINE = "4a135b631b33", "openvino-fp32-642cd157eed9"
+VERSION, ENGINE = "c3050c6549f6", "openvino-fp32-642cd157eed9"
 CONFIG = """\
 backend: "python"
 parameters { key: "threads" value { string_value: "64" } }

@@ -122,11 +122,12 @@ class CompareConfig(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> "CompareConfig":
-        own = [row.seeds for row in self.rows if row.seeds is not None]
-        named = [("row names", [row.name for row in self.rows])]
-        for what, values in (*named, *(("seeds", seeds) for seeds in (self.seeds, *own))):
-            if len(set(values)) != len(values):
-                raise ValueError(f"{what} must differ, got {values}")
+        names = [row.name for row in self.rows]
+        if len(set(names)) != len(names):
+            raise ValueError(f"row names must differ, got {names}")
+        for seeds in (self.seeds, *map(self.seeds_of, self.rows)):
+            if len(set(seeds)) != len(seeds):
+                raise ValueError(f"seeds must differ, got {seeds}")
         parts = [(row.role, row.task) for row in self.rows if row.role != "step"]
         if len(set(parts)) != len(parts):
             raise ValueError("a role (and task) belongs to one row")
