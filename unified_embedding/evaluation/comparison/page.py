@@ -38,7 +38,8 @@ def render(measured: Measured) -> str:
     """The page as Markdown."""
     config = measured.config
     judged = claims(measured.evidence(), config.margins)
-    seeds = ", ".join(map(str, config.seeds))
+    own = [f"{row.name}: {_listed(row.seeds)}" for row in config.rows if row.seeds is not None]
+    seeds = _listed(config.seeds) + (f" ({'; '.join(own)})" if own else "")
     opening = [
         "# The comparison of trainings",
         "",
@@ -141,6 +142,10 @@ def _steps(measured: Measured) -> Lines:
         "",
         *table([*head, *(f"{t} {m}" for t, m in FIGURES)], rows),
     ]
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def _validation(config: CompareConfig, row: CompareRow) -> dict[int, float]:
