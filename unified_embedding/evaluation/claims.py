@@ -93,7 +93,7 @@ def _one_index(results: Results) -> Claim:
         "a count, not a statistic: see the section on costs",
         "held" if complete else "not tested",
         (),
-        "" if complete else "Needs the unified row and all three specialists.",
+        "" if complete else "Needs the speed of the compared row.",
     )
 
 

@@ -457,7 +457,7 @@ def _costs(results: Results) -> Lines:
     twins = [results.named(twin.name) for twin in results.config.replaced()]
     speeds = [twin.speed for twin in twins if twin.speed is not None]
     if ours is None or ours.speed is None or len(speeds) < len(MAIN):
-        return [*head, "Not run: needs the unified row and all three specialists.", ""]
+        return [*head, "Not run: needs the speed of the compared row.", ""]
     one, three = 1 / ours.speed, sum(1 / speed for speed in speeds)
     stored: list[tuple[str, Callable[[int], float]]] = [
         ("float", lambda dim: 4 * dim * MILLION / 1e9),
@@ -477,7 +477,7 @@ def _costs(results: Results) -> Lines:
     hours = [f"{seconds * MILLION / 3600:.1f}" for seconds in (three, one)]
     rows.append(
         [
-            "back-fill of 1,000,000 pictures, hours on this machine (from measured pictures/s)",
+            "back-fill of 1,000,000 pictures, hours on this machine (computed from pictures/s)",
             *hours,
             f"{three / one:.1f}",
         ]
@@ -544,7 +544,7 @@ def _method(results: Results) -> Lines:
         "",
         "- camera category: P@20 over min(20, relevant); a catalogue picture of the same category "
         "is correct; unseen: among the catalogue pictures of products never trained on. "
-        "camera exact: the same product, which no camera label ever names. shop exact: crops of "
+        "camera exact: the same product. shop exact: crops of "
         "scenes, the same product.",
         "- browse pairs: every design searches every other, averaged over queries of all ordered "
         "pairs; browse merged: all trained designs in one gallery, mAP@R.",

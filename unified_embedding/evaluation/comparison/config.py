@@ -137,6 +137,12 @@ class CompareConfig(_Section):
         old, new = self.find(OLD), self.find("compatible")
         if new is not None and (old is None or old.last > new.last):
             raise ValueError(f"row {new.name!r} needs a row {OLD!r} that is run before it")
+        if new is not None and old is not None:
+            theirs, ours = self.seeds_of(old), self.seeds_of(new)
+            if set(ours) - set(theirs):
+                raise ValueError(f"row {new.name!r}: its seeds {ours} are not all of {theirs}")
+            if ours != theirs and not (new.last and not old.last):
+                raise ValueError(f"row {new.name!r}: with seeds of its own it must be `last: true`")
         if any(self.sweep.seed in self.seeds_of(row) for row in self.rows):
             raise ValueError(f"sweep.seed {self.sweep.seed} is a seed of the comparison")
         return self

@@ -144,6 +144,11 @@ def _steps(measured: Measured) -> Lines:
     ]
 
 
+def _seeds(config: CompareConfig, one: CompareRow, other: CompareRow) -> set[int]:
+    """The seeds that two rows share."""
+    return set(config.seeds_of(one)) & set(config.seeds_of(other))
+
+
 def _listed(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds))
 
@@ -188,14 +193,19 @@ def _compatibility(measured: Measured) -> Lines:
         for row, crossed in levels:
             index = old if crossed else row
             texts = [_mean_and_sd(measured.values(row.name, cell, crossed)) for cell in cells]
-            rows.append([row.name, index.name, by, *texts])
+            runs = str(len(measured.values(row.name, cells[0], crossed)))
+            rows.append([row.name, index.name, by, runs, *texts])
     gains = []
     for by in SEARCHED:
         cells = [Cell(*figure, by) for figure in FIGURES]
         for ours in (new, free) if free is not None else (new,):
             texts = [points(measured.against_old(ours, cell)) for cell in cells]
             gains.append([f"queries of {ours.name} minus old queries, old index", by, *texts])
-        for theirs in (old, free) if free is not None else (old,):
+        # Only of trainings of equal seeds can a difference be taken.
+        comparable = [
+            one for one in (old, free) if one is not None and _seeds(measured.config, new, one)
+        ]
+        for theirs in comparable:
             texts = [points(measured.gain(new, theirs, cell)) for cell in cells]
             gains.append([f"{new.name} minus {theirs.name}, each in its own index", by, *texts])
     figures = [f"{t} {m}" for t, m in FIGURES]
@@ -206,9 +216,9 @@ def _compatibility(measured: Measured) -> Lines:
         f"`{old.name}` of the same seed, the old embedder here. Its queries search what the old "
         "embedder stored (B1, B2); a row that was not trained for that stands beside it. All rows "
         "start from the same weights, which alone makes them somewhat alike. The last difference "
-        "is what compatibility costs in an index of its own.",
+        "is what compatibility costs in an index of its own. `seeds`: the trainings behind a row.",
         "",
-        *table(["queries of", "index of", "by", *figures], rows),
+        *table(["queries of", "index of", "by", "seeds", *figures], rows),
         *table(["difference", "by", *figures], gains),
     ]
 
@@ -248,7 +258,7 @@ def _budget(config: CompareConfig) -> Lines:
     return [
         "## Budget and progress",
         "",
-        f"Planned before the runs, sweeps included: {total:.0f} minutes of all cores in total. "
+        f"Planned, sweeps included: {total:.0f} minutes of all cores in total. "
         "Cheap rows run first.",
         "",
         *table(head, rows),
