@@ -114,9 +114,12 @@ bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe a
 growth: engine .venv/.stamp-search ## cost and memory as callers, pictures, threads and servers grow (10 min; resumes): DURATION= FULL=1
 	@$(PY) bench/growth.py
 
-# Interrupted, it goes on with the program that was not finished, as long as the commit is the same.
+# Interrupted, it goes on with the program that was not finished, if the commit, the installed engine and the settings are the same.
 performance: engine .venv/.stamp-all ## all programs behind docs/performance.md, then the page from their results (1 h; resumes)
-	@mkdir -p results; done=results/.performance-$$(git rev-parse HEAD 2>/dev/null); touch $$done; \
+	@mkdir -p results; done=results/.performance-$$({ git rev-parse HEAD 2>/dev/null; \
+	    grep '"engine":' model_repository/embedder/1/engine.json 2>/dev/null; \
+	    echo '$(foreach name,FULL DURATION HOST RATE USERS SLO_P99_MS,$(name)=$($(name)))'; } | sha256sum | cut -c-12); touch $$done; \
+	find results -maxdepth 1 -name '.performance-*' ! -path $$done -delete; \
 	for program in "bench/serving_bench.py --embedders $(EMBEDDERS)" bench/capacity.py bench/loadgen.py bench/load.py \
 	    bench/soak.py bench/growth.py build/tune.py bench/performance_page.py; do \
 	    grep -qxF "$$program" $$done || { $(PY) $$program && echo "$$program" >> $$done; } || exit; \

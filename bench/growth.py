@@ -1,4 +1,4 @@
-"""`make growth`: what a picture costs as the work grows, and what breaks first."""
+"""`make growth`: what a picture costs as the work grows."""
 
 from unified_embedding.load.growth import program
 

@@ -100,7 +100,7 @@ def test_every_part_has_its_table_its_plot_and_a_sentence(root: Path, tmp_path: 
         for part in PARTS
     }
     for part, body in found.items():
-        assert "What breaks first: " in body
+        assert "What grows: " in body
         assert f"![{PARTS[part]}](images/performance/growth-{part}.svg)" in body
         svg = (tmp_path / "images" / "performance" / f"growth-{part}.svg").read_text()
         assert svg.startswith("<svg")
@@ -108,7 +108,7 @@ def test_every_part_has_its_table_its_plot_and_a_sentence(root: Path, tmp_path: 
     assert "| 16 | 200.0 | 72.0 | 144.0 | 4.25 | 403 |" in found["callers"]
     assert "p99 passes 100 ms at 16 callers (144 ms)" in found["callers"]
     assert "costs 8.00 CPU-ms at first and 4.25 at 256 callers" in found["callers"]
-    assert "memory grows by 51 MB" in found["callers"]
+    assert "memory changes by +51 MB" in found["callers"]
     # Dearer with more pictures a request: that is said.
     assert "p99 stays within 100 ms; a picture costs 3.14 times the least" in found["images"]
     assert "| PNG, 50 | 9 | 200.0 | 250.0 | 500.0 | 1004.00 | 400 |" in found["pictures"]

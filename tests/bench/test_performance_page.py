@@ -43,7 +43,7 @@ def capacity_record() -> dict[str, Any]:
         "knee_rate": 100.0,
         "curve": [vars(one) for one in curve],
         "overload": [{"factor": 2.0, **overload, "memory_mb": None}],
-        "provenance": MADE,
+        "provenance": MADE | {"server": {"engine": "openvino-int8-0123456789ab"}},
     }
 
 
@@ -82,7 +82,7 @@ def test_sections_with_a_result_are_replaced_and_others_stay(page: Path, tmp_pat
     assert "once more: the machine was busy in all" in text
     assert "| 2 | 400 | 180 | 200 | 20 | - |" in text
     assert "| * | one instance | 1.00 [0.97, 1.03] | 1.00 |\n|  | two instances | " in text
-    assert "commit 0123456789ab" in text
+    assert "openvino-int8-0123456789ab; commit 0123456789ab, " in section(text, "capacity")
     for plot in ("capacity-latency", "capacity-overload", "tune-pareto"):
         assert f"(images/performance/{plot}.svg)" in text
         assert (tmp_path / "images" / "performance" / f"{plot}.svg").read_text().startswith("<svg")
@@ -106,7 +106,7 @@ def test_the_page_says_which_parts_are_of_which_run(page: Path, tmp_path: Path) 
     page.write_text(whole)
     performance_page.main(results, page)
     told = section(page.read_text(), "parts").strip()
-    assert told.startswith("All parts are of commit 0123456789ab")
+    assert re.match(r"All parts (that were measured )?are of commit 0123456789ab", told)
     # Tables of an older program.
     bare = re.search(r"before verdicts had intervals: ([a-z, ]+)", told)
     assert ("capacity" in bare[1] if bare else False) is False
@@ -117,7 +117,15 @@ def test_the_page_says_which_parts_are_of_which_run(page: Path, tmp_path: Path) 
     # A part that was never measured.
     page.write_text(whole.replace(section(whole, "soak"), "\n"))
     performance_page.main(results, page)
-    assert "not measured: soak" in section(page.read_text(), "parts")
+    assert section(page.read_text(), "soak").strip() == "Not measured."
+    (told,) = section(page.read_text(), "parts").strip().splitlines()
+    assert told.startswith("All parts that were measured are of commit 0123456789ab; ")
+    missing = re.search(r"not measured: ([^*]+)", told)
+    assert missing is not None
+    assert "soak" in missing[1].split(", ")
+    # And still when another one has its first result.
+    performance_page.main(tmp_path / "nothing", page)
+    assert section(page.read_text(), "soak").strip() == "Not measured."
 
 
 def test_results_of_another_version_are_refused(
@@ -145,7 +153,7 @@ def test_a_page_without_marks_is_left_alone(
     capacity.write(capacity_record(), tmp_path / "results" / "capacity")
     with pytest.raises(SystemExit):
         performance_page.main(tmp_path / "results", page)
-    assert "lacks the marks <!-- capacity -->" in capsys.readouterr().err
+    assert "lacks the marks <!-- bench -->" in capsys.readouterr().err
     assert page.read_text() == "nothing"
 
 
@@ -163,9 +171,10 @@ def test_make_performance_goes_on_with_the_program_that_was_not_finished(
     command = ["make", "-f", str(root / "Makefile"), "-o", "engine", "-o", ".venv/.stamp-all"]
     command += ["performance", f"PY=sh {stand_in}", "EMBEDDERS=lite0"]
 
-    def run() -> tuple[int, list[str]]:
+    def run(*settings: str) -> tuple[int, list[str]]:
         (tmp_path / "ran").unlink(missing_ok=True)
-        done = subprocess.run(command, cwd=tmp_path, check=False, capture_output=True, text=True)
+        asked = [*command, *settings]
+        done = subprocess.run(asked, cwd=tmp_path, check=False, capture_output=True, text=True)
         return done.returncode, (tmp_path / "ran").read_text().splitlines()
 
     first = ["bench/serving_bench.py --embedders lite0"]
@@ -176,6 +185,19 @@ def test_make_performance_goes_on_with_the_program_that_was_not_finished(
     assert ran == first
     assert run() == (0, ["bench/soak.py", *last])
     # A whole run is followed by a whole run.
+    assert run() == (0, first + last)
+    # What other settings or another engine left is no part of a run.
+    for setting in ("DURATION=1", "FULL=1"):
+        (tmp_path / "once").unlink()
+        assert run()[1] == first
+        assert run(setting) == (0, first + last)
+        assert run() == (0, first + last)
+    engine = tmp_path / "model_repository" / "embedder" / "1" / "engine.json"
+    engine.parent.mkdir(parents=True)
+    for name in ("one", "another"):
+        (tmp_path / "once").unlink()
+        assert run()[1] == first
+        engine.write_text(json.dumps({"engine": name}))
     assert run() == (0, first + last)
 
 

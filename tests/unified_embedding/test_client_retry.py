@@ -5,6 +5,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -319,9 +320,23 @@ def test_closing_a_client_is_not_the_servers_doing(peer: Peer) -> None:
 
     async def scenario() -> None:
         embedder = AsyncEmbedderClient(peer.url)
+
+        async def cleaning_up() -> None:
+            """A task that was cancelled before, and goes on."""
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(60)
+            await embedder.embed(IMAGES[:1])
+
+        cleaning = asyncio.ensure_future(cleaning_up())
+        await asyncio.sleep(0)
+        cleaning.cancel()
+        await asyncio.to_thread(arrived.wait, 60)
+        arrived.clear()
         task = asyncio.ensure_future(embedder.embed(IMAGES[:1]))
         await asyncio.to_thread(arrived.wait, 60)
         await embedder.close()
+        with pytest.raises(ClientError, match="was closed"):
+            await cleaning
         with pytest.raises(ClientError, match="was closed") as told:
             await task
         assert type(told.value) is ClientError

@@ -269,14 +269,14 @@ class AsyncEmbedderClient(BaseClient):
         self._check_open()
         values = self._metadata() if callable(self._metadata) else self._metadata
         metadata = pairs(await values if isawaitable(values) else values)
-        sent = self._lives.sent()
+        sent, cancelled = self._lives.sent(), _cancellations()
         try:
             call = getattr(self._stub, method)
             response = await call(request, timeout=deadline.remaining(), metadata=metadata)
         except grpc.RpcError as error:
             raise self._problem(error, sent) from None
         except asyncio.CancelledError:
-            if self._closed and not _cancelled():  # By `close`, not by the caller.
+            if self._closed and _cancellations() == cancelled:  # By `close`, not by the caller.
                 raise self._closed_error() from None
             raise
         self._note(response, sent)
@@ -300,9 +300,10 @@ async def _end(tasks: Sequence[asyncio.Future[Any]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _cancelled() -> bool:
+def _cancellations() -> int:
+    """How often the caller's task was cancelled, cancellations that it has swallowed included."""
     task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0
+    return task.cancelling() if task else 0
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""`make growth`: what a picture costs as the work grows, and what breaks first.
+"""`make growth`: what a picture costs as the work grows.
 
 Five parts, each beside the shape that theory expects: callers, pictures a request, the size of a
 picture, threads that search, servers that a back-fill uses. Each part's result is written when it

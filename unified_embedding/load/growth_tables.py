@@ -52,8 +52,8 @@ def plot(part: str, record: Mapping[str, Any]) -> str:
 
 
 def markdown(part: str, record: Mapping[str, Any]) -> str:
-    """The part's table, and a sentence on what breaks first."""
-    lines = [*_TABLES[part](record), "", _BREAKS[part](record)]
+    """The part's table, and a sentence on what grows."""
+    lines = [*_TABLES[part](record), "", _GROWS[part](record)]
     points: list[dict[str, Any]] = record.get("points", [])
     busy: list[list[str]] = [point["busy"] for point in points if point["busy"]]
     if busy:
@@ -235,7 +235,7 @@ def _table(points: Sequence[Point], columns: Mapping[str, tuple[str, str]]) -> I
         yield f"| {' | '.join(cells)} |"
 
 
-def _load_breaks(record: Mapping[str, Any], name: str, label: str) -> str:
+def _load_growth(record: Mapping[str, Any], name: str, label: str) -> str:
     points = record["points"]
     first = _late(points, lambda one: f"{one[name]} {label}")
     lowest = min(points, key=lambda one: one["cpu_ms"])
@@ -248,36 +248,36 @@ def _load_breaks(record: Mapping[str, Any], name: str, label: str) -> str:
         f"{points[-1]['cpu_ms']:.2f} at {points[-1][name]} {label}"
     )
     more = points[-1]["memory_mb"] - points[0]["memory_mb"]
-    return f"What breaks first: {first}; {cpu}, and memory grows by {more:.0f} MB."
+    return f"What grows: {first}; {cpu}, and memory changes by {more:+.0f} MB."
 
 
-def _picture_breaks(record: Mapping[str, Any]) -> str:
+def _picture_growth(record: Mapping[str, Any]) -> str:
     size = "{megapixels:.2g} megapixels".format_map
     words = [f"{kind}: {_late(_of(record, kind), size)}" for kind in FORMATS]
     png = _of(record, "PNG")
     more = png[-1]["memory_mb"] - png[0]["memory_mb"]
     no = record["refused"]
     return (
-        f"What breaks first: the time of a call ({'; '.join(words)}); then memory, which "
-        f"{record['callers']} PNGs of {png[-1]['megapixels']:.2g} megapixels at once raise by "
-        f"{more:.0f} MB. Beyond that nothing is decoded: {no['pixels']:,} pixels were refused "
+        f"What grows: {'; '.join(words)}; with {record['callers']} PNGs of "
+        f"{png[-1]['megapixels']:.2g} megapixels at once memory changes by {more:+.0f} MB. "
+        f"Beyond that nothing is decoded: {no['pixels']:,} pixels were refused "
         f'after {no["ms"]:.0f} ms with "{no["said"]}".'
     )
 
 
-def _search_breaks(record: Mapping[str, Any]) -> str:
+def _search_growth(record: Mapping[str, Any]) -> str:
     one, most = (record["medians"][cell(OURS, number)] for number in (1, THREADS[-1]))
     return (
-        f"What breaks first: the time of a search. {THREADS[-1]} threads on {record['cores']} "
-        f"cores search {most['per_s'] / one['per_s']:.1f} times as often as one, and a search "
+        f"What grows: {THREADS[-1]} threads on {record['cores']} cores search "
+        f"{most['per_s'] / one['per_s']:.1f} times as often as one, and a search "
         f"takes {most['p50_ms'] / one['p50_ms']:.1f} times as long."
     )
 
 
-def _server_breaks(record: Mapping[str, Any]) -> str:
+def _server_growth(record: Mapping[str, Any]) -> str:
     first, last = record["points"][0], record["points"][-1]
     return (
-        f"What breaks first: memory. On the same cores {last['servers']} servers embed "
+        f"What grows: on the same cores {last['servers']} servers embed "
         f"{last['images_per_s'] / first['images_per_s']:.2f} times as many pictures a second as "
         f"one, for {last['cpu_ms'] / first['cpu_ms']:.2f} times the CPU time each, and hold "
         f"{last['memory_mb'] / first['memory_mb']:.1f} times the memory."
@@ -313,10 +313,10 @@ _TABLES: Final[Mapping[str, Callable[[Mapping[str, Any]], Iterator[str]]]] = {
     "search": _search_table,
     "servers": _server_table,
 }
-_BREAKS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
-    "callers": lambda record: _load_breaks(record, *_CALLERS),
-    "images": lambda record: _load_breaks(record, *_IMAGES),
-    "pictures": _picture_breaks,
-    "search": _search_breaks,
-    "servers": _server_breaks,
+_GROWS: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+    "callers": lambda record: _load_growth(record, *_CALLERS),
+    "images": lambda record: _load_growth(record, *_IMAGES),
+    "pictures": _picture_growth,
+    "search": _search_growth,
+    "servers": _server_growth,
 }

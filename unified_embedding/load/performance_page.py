@@ -2,8 +2,8 @@
 
     python bench/performance_page.py
 
-Sections whose program has not been run keep what they hold, and the page says of which commit
-each of them is.
+Sections without a result keep what they hold, or say that they were not measured; the page says
+of which commit each of them is.
 """
 
 import json
@@ -27,6 +27,7 @@ from unified_embedding.measure.paired import told
 from unified_embedding.measure.questions import bounded, ratio_table
 
 PARTS: Final = "parts"
+NOT_MEASURED: Final = "Not measured."
 JUDGED: Final = ("bench", "capacity", "tune")
 PAGE: Final = ROOT / "docs" / "performance.md"
 # Plots of a section: file below results/, and what it shows.
@@ -48,12 +49,14 @@ def main(
     results: Annotated[Path, typer.Option(help="folder of the programs' results")] = RESULTS,
     into: Annotated[Path, typer.Option(help="Markdown file with the marker comments")] = PAGE,
 ) -> None:
-    """Replace every section that has a result."""
+    """Replace every section that has a result; an empty one says that it has none."""
     text = into.read_text()
     images = into.parent / "images" / "performance"
     for name, (file, render) in SECTIONS.items():
         if not (results / file).is_file():
             console.print(f"{name}: no {results / file}; left as it is")
+            if not held(text, name).strip():
+                text = replaced(text, name, NOT_MEASURED, into)
             continue
         try:
             body = [render(json.loads((results / file).read_text()))]
@@ -73,7 +76,7 @@ def parts(text: str) -> str:
     commits: dict[str, list[str]] = {}
     missing, bare = [], []
     for name in SECTIONS:
-        body = text.partition(f"<!-- {name} -->")[2].partition(f"<!-- end: {name} -->")[0]
+        body = held(text, name)
         found = re.findall(r"commit ([0-9a-f]{12}(?:-dirty)?), (\S+),", body)
         if found:
             commit, date = found[-1]
@@ -86,9 +89,15 @@ def parts(text: str) -> str:
     if bare:
         lines.append(f"**measured before verdicts had intervals: {', '.join(bare)}**")
     if len(commits) == 1:
-        return "; ".join([f"All parts are of commit {next(iter(commits))}", *lines]) + "."
+        every = "All parts that were measured" if missing else "All parts"
+        return "; ".join([f"{every} are of commit {next(iter(commits))}", *lines]) + "."
     lines = [f"{commit}: {', '.join(names)}" for commit, names in commits.items()] + lines
     return f"**Parts of different commits.** {'; '.join(lines)}."
+
+
+def held(text: str, name: str) -> str:
+    """What `text` holds between the two marks of `name`."""
+    return text.partition(f"<!-- {name} -->")[2].partition(f"<!-- end: {name} -->")[0]
 
 
 def replaced(text: str, name: str, body: str, page: Path) -> str:
@@ -228,9 +237,10 @@ def _overload_rows(overload: list[Mapping[str, Any]]) -> Iterator[str]:
 
 def _made(record: Mapping[str, Any]) -> str:
     machine = record["machine"]
+    engine = f"{record['server']['engine']}; " if "server" in record else ""
     return (
-        f"commit {record['commit']}, {record['date']}, {machine['cpu']}, {machine['cores']} cores, "
-        f"load average at the end {machine['load_average'][0]:g}"
+        f"{engine}commit {record['commit']}, {record['date']}, {machine['cpu']}, "
+        f"{machine['cores']} cores, load average at the end {machine['load_average'][0]:g}"
     )
 
 
