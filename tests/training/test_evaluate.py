@@ -277,9 +277,10 @@ def test_the_shipped_configuration_is_read(root: Path) -> None:
     compared = config.compared()
     assert compared is not None
     assert config.replaced() == [compared] * 3
-    assert config.last_layers is not None
-    assert config.last_layers.shares == [5, 10, 25, 100]
-    assert config.last_layers.seeds == 3
+    last_layers = load_config(root / "configs" / "last-layers.yaml").last_layers
+    assert last_layers is not None
+    assert last_layers.shares == [5, 10, 25, 100]
+    assert last_layers.seeds == 3
     assert config.rotations is not None
     assert config.rotations.bits == [1280, 2048]
     assert config.rotations.count >= 8

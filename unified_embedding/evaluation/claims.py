@@ -48,8 +48,9 @@ class Claim:
 
 
 def claims(results: Results) -> list[Claim]:
-    """Both, in order."""
-    return [_subsampling(results), _one_index(results)]
+    """Both, in order; without last layers C4 is left to the page of those."""
+    c4 = [_subsampling(results)] if results.config.last_layers is not None else []
+    return [*c4, _one_index(results)]
 
 
 def _subsampling(results: Results) -> Claim:

@@ -55,12 +55,14 @@ def render(
         pictures: file names below `images/`.
         command: what computes the page again.
     """
+    last = results.config.last_layers
     sections: list[Lines] = [
         _opening(results, command),
         claims_table(claims),
         [
             "C1, C2, C3, C5 and C7 compare trainings: `make compare` runs them, and "
-            "[comparison.md](comparison.md) judges them.",
+            "[comparison.md](comparison.md) judges them."
+            + (" C4 is judged in [last-layers.md](last-layers.md)." if last is None else ""),
             "",
         ],
         _picture("results-overview.png", "Main figures of every row with intervals", pictures),
@@ -70,8 +72,8 @@ def render(
         _one_index_table(results),
         _elsewhere(results),
         _ranks_table(results),
-        _dimension(results.findings, pictures),
-        _subsampling(results.findings, pictures),
+        *([] if last is None else [_dimension(results.findings, pictures)]),
+        *([] if last is None else [_subsampling(results.findings, pictures)]),
         _costs(results),
         _served(agreements),
         claims_detail(claims),
