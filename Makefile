@@ -66,7 +66,7 @@ wheel: .venv/.stamp-python ## dist/unified_embedding-*.whl, for machines without
 	@$(PY) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
 
 # What a choice needs beyond the serving environment, installed when it is chosen.
-.venv/.stamp-int8 .venv/.stamp-tensorrt-rtx: .venv/.stamp-%: .venv/.stamp-serving
+.venv/.stamp-int8 .venv/.stamp-quantise .venv/.stamp-tensorrt-rtx: .venv/.stamp-%: .venv/.stamp-serving
 	@echo "installing what '$*' needs into .venv (once)"
 	@$(PIP) --editable '.[$*]'
 	@touch $@
@@ -81,8 +81,8 @@ engine: $(ENGINE_NEEDS) ## compile and install MODEL=, or what is installed: TAR
 	@$(PY) build/engine.py $(if $(MODEL),--model "$(MODEL)") $(if $(TARGET),--target "$(TARGET)") \
 	    $(if $(PRECISION),--precision "$(PRECISION)") $(if $(PREFIX),--prefix "$(PREFIX)")
 
-quantise: .venv/.stamp-train ## write embedder.int8.onnx beside MODEL='s embedder.onnx, from the pictures of `make data` (2 min): MODEL=
-	@$(PY) build/quantise.py $(if $(MODEL),--model "$(MODEL)")
+quantise: .venv/.stamp-quantise ## write embedder.int8.onnx beside MODEL='s embedder.onnx (2 min): MODEL= ARGS='--manifest table.csv'
+	@$(PY) build/quantise.py $(if $(MODEL),--model "$(MODEL)") $(ARGS)
 
 demo: engine ## serve the demo gallery, search it by float and by code, draw a contact sheet
 	@$(PY) clients/demo.py $(if $(PREFIX),--model-name "$(PREFIX)unified_embedding")
@@ -189,4 +189,4 @@ clean: ## remove the installed engines and build outputs, keep .venv
 	rm -rf build/out out results model_repository/*embedder \
 	    model_repository/*?preprocess model_repository/*?binarizer model_repository/*?unified_embedding
 
-.PHONY: help env search-env train-env wheel engine demo api gateway api-clients chart-schemas image-check lock-images data train evaluate compare page load capacity loadgen soak growth bench performance bench-api tune bench-index bench-backfill test test-serving drills fuzz lint gpu-check clean
+.PHONY: help env search-env train-env wheel engine quantise demo api gateway api-clients chart-schemas image-check lock-images data train evaluate compare page load capacity loadgen soak growth bench performance bench-api tune bench-index bench-backfill test test-serving drills fuzz lint gpu-check clean

@@ -99,7 +99,7 @@ def load_quantised(folder: StrPath, spec: EmbedderSpec) -> onnx.ModelProto:
         SpecError: the file is missing or unreadable, or it was made of another version.
     """
     path = Path(folder, INT8_FILE)
-    again = f"make quantise MODEL={folder}"
+    again = f"make quantise MODEL={folder} writes it anew, or remove it"
     try:
         model = onnx.load(str(path))
     except Exception as error:  # As above.

@@ -21,6 +21,7 @@ from PIL import Image
 
 from unified_embedding import onnx_file
 from unified_embedding.cli import engines_table
+from unified_embedding.export.quantise import quantised
 
 
 @pytest.fixture
@@ -77,11 +78,19 @@ def test_the_table_goes_between_its_marks(
 def test_random_weights_get_speeds_only(
     gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    engines_table.main(saved(tmp_path / "tiny", "random"), gallery, None, seconds=0.01)
+    model = saved(tmp_path / "tiny", "random")
+    engines_table.main(model, gallery, None, seconds=0.01)
     printed = capsys.readouterr().out
     assert "nothing but the speeds means anything" in printed
     assert "cosine" not in printed
     assert re.search(r"\| OpenVINO int8 \| [\d.]+ \([\d.]+ x (bf16|fp32)\)", printed)
+    assert ", nncf " in printed
+
+    # Made without NNCF, it does not name it.
+    graph, spec = onnx_file.load(model)
+    onnx_file.save_quantised(quantised(graph, tiny.pixels(32)), spec, model)
+    engines_table.main(model, gallery, None, seconds=0.01)
+    assert "nncf" not in capsys.readouterr().out
 
 
 def test_speeds_are_medians_over_turns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,16 @@ import pytest
 
 pytest.importorskip("openvino", reason="the extra `build` is not installed")
 
+import tiny_embedder as tiny
+
 from unified_embedding import onnx_file
-from unified_embedding.cli import engine
+from unified_embedding.cli import engine, serve, tune
 from unified_embedding.engine import building
+from unified_embedding.engine.choice import Choice
 from unified_embedding.engine.gates import gates, reference
 from unified_embedding.engine.openvino.target import OpenVinoTarget, best, cpu_features
 from unified_embedding.errors import BuildError, SetupError, SpecError
+from unified_embedding.export.quantise import quantised
 from unified_embedding.gallery import Gallery
 from unified_embedding.image import load_pixels
 from unified_embedding.onnx_runner import on_onnxruntime
@@ -39,6 +44,18 @@ def repository(root: Path, gallery: Gallery, tmp_path_factory: pytest.TempPathFa
     return folder
 
 
+@pytest.fixture
+def tiny_int8(tmp_path: Path) -> Path:
+    """A tiny embedder of random weights with its quantised graph."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    network = tiny.tiny_embedder()
+    spec = tiny.spec_of(network)
+    onnx_file.save(network, spec, folder)
+    onnx_file.save_quantised(quantised(network, tiny.pixels(32)), spec, folder)
+    return folder
+
+
 @pytest.mark.parametrize(
     ("features", "quantised", "precision"),
     [
@@ -46,6 +63,7 @@ def repository(root: Path, gallery: Gallery, tmp_path_factory: pytest.TempPathFa
         ({"avx2"}, False, "fp32"),
         ({"avx2", "vnni"}, True, "int8"),
         ({"avx2", "vnni"}, False, "fp32"),
+        ({"vnni"}, True, "fp32"),
         ({"avx2", "vnni", "bf16"}, True, "bf16"),
         ({"avx2", "vnni", "bf16"}, False, "bf16"),
         (set(), True, "fp32"),
@@ -111,15 +129,16 @@ def test_the_quantised_graph_of_another_embedder_is_refused(root: Path, tmp_path
     onnx.helper.set_model_props(graph, {"unified_embedding.version": "0123456789ab"})
     onnx.save(graph, str(model / INT8_FILE))
     target = OpenVinoTarget("int8", model)
-    with pytest.raises(SpecError, match=r"made of version '0123456789ab'.*make quantise"):
+    told = r"made of version '0123456789ab'.*make quantise.*or remove it"
+    with pytest.raises(SpecError, match=told):
         target.compile(model, tmp_path, np.zeros((1, 224, 224, 3), np.uint8))
 
 
 def test_auto_builds_fp32_where_int8_fails_its_gates(
-    root: Path, few_products: Path, tmp_path: Path
+    root: Path, few_products: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if best(cpu_features(), True) != "int8":
-        pytest.skip("this CPU has native bf16, which comes before int8")
+        pytest.skip("int8 is not this CPU's: it has native bf16, which comes first, or no AVX2")
     model, into = tmp_path / "model", tmp_path / "model_repository"
     shutil.copytree(root / MODEL, model)
     into.mkdir()
@@ -134,6 +153,59 @@ def test_auto_builds_fp32_where_int8_fails_its_gates(
     record = json.loads((into / "embedder/1/engine.json").read_text())
     assert record["precision"] == "fp32"
     assert record["choice"]["precision"] == "auto"
+
+    # It is not tried again, neither by `make engine` nor by `make tune`.
+    capsys.readouterr()
+    engine.main(repository=into)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "is up to date" in said
+    assert "compiling" not in said
+    assert "openvino fp32" in tune.what_is_installed(into, tmp_path / "tuning.json")[0]
+    # A mere "auto" comes to it: asked for by name, int8 meets its gates again.
+    choice = Choice.installed(into / "embedder")
+    assert choice is not None
+    pictures, tuned = Gallery.load(few_products), tmp_path / "tuning.json"
+
+    def precision(asked: str) -> str:
+        named = choice.with_(precision=asked)
+        return building.chosen(named, into / "embedder", pictures, tuned).precision
+
+    assert (precision("auto"), precision("int8")) == ("fp32", "int8")
+    # And so does another quantised graph.
+    shutil.copyfile(root / MODEL / INT8_FILE, model / INT8_FILE)
+    assert precision("auto") == "int8"
+
+
+def test_auto_passes_over_a_stale_quantised_graph(
+    tiny_int8: Path, few_products: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    if best(cpu_features(), True) != "int8":
+        pytest.skip("int8 is not this CPU's: it has native bf16, which comes first, or no AVX2")
+    graph = onnx.load(str(tiny_int8 / INT8_FILE))
+    onnx.helper.set_model_props(graph, {"unified_embedding.version": "0123456789ab"})
+    onnx.save(graph, str(tiny_int8 / INT8_FILE))
+    into = tmp_path / "model_repository"
+    into.mkdir()
+    engine.main(model=tiny_int8, gallery=few_products, precision="auto", repository=into)
+    assert json.loads((into / "embedder/1/engine.json").read_text())["precision"] == "fp32"
+    (said,) = caplog.messages
+    assert "passes over int8" in said
+    assert "made of version '0123456789ab'" in said
+
+
+def test_serve_builds_what_make_engine_builds(
+    tiny_int8: Path, few_products: Path, tmp_path: Path
+) -> None:
+    served, into = tmp_path / "served", tmp_path / "model_repository"
+    into.mkdir()
+    serve._with_model(tiny_int8, few_products, served)
+    engine.main(model=tiny_int8, gallery=few_products, precision="auto", repository=into)
+    by_serve, by_make = (
+        json.loads((folder / "embedder/1/engine.json").read_text()) for folder in (served, into)
+    )
+    assert by_serve["precision"] == best(cpu_features(), True)
+    assert by_serve["engine"] == by_make["engine"]
+    assert by_serve["choice"] is None
 
 
 @pytest.mark.e2e
@@ -159,6 +231,13 @@ def test_the_server_gives_the_bits_that_passed_the_gates(
     ):
         served = server_checks.embedder_runner(client)(pixels)
     assert np.array_equal(served, gated)
+
+
+def test_without_nncf_the_error_names_what_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    told = r"make quantise MODEL=.*make engine MODEL=... PRECISION=int8 installs it.*pip install"
+    with pytest.raises(BuildError, match=told):
+        OpenVinoTarget("int8").inputs()
 
 
 def test_without_a_quantised_graph_the_pictures_make_the_engine(root: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 pytest.importorskip("onnxruntime", reason="the extra `build` is not installed")
 
 from tiny_embedder import SIDE, spec_of, tiny_embedder
+from tiny_embedder import node as made
 from tiny_embedder import pixels as some_pixels
 
 from unified_embedding import onnx_file
@@ -109,8 +110,44 @@ def test_a_graph_without_convolutions_is_refused() -> None:
         quantised(model, some_pixels(2, 0))
 
 
+def test_nodes_of_two_answers_and_of_constants_alone() -> None:
+    """What a convolution reads may come out of a Split, its weights out of other constants."""
+    model = tiny_embedder()
+    graph = model.graph
+    nodes = list(graph.node)
+    place = next(i for i, item in enumerate(nodes) if item.name == "depthwise")
+    nodes[place].input[:] = ["joined", "halved"]
+    nodes[place:place] = [
+        made("Split", "relu6", "first", axis=1, num_outputs=2),
+        made("Concat", "first second", "joined", axis=1),
+        made("Add", "depthwise.weight depthwise.weight", "doubled"),
+        made("Mul", "doubled half", "halved"),
+    ]
+    nodes[place].output.append("second")
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5, np.float32), "half"))
+    onnx.checker.check_model(model, full_check=True)
+    found, plain = (quantised(one, some_pixels(64, 1)) for one in (model, tiny_embedder()))
+    assert {"doubled", "halved"}.isdisjoint(n.name for n in found.graph.node)
+    pixels = some_pixels(20, 2)
+    rows, wanted = (
+        on_onnxruntime(one.SerializeToString(), optimised=False)(pixels) for one in (found, plain)
+    )
+    # The residual reads what is before the Split unrounded: a little differs.
+    assert np.abs(rows - wanted).max() < 0.01
+
+
+def test_a_node_without_a_row_for_each_picture_is_named() -> None:
+    model = tiny_embedder()
+    model.graph.node.insert(1, made("Shape", "cast", "sides"))
+    with pytest.raises(BuildError, match=r"node 'sides' \(Shape\).*\(4,\) for 16 pictures"):
+        quantised(model, some_pixels(16, 0))
+
+
 def test_the_program(root: Path, tmp_path: Path) -> None:
     """Fits to "train", judges by "test", writes the file of this version."""
+    pytest.importorskip("yaml", reason="the extra `quantise` is not installed")
     folder = tmp_path / "model"
     folder.mkdir()
     model = tiny_embedder()

@@ -10,10 +10,10 @@ from rich.markup import escape
 
 from unified_embedding.checkout import ROOT
 from unified_embedding.engine import targets
-from unified_embedding.engine.building import OUT, alone, build, console
+from unified_embedding.engine.building import alone, build_choice, console
 from unified_embedding.engine.choice import Choice
 from unified_embedding.engine.tuning import tuning
-from unified_embedding.errors import BuildError, EmbeddingError, GateError
+from unified_embedding.errors import BuildError, EmbeddingError
 from unified_embedding.gallery import Gallery
 from unified_embedding.names import Names
 
@@ -99,18 +99,7 @@ def main(
         if choice == installed != Choice():
             console.print(f"keeping what is installed: {choice}", highlight=False, soft_wrap=True)
         with alone():
-            chosen = targets.choose(
-                choice.target, choice.precision, choice.options, OUT, choice.model
-            )
-            pictures = Gallery.load(choice.gallery)
-            try:
-                build(choice.model, chosen, repository, pictures, tuned, names=names, choice=choice)
-            except GateError:
-                if (choice.precision, chosen.precision) != ("auto", "int8"):
-                    raise
-                console.print("PRECISION=auto: int8 does not hold its gates; fp32 instead")
-                chosen = targets.choose(chosen.name, "fp32", choice.options, OUT)
-                build(choice.model, chosen, repository, pictures, tuned, names=names, choice=choice)
+            build_choice(choice, repository, Gallery.load(choice.gallery), tuned, names=names)
     except (BuildError, EmbeddingError, ValueError) as error:
         console.print(f"[bold red]engine not installed:[/] {escape(str(error))}", highlight=False)
         sys.exit(1)

@@ -77,6 +77,7 @@ def main(
     pixels = reference.load_gallery(pictures, spec.preprocessing)
     with tempfile.TemporaryDirectory() as folder:
         engines = dict(_openvino_engines(model, pixels, Path(folder)))
+        by_nncf = OpenVinoTarget("int8", model).calibrated
         console.print("timing")
         speeds = {
             batch: speed.measure(engines, pixels, batch, seconds=seconds) for batch in BATCHES
@@ -86,7 +87,7 @@ def main(
         else:
             compared = {**engines, "FP16, emulated": _emulated(model)}
             accuracy = list(_accuracy(list(_rows(model, pictures, pixels, compared))))
-    text = "\n".join([*accuracy, "", *_speeds(speeds), "", _environment(spec, pictures)])
+    text = "\n".join([*accuracy, "", *_speeds(speeds), "", _environment(spec, pictures, by_nncf)])
     if into is None:
         print(text)
     else:
@@ -188,8 +189,9 @@ def _speeds(speeds: dict[int, dict[str, speed.Speed]]) -> Iterator[str]:
         yield f"| {name} | {' | '.join(cells)} |"
 
 
-def _environment(spec: EmbedderSpec, gallery: Gallery) -> str:
-    packages = ", ".join(f"{name} {version(name)}" for name in ("openvino", "nncf", "onnxruntime"))
+def _environment(spec: EmbedderSpec, gallery: Gallery, by_nncf: bool) -> str:
+    names = ("openvino", *(["nncf"] if by_nncf else []), "onnxruntime")
+    packages = ", ".join(f"{name} {version(name)}" for name in names)
     return (
         f"{spec.name} {spec.version}, {len(gallery.pictures)} pictures (gallery "
         f"{gallery.digest()}); {cpu_name()}, {len(os.sched_getaffinity(0))} cores, "

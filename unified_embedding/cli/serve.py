@@ -125,8 +125,8 @@ def _with_engine(engine: Path, repository: Path | None, instances: int | None) -
 
 def _with_model(model: Path, gallery: Path | None, repository: Path | None) -> Path:
     try:
-        from unified_embedding.engine import building, targets
-        from unified_embedding.engine.tensorrt.plan_options import PlanOptions
+        from unified_embedding.engine import building
+        from unified_embedding.engine.choice import Choice
     except ImportError as error:
         lacking("serve --model", "build", error)
     if gallery is None:
@@ -136,6 +136,6 @@ def _with_model(model: Path, gallery: Path | None, repository: Path | None) -> P
     into = repository or SERVED / EmbedderSpec.load(model).version
     assemble(static_models(), into)
     with building.alone():
-        chosen = targets.choose("auto", "auto", PlanOptions(), building.OUT)
-        building.build(model, chosen, into, pictures)
+        # Not kept: `make engine` reads no pictures without a manifest.
+        building.build_choice(Choice(model, gallery), into, pictures, kept=False)
     return into

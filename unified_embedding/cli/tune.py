@@ -28,7 +28,7 @@ from rich.progress import Progress
 
 from unified_embedding import onnx_file
 from unified_embedding.checkout import ROOT
-from unified_embedding.engine import building, targets
+from unified_embedding.engine import building
 from unified_embedding.engine.choice import Choice
 from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.tuning import report as tune_report
@@ -36,6 +36,7 @@ from unified_embedding.engine.tuning import tuning
 from unified_embedding.engine.tuning.report import Seen
 from unified_embedding.engine.tuning.server import CALLERS, Reading, TunedServer, one_round
 from unified_embedding.errors import BuildError, EmbeddingError
+from unified_embedding.gallery import Gallery
 from unified_embedding.load.targets import FASTER, NOT_SLOWER
 from unified_embedding.measure.paired import settled
 from unified_embedding.measure.pictures import PHOTOGRAPH, scaled
@@ -153,9 +154,7 @@ def what_is_installed(repository: Path, tuned: Path) -> tuple[str, EmbedderConfi
     if choice is None:
         raise BuildError(f"{place} holds no engine that `make engine` installed: run it first")
     _, spec = onnx_file.load(choice.model)
-    chosen = targets.choose(
-        choice.target, choice.precision, choice.options, building.OUT, choice.model
-    )
+    chosen = building.chosen(choice, place, Gallery.load(choice.gallery), tuned)
     config = building.tuned_config(spec, chosen, tuned)
     stated = model_config.read(place).parameters
     version, engine = (stated[key].string_value for key in (VERSION_KEY, ENGINE_KEY))

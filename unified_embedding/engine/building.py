@@ -37,6 +37,84 @@ OUT: Final = WORK / "build" / "out"
 console = Console()
 
 
+def build_choice(
+    choice: Choice,
+    repository: Path,
+    gallery: Gallery,
+    tuned: Path = tuning.FILE,
+    *,
+    names: Names = DEFAULT,
+    kept: bool = True,
+) -> None:
+    """Build and install what `choice` comes to: fp32 where "auto" is int8 and fails its gates.
+
+    Args:
+        choice: model, target, precision and options; its pictures are `gallery`.
+        repository: where it is installed.
+        gallery: pictures that the gates run over.
+        tuned: what `make tune` found.
+        names: of the models.
+        kept: the next `make engine` goes on from `choice`.
+
+    Raises:
+        BuildError, SpecError, ValueError: as `build` and `targets.choose` do.
+    """
+    target = chosen(choice, repository / names.embedder, gallery, tuned)
+    record = choice if kept else None
+    try:
+        build(choice.model, target, repository, gallery, tuned, names=names, choice=record)
+    except GateError:
+        if not _may_fall_back(choice, target):
+            raise
+        console.print("PRECISION=auto: int8 does not hold its gates; fp32 instead")
+        refused = _recipe(choice, target, gallery, tuned)
+        target = _fp32(choice, target)
+        build(
+            choice.model,
+            target,
+            repository,
+            gallery,
+            tuned,
+            names=names,
+            choice=record,
+            refused=refused,
+        )
+
+
+def chosen(choice: Choice, place: Path, gallery: Gallery, tuned: Path) -> targets.Target:
+    """The target that `choice` comes to; fp32 where "auto" is the int8 that was refused in `place`.
+
+    Raises:
+        BuildError, SpecError, ValueError: as `targets.choose` does.
+    """
+    target = targets.choose(choice.target, choice.precision, choice.options, OUT, choice.model)
+    refused = _refused(place) if _may_fall_back(choice, target) else None
+    if refused is not None and _recipe(choice, target, gallery, tuned) == refused:
+        return _fp32(choice, target)
+    return target
+
+
+def _may_fall_back(choice: Choice, target: targets.Target) -> bool:
+    return (choice.precision, target.precision) == ("auto", "int8")
+
+
+def _fp32(choice: Choice, target: targets.Target) -> targets.Target:
+    return targets.choose(target.name, "fp32", choice.options, OUT)
+
+
+def _recipe(choice: Choice, target: targets.Target, gallery: Gallery, tuned: Path) -> str:
+    spec = EmbedderSpec.load(choice.model)
+    return recipe_digest(spec, target, gallery, tuned_config(spec, target, tuned))
+
+
+def _refused(place: Path) -> str | None:
+    try:
+        found: str | None = json.loads((place / "1" / RECORD).read_text())["refused"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return found
+
+
 def build(
     model: Path,
     target: targets.Target,
@@ -46,6 +124,7 @@ def build(
     *,
     names: Names = DEFAULT,
     choice: Choice | None = None,
+    refused: str | None = None,
 ) -> None:
     """Build and install unless the same engine is already there.
 
@@ -59,6 +138,8 @@ def build(
         tuned: what `make tune` found.
         names: of the models; with a prefix, those around the embedder are laid out too.
         choice: what was asked for, to be kept beside the engine.
+        refused: recipe of an int8 engine that failed its gates, to be kept too; by default the
+            one that was kept before.
 
     Raises:
         BuildError: a gate does not hold, or there is no repository; what was installed before
@@ -72,8 +153,7 @@ def build(
     wanted = recipe_digest(spec, target, gallery, config)
     place = repository / names.embedder if served else OUT / spec.name
     if served and is_current(place, wanted):
-        if choice is not None:
-            keep_choice(place / "1" / RECORD, choice)
+        keep(place / "1" / RECORD, choice, refused)
         what = f"engine {engine_id(spec, target, gallery)} of {spec.name} {spec.version}"
         console.print(f"{what} is up to date")
     else:
@@ -86,7 +166,7 @@ def build(
             folder = staged / "1" if served else staged
             record = make(model, spec, target, gallery, config, folder)
             record |= {"recipe": wanted, "choice": choice.record() if choice else None}
-            record |= {"files": file_hashes(staged)}
+            record |= {"refused": refused or _refused(place), "files": file_hashes(staged)}
             (folder / RECORD).write_text(json.dumps(record, indent=2) + "\n")
             install(staged, place)
         console.print(
@@ -210,11 +290,16 @@ def is_current(installed: Path, wanted: str) -> bool:
         return False
 
 
-def keep_choice(file: Path, choice: Choice) -> None:
-    """Record what was asked for in the engine.json of an engine that answers to it too."""
-    record = json.loads(file.read_text())
-    if record.get("choice") != choice.record():
-        write_json(file, {**record, "choice": choice.record()})
+def keep(file: Path, choice: Choice | None, refused: str | None) -> None:
+    """Record what was asked for and refused in the engine.json of an engine that stays."""
+    before = json.loads(file.read_text())
+    record = dict(before)
+    if choice is not None:
+        record["choice"] = choice.record()
+    if refused is not None:
+        record["refused"] = refused
+    if record != before:
+        write_json(file, record)
 
 
 def run_gates(

@@ -18,7 +18,7 @@ import onnxruntime
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
-from unified_embedding.errors import BuildError
+from unified_embedding.errors import BuildError, shown
 from unified_embedding.export.rounding import rounded
 
 WEIGHT_BITS: Final = 7
@@ -84,7 +84,7 @@ def quantised(
         progress: shows how far it is, around the nodes.
 
     Raises:
-        BuildError: the graph has no convolution.
+        BuildError: the graph has no convolution, or a node's answers are not one for each picture.
     """
     if not any(node.op_type == "Conv" for node in model.graph.node):
         raise BuildError("the graph has no convolution: there is nothing to quantise")
@@ -119,20 +119,26 @@ class _Walk:
         self.nodes: list[onnx.NodeProto] = []
 
     def take(self, node: onnx.NodeProto) -> None:
-        """Run `node` in both graphs, and write down what stands for it in the quantised one."""
+        """Run `node` in both graphs, and write down what stands for it in the quantised one.
+
+        What reads constants alone becomes constants.
+        """
         exact = self._run(node, self._exact)
+        if not any(name in self._exact for name in node.input):
+            self._constants |= exact
+            return
         written = onnx.NodeProto()
         written.CopyFrom(node)
         if node.op_type == "Conv":
             if node.input[0] not in self._renamed:
                 self._quantise_activation(node.input[0])
             written.input[0] = self._renamed[node.input[0]]
-            self._quantise_weights(written, exact)
+            self._quantise_weights(written, exact[node.output[0]])
         else:
             written.input[:] = [self._renamed.get(name, name) for name in node.input]
         self.nodes.append(written)
-        self._quantised[node.output[0]] = self._run(written, self._quantised)
-        self._exact[node.output[0]] = exact
+        self._quantised |= self._run(written, self._quantised)
+        self._exact |= exact
         for name in node.input:
             self._unread[name] -= 1
             if not self._unread[name]:
@@ -183,25 +189,40 @@ class _Walk:
         )
         node.input[:] = [node.input[0], found, bias]
 
-    def _run(self, node: onnx.NodeProto, values: dict[str, Array]) -> Array:
+    def _run(self, node: onnx.NodeProto, values: dict[str, Array]) -> dict[str, Array]:
+        """All answers of `node`: over all pictures, or once if it reads constants alone."""
         constants = {**self._constants, **self._weights}
         read = dict.fromkeys(name for name in node.input if name)
         moving = [name for name in read if name in values]
         types = {name: helper.np_dtype_to_tensor_dtype(values[name].dtype) for name in moving}
+        answers = [name for name in node.output if name]
         graph = helper.make_graph(
             [node],
             "node",
             [helper.make_tensor_value_info(name, types[name], None) for name in moving],
-            [onnx.ValueInfoProto(name=node.output[0])],
+            [onnx.ValueInfoProto(name=name) for name in answers],
             [numpy_helper.from_array(constants[n], n) for n in read if n not in values],
         )
         session = onnxruntime.InferenceSession(
             helper.make_model(graph, **self._header).SerializeToString(),
             providers=["CPUExecutionProvider"],
         )
-        starts = range(0, len(values[moving[0]]), _BATCH)
-        slices = [{name: values[name][i : i + _BATCH] for name in moving} for i in starts]
-        return np.concatenate([session.run(None, part)[0] for part in slices])
+        if not moving:
+            return dict(zip(answers, session.run(None, {}), strict=True))
+        found: list[list[Array]] = []
+        for start in range(0, len(values[moving[0]]), _BATCH):
+            part = {name: values[name][start : start + _BATCH] for name in moving}
+            found.append(session.run(None, part))
+            rows = len(part[moving[0]])
+            for name, array in zip(answers, found[-1], strict=True):
+                if array.shape[:1] != (rows,):
+                    raise BuildError(
+                        f"node {shown(node.name)} ({node.op_type}): {shown(name)} has shape "
+                        f"{array.shape} for {rows} pictures; make quantise needs a row for each: "
+                        "export the graph with fixed shapes"
+                    )
+        columns = zip(*found, strict=True)
+        return {n: np.concatenate(parts) for n, parts in zip(answers, columns, strict=True)}
 
 
 def _moments(
@@ -271,7 +292,7 @@ def _grid_of_pixels(values: NDArray[np.float32]) -> Grid | None:
     if not 2 <= len(levels) <= 256 or levels[0] >= 0 or levels[-1] <= 0:
         return None
     scale = np.float32(np.diff(levels).min())
-    zero = -np.float64(np.unique(values).min()) / scale
+    zero = -np.float64(values.min()) / scale
     if not 0 <= round(zero) <= 255:
         return None
     grid = Grid(scale, np.uint8(round(zero)))

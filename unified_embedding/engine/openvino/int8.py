@@ -52,7 +52,8 @@ def _nncf() -> Any:
     except ImportError:
         raise BuildError(
             "PRECISION=int8 needs embedder.int8.onnx beside embedder.onnx: make quantise MODEL=... "
-            "writes it; without it, the Python package nncf: pip install -c constraints.txt nncf"
+            "writes it; without it, the Python package nncf: make engine MODEL=... PRECISION=int8 "
+            "installs it, as does pip install -c constraints.txt nncf"
         ) from None
     logging.getLogger("nncf").setLevel(logging.ERROR)
     return nncf

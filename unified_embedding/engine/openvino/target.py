@@ -1,6 +1,7 @@
 """Target `openvino`: an intermediate representation that a Python backend runs on any CPU."""
 
 import hashlib
+import logging
 import os
 import shutil
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from numpy.typing import NDArray
 from unified_embedding import onnx_file
 from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.openvino import int8
+from unified_embedding.errors import SpecError
 from unified_embedding.serving.openvino_engine import CORE, SLICE, OpenVinoEngine
 from unified_embedding.spec import INT8_FILE, MAX_BATCH_SIZE, ONNX_FILE, EmbedderSpec
 
 PRECISIONS: Final = ("fp32", "bf16", "int8")
+_LOG: Final = logging.getLogger(__name__)
 _MODEL: Final = Path(__file__).with_name("openvino_model.py")
 
 
@@ -34,7 +37,8 @@ class OpenVinoTarget:
         Args:
             precision: what int8 leaves in floating point runs in bf16 where the CPU has it.
             model: embedder folder; where it holds no `INT8_FILE`, int8 is NNCF's, calibrated on
-                the gallery, and "auto" does not choose it.
+                the gallery, and "auto" does not choose it. "auto" passes over a file that was
+                made of another version.
         """
         native = has_native_bf16()
         file = model / INT8_FILE if model is not None else None
@@ -43,6 +47,8 @@ class OpenVinoTarget:
         if precision == "auto":
             features = cpu_features()
             precision = best(features, quantised is not None)
+            if precision == "int8" and model is not None and not _fits(model):
+                precision = best(features, quantised=False)
             self._chosen = {"chosen_for_cpu": sorted(features)}
         if precision not in PRECISIONS:
             raise ValueError(
@@ -120,7 +126,17 @@ def best(features: frozenset[str], quantised: bool) -> str:
     """
     if "bf16" in features:
         return "bf16"
-    return "int8" if quantised and features & {"avx2", "vnni"} else "fp32"
+    return "int8" if quantised and "avx2" in features else "fp32"
+
+
+def _fits(model: Path) -> bool:
+    spec = EmbedderSpec.load(model)
+    try:
+        onnx_file.load_quantised(model, spec)
+    except SpecError as error:
+        _LOG.warning("PRECISION=auto passes over int8: %s", error)
+        return False
+    return True
 
 
 def cpu_features() -> frozenset[str]:
