@@ -12,7 +12,6 @@ import numpy as np
 import openvino as ov
 from numpy.typing import NDArray
 
-from unified_embedding import onnx_file
 from unified_embedding.engine.embedder_config import EmbedderConfig
 from unified_embedding.engine.openvino import int8
 from unified_embedding.errors import SpecError
@@ -83,7 +82,7 @@ class OpenVinoTarget:
             SpecError: the quantised graph is not this embedder's.
         """
         if self._quantised is not None:
-            onnx_file.load_quantised(model, EmbedderSpec.load(model))
+            _check_quantised(model)
             network = ov.convert_model(self._quantised)
         else:
             network = ov.convert_model(model / ONNX_FILE)
@@ -129,10 +128,16 @@ def best(features: frozenset[str], quantised: bool) -> str:
     return "int8" if quantised and "avx2" in features else "fp32"
 
 
+def _check_quantised(model: Path) -> None:
+    """Raises SpecError when the quantised graph is not this embedder's."""
+    from unified_embedding import onnx_file  # Needs onnx, as no other precision does.
+
+    onnx_file.load_quantised(model, EmbedderSpec.load(model))
+
+
 def _fits(model: Path) -> bool:
-    spec = EmbedderSpec.load(model)
     try:
-        onnx_file.load_quantised(model, spec)
+        _check_quantised(model)
     except SpecError as error:
         _LOG.warning("PRECISION=auto passes over int8: %s", error)
         return False
