@@ -200,7 +200,7 @@ def test_the_released_embedder_is_jointly_trained_and_says_so() -> None:
     for stated in (
         spec.version,
         "Trained jointly",
-        "after 1,100 steps at 160 px",
+        "4,300 steps of 48 pictures",
         "Scopia",
         "Noto",
     ):
