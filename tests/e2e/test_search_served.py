@@ -471,7 +471,7 @@ def test_results_no_nearer_than_chance_are_marked_and_folded_away(
         assert f"{hits[0]['distance']} bits differ" in visible[0].inner_text()
         bits = 8 * len(base64.b64decode(answer["query"]["code"]))
         mark = opened.locator(".meter b").first.evaluate("(mark) => parseFloat(mark.style.left)")
-        assert mark == pytest.approx(100 * (1 - 2 * chance / bits))
+        assert mark == pytest.approx(100 * (1 - 2 * chance / bits), abs=1e-3)  # as Chromium rounds
         opened.locator(".far summary").click()
         assert opened.locator("#columns .card").nth(11).is_visible()
         opened.fill("#where", "name == 'nothing'")
