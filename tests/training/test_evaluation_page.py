@@ -88,7 +88,7 @@ def results(
     )
     counts = {name: 800 for name, _ in CELLS}
     searched = Searched("0123456789ab", counts, counts, counts, dict.fromkeys(counts, 1), ())
-    config = EvaluationConfig(rows=ROWS)
+    config = EvaluationConfig(rows=ROWS, last_layers=SETTINGS)
     return Results(config, searched, rows, findings, {"processor": "made up"})
 
 
@@ -214,6 +214,14 @@ def test_an_empty_evaluation_still_gives_a_page() -> None:
     whole = text(none)
     assert whole.count("Not run") >= 3
     assert all_charts(none) == {}
+
+
+def test_without_last_layers_their_page_is_named_instead() -> None:
+    found = results(GOOD, findings())
+    whole = text(replace(found, config=found.config.model_copy(update={"last_layers": None})))
+    assert "(last-layers.md)" in whole
+    assert "C4 |" not in whole
+    assert "## Dimension" not in whole
 
 
 def test_agreement_counts_queries_and_first_answers(tmp_path: Path) -> None:

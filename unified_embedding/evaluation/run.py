@@ -257,15 +257,13 @@ def _hashes(images: Iterable[str], read: Callable[[str], bytes]) -> list[str]:
 
 
 def _with_speeds(bench: Bench, rows: list[RowResult]) -> list[RowResult]:
-    """Time the unified row and the specialists that it is compared with."""
+    """Time the compared row and what it replaces, if all of it was run."""
     compared = bench.config.compared()
-    if compared is None:
-        return rows
-    wanted = [compared, *bench.config.specialists().values()]
     run = {result.row.name for result in rows if result.measurement is not None}
-    embedders = {row.name: bench.open(row.source) for row in wanted if row.name in run}
-    if not embedders:
+    wanted = [compared, *bench.config.replaced()] if compared is not None else []
+    if not wanted or any(row.name not in run for row in wanted):
         return rows
+    embedders = {row.name: bench.open(row.source) for row in wanted}
     count = min(costs.PICTURES, len(bench.pictures))
     step = len(bench.pictures) // count
     images = [bench.pictures.read(step * number) for number in range(count)]
