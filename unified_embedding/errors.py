@@ -26,6 +26,7 @@ EmbeddingError
 ├── DataError            training data are missing, damaged or malformed
 ├── TrainingError        a training run is configured wrongly or cannot go on
 ├── BuildError           an engine was not built or not installed
+│   └── GateError            it does too much to embeddings or codes
 ├── Fp16Error            a graph cannot run in FP16
 ├── TrtError             TensorRT refused a graph or did not build it
 ├── SetupError           Triton cannot be started here
