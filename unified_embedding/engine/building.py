@@ -60,15 +60,9 @@ def build_choice(
         BuildError, SpecError, ValueError: as `build` and `targets.choose` do.
     """
     target = chosen(choice, repository / names.embedder, gallery, tuned)
-    record = choice if kept else None
-    try:
-        build(choice.model, target, repository, gallery, tuned, names=names, choice=record)
-    except GateError:
-        if not _may_fall_back(choice, target):
-            raise
-        console.print("PRECISION=auto: int8 does not hold its gates; fp32 instead")
-        refused = _recipe(choice, target, gallery, tuned)
-        target = _fp32(choice, target)
+
+    def built(target: targets.Target, refused: str | None = None) -> None:
+        record = choice if kept else None
         build(
             choice.model,
             target,
@@ -79,6 +73,14 @@ def build_choice(
             choice=record,
             refused=refused,
         )
+
+    try:
+        built(target)
+    except GateError:
+        if not _may_fall_back(choice, target):
+            raise
+        console.print("PRECISION=auto: int8 does not hold its gates; fp32 instead")
+        built(_fp32(choice, target), refused=_recipe(choice, target, gallery, tuned))
 
 
 def chosen(choice: Choice, place: Path, gallery: Gallery, tuned: Path) -> targets.Target:

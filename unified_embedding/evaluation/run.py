@@ -260,10 +260,12 @@ def _with_speeds(bench: Bench, rows: list[RowResult]) -> list[RowResult]:
     """Time the compared row and what it replaces, if all of it was run."""
     compared = bench.config.compared()
     run = {result.row.name for result in rows if result.measurement is not None}
-    wanted = [compared, *bench.config.replaced()] if compared is not None else []
-    if not wanted or any(row.name not in run for row in wanted):
+    if compared is None:
         return rows
-    embedders = {row.name: bench.open(row.source) for row in wanted}
+    sources = {row.name: row.source for row in (compared, *bench.config.replaced())}
+    if not sources.keys() <= run:
+        return rows
+    embedders = {name: bench.open(source) for name, source in sources.items()}
     count = min(costs.PICTURES, len(bench.pictures))
     step = len(bench.pictures) // count
     images = [bench.pictures.read(step * number) for number in range(count)]

@@ -210,7 +210,12 @@ async def points(
             costed, memory_mb = await watched(server.tree, loop)
             figures = costed.figures(str(dict(load.point))) | {"memory_mb": memory_mb}
             found.append({**load.point, **figures})
-    return [one | {"busy": rounds.busy.get(number, [])} for number, one in enumerate(found)]
+    return with_busy(found, rounds)
+
+
+def with_busy(found: Sequence[Mapping[str, Any]], rounds: Rounds) -> list[dict[str, Any]]:
+    """One point a round, each with why the machine was busy in it."""
+    return [{**one, "busy": rounds.busy.get(number, [])} for number, one in enumerate(found)]
 
 
 async def watched(tree: ProcessTree, loop: Awaitable[Costed]) -> tuple[Costed, float]:
@@ -370,9 +375,7 @@ def servers(plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
                     "memory_mb": sum(one.memory_mb for one in after),
                 }
             )
-    busy = rounds.busy
-    points = [one | {"busy": busy.get(place, [])} for place, one in enumerate(found)]
-    return {"points": points, "pictures": pictures_sent}
+    return {"points": with_busy(found, rounds), "pictures": pictures_sent}
 
 
 async def warmed(server: Served, images: Sequence[bytes]) -> float:
