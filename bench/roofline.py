@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import numpy as np
 import psutil
@@ -26,6 +26,8 @@ from unified_embedding.image import load_pixels
 from unified_embedding.load.served import pictures
 from unified_embedding.serving.openvino_engine import CORE, SLICE, infer_requests
 from unified_embedding.spec import EmbedderSpec
+
+WARM_UP_S: Final = 0.3
 
 
 def main(
@@ -48,6 +50,7 @@ def main(
     measure(workers, min(1.0, seconds))
     print("ready", flush=True)
     for _ in sys.stdin:
+        measure(workers, WARM_UP_S)
         print(json.dumps(measure(workers, seconds)), flush=True)
 
 

@@ -5,10 +5,10 @@ In one run, on the same pictures and the same engine:
   our server    embedding and code over gRPC
   LitServe      the same engine and decoder, with one and with two workers
   FastAPI       torch eager in fp32, one picture at a time
-They are measured in short rounds, in random order within each, until the interval of every ratio
-that has a target is narrow, or clearly on one side of the target, or the time is up. Those that
-are not measured are paused. Client and servers share the cores, so every table has the
-CPU time of the server's own processes.
+They are measured in short rounds of one ratio each, in random order, until the interval of every
+ratio that has a target is narrow, or clearly on one side of the target, or the time is up. Those
+that are not measured are paused. Client and servers share the cores, so every table has the CPU
+time of the server's own processes.
 """
 
 import asyncio
@@ -59,14 +59,9 @@ from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.poisson_limit import LimitSearch, Trial, poisson_trial
 from unified_embedding.measure.provenance import commit, machine
 from unified_embedding.measure.questions import (
-    Answer,
     AskedRounds,
     Cells,
-    answered,
-    medians,
-    one_round,
 )
-from unified_embedding.measure.rounds import Rounds
 from unified_embedding.measure.watch import ServerWatch
 from unified_embedding.serving.local_server import child, end_in_order
 from unified_embedding.spec import EmbedderSpec
@@ -218,16 +213,16 @@ async def measure(embedder: Embedder, plan: Plan, logs: Path) -> dict[str, Any]:
         def show(doing: str) -> None:
             progress.update(task, description=f"{embedder.name}: {doing}")
 
-        cells, rounds, answers = await in_rounds(embedder, systems, roofline, images, plan, show)
+        cells, rounds = await in_rounds(embedder, systems, roofline, images, plan, show)
     return {
         "embedder": asdict(embedder) | {"repository": None},
         "engine.json": json.loads(
             (embedder.repository / "embedder" / "1" / "engine.json").read_text()
         ),
-        "ratios": [one.record() for one in answers],
+        "ratios": [one.record() for one in rounds.answers()],
         "rounds": rounds.record(),
-        "cells": cells,
-        "medians": medians(cells, rounds.counted),
+        "cells": rounds.cells,
+        "medians": {name: rounds.medians()[name] for name in cells},
         "stages": stages,
     }
 
@@ -239,8 +234,8 @@ async def in_rounds(
     images: Sequence[bytes],
     plan: Plan,
     show: Callable[[str], None],
-) -> tuple[Cells, Rounds, list[Answer]]:
-    """Rounds in random order, of the cells that some open question still needs."""
+) -> tuple[list[str], AskedRounds]:
+    """What was measured, in the order of the loads, and the rounds."""
     by_name = {system.name: system for system in systems}
     loads = [(name, users, 1) for users in CONCURRENCY for name in by_name]
     loads += [(OURS, users, per_request) for users, per_request in GROWTH]
@@ -253,24 +248,21 @@ async def in_rounds(
         )
     draw = random.Random(plan.seed)
     rounds = AskedRounds(questions(embedder.name), plan.until, plan.width)
-    asked, cells = rounds.questions, rounds.cells
     for number in rounds:
-        await one_round(number, rounds.open, making, cells, draw, show)
+        await rounds.measure(number, making, draw, show)
         if number == 0 and plan.poisson:
             # The closed loops say where to start, and which peer is the best.
-            best = max(LITSERVE, key=lambda name: closed_maximum(cells, name))
+            best = max(LITSERVE, key=lambda name: closed_maximum(rounds.cells, name))
             searches = {
                 poisson_key(name): poisson_search(
-                    by_name[name], images, closed_maximum(cells, name), plan.seconds, draw
+                    by_name[name], images, closed_maximum(rounds.cells, name), plan.seconds, draw
                 )
                 for name in (OURS, best)
             }
-            asked.append(poisson_question(embedder.name, embedder.slo_p99_ms, best))
-            await one_round(number, asked[-1:], searches, cells, draw, show)
+            rounds.questions.append(poisson_question(embedder.name, embedder.slo_p99_ms, best))
+            await rounds.measure(number, searches, draw, show)
             making |= searches
-    # For tables: in the order of the loads, not of chance.
-    cells = {cell: cells[cell] for cell in making}
-    return cells, rounds, answered(asked, cells, rounds.counted)
+    return list(making), rounds
 
 
 async def limit(roofline: Roofline) -> dict[str, float]:

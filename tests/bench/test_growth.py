@@ -77,7 +77,7 @@ def records() -> dict[str, dict[str, Any]]:
         },
         "search": {
             "ratios": ratios,
-            "rounds": {"told": "9 rounds in random order, machine quiet", "disturbed": False},
+            "rounds": {"told": "9 rounds in random order, machine quiet"},
             "medians": found,
             "cores": 2,
         },

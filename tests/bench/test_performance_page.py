@@ -26,6 +26,7 @@ RATIOS = [
         "rounds": 9,
         "target": ">= 0.85",
         "verdict": "missed",
+        "busy": False,
     }
 ]
 
@@ -38,7 +39,7 @@ def capacity_record() -> dict[str, Any]:
         "highest_poisson_rate": 140.0,
         "highest_poisson_interval": [131.0, 150.0],
         "ratios": RATIOS,
-        "rounds": {"told": "9 rounds in random order, machine quiet", "disturbed": False},
+        "rounds": {"told": "9 rounds in random order, machine quiet"},
         "closed_loop": {"per_s": 200.0, "concurrency": 32},
         "knee_rate": 100.0,
         "curve": [vars(one) for one in curve],
@@ -54,8 +55,8 @@ def tune_record() -> dict[str, Any]:
         "settings": [{"label": "one instance", **figures}, {"label": "two instances", **figures}],
         "pareto_front": ["one instance"],
         "verdict": "kept: one instance; nothing was faster",
-        "ratios": RATIOS,
-        "rounds": {"once more": {"told": "the machine was busy in all", "disturbed": True}},
+        "ratios": [one | {"busy": True} for one in RATIOS],
+        "rounds": {"once more": {"told": "the machine was busy in all"}},
         "what": "a network on a processor",
         **MADE,
     }

@@ -1,19 +1,24 @@
 """Rounds on quiet and on busy machines: which are made, which count, and what is said."""
 
+import asyncio
+import itertools
 import os
+import random
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 pytest.importorskip("psutil", reason="the extra `load` is not installed")
 
 from unified_embedding.measure import quiet, rounds
-from unified_embedding.measure.paired import MIN_ROUNDS
+from unified_embedding.measure.paired import MIN_ROUNDS, at_most
 from unified_embedding.measure.processes import ProcessTree
+from unified_embedding.measure.questions import AskedRounds, Question
 from unified_embedding.measure.quiet import Condition, Moment, look, running, used_and_stolen
 from unified_embedding.measure.rounds import Rounds, paired
 
@@ -151,6 +156,39 @@ def test_a_machine_that_stays_busy_is_said_to_be(clock: Callable[[list[Condition
     assert record["disturbed"]
     assert "**the machine was busy** in all of them (10% of the cores' time stolen)" in made.told()
     assert record["rounds"][0]["busy"] == ["10% of the cores' time stolen"]
+
+
+def test_a_round_asks_one_question_that_had_the_fewest(
+    clock: Callable[[list[Condition]], None],
+) -> None:
+    """The first measures everything; each further one has both sides of one ratio, and no more."""
+    clock([])
+    asked = [Question(name, "s", name, ("limit",), at_most(1.2)) for name in "abc"]
+    made = AskedRounds(asked, 300.0, 0.1)
+    order, draw = list[str](), random.Random(5)
+    swinging = {name: itertools.cycle([0.5, 2.0]) for name in "ab"}
+
+    async def one(name: str) -> dict[str, float]:
+        order.append(name)
+        return {"s": next(swinging[name]) if name in swinging else 1.0}
+
+    making = {name: partial(one, name) for name in ("a", "b", "c", "limit", "alone")}
+    for number in made:
+        order.clear()
+        asyncio.run(made.measure(number, making, draw, lambda doing: None))
+        if number == 0:
+            assert sorted(order) == sorted(making)
+        else:
+            assert len(order) == 2
+            assert "limit" in order
+        rounds = [len(question.made(made.cells)) for question in made.open]
+        assert max(rounds) - min(rounds) <= 1
+    verdicts = {answer.question.name: answer.record()["verdict"] for answer in made.answers()}
+    assert verdicts == {"a": "undecided", "b": "undecided", "c": "met"}
+    counts = {question.name: len(question.made(made.cells)) for question in asked}
+    assert counts["c"] < counts["a"]
+    assert len(made.cells["alone"]) == 1
+    assert len(made.conditions) == 30
 
 
 def test_series_are_paired_by_round() -> None:

@@ -49,6 +49,7 @@ from unified_embedding.serving.local_server import end_in_order, run
 from unified_embedding.spec import ENGINE_KEY, VERSION_KEY
 
 FULL: Final = 4
+ONCE_MORE: Final = "once more"
 # Of the time in all, the sweep's; the winner's comparison with what is installed has the rest.
 SWEEP: Final = 0.7
 # A setting for many callers may not make a single caller wait longer than this.
@@ -115,7 +116,7 @@ def report(
     out: Path,
 ) -> None:
     """Write and print what was measured, and which setting came out of it."""
-    ratios = verdicts(rerun) if rerun else []
+    ratios = verdicts(rerun, busy=tuner.rounds[ONCE_MORE]["disturbed"]) if rerun else []
     if chosen != tuner.installed:
         verdict = f"chosen: {tune_report.label(chosen)}"
     elif rerun:
@@ -262,7 +263,7 @@ class Tuner:
                 one.p50, self.width, NOT_SLOWER
             )
 
-        _, found = self._measure("once more", [self.installed, winner], until, decided)
+        _, found = self._measure(ONCE_MORE, [self.installed, winner], until, decided)
         return found
 
     def _measure(
@@ -318,13 +319,13 @@ def fastest(found: Sequence[Seen]) -> Seen:
     return max(kept, key=lambda one: one.throughput.mean)
 
 
-def verdicts(winner: Seen) -> list[dict[str, Any]]:
+def verdicts(winner: Seen, *, busy: bool = False) -> list[dict[str, Any]]:
     """What was asked of the winner, as JSON values."""
     count = len(winner.counted & winner.rounds.keys())
     many, one = f"images/s of {CALLERS} callers / installed", "p50 of one caller / installed"
     return [
-        ratio_record(many, winner.throughput, count, FASTER),
-        ratio_record(one, winner.p50, count, NOT_SLOWER),
+        ratio_record(many, winner.throughput, count, FASTER, busy=busy),
+        ratio_record(one, winner.p50, count, NOT_SLOWER, busy=busy),
     ]
 
 

@@ -38,16 +38,13 @@ from unified_embedding.measure.provenance import provenance
 from unified_embedding.measure.questions import (
     AskedRounds,
     Question,
-    answered,
     bounded,
     bounds,
-    medians,
-    one_round,
     ratio_table,
 )
 from unified_embedding.measure.recorder import Recorder
 from unified_embedding.measure.requests import client_of, embed_request
-from unified_embedding.measure.rounds import paired
+from unified_embedding.measure.rounds import counting
 from unified_embedding.serving.local_server import end_in_order
 
 CONCURRENCY: Final = 32
@@ -150,10 +147,9 @@ async def measure(server: Served, plan: Plan) -> dict[str, Any]:
         # Where the objective ended to hold is where to search: every trial saved is for rounds.
         start = max((one.rate for one in curve if one.held), default=curve[0].rate)
         rounds = await in_rounds(server, callers, maximum, start, plan)
-    cells, counted = rounds.cells, rounds.counted
-    middle = medians(cells, counted)
-    (rates,) = paired(counted, {number: one["per_s"] for number, one in cells[POISSON].items()})
-    rate = geometric_mean(rates)
+    cells, middle = rounds.cells, rounds.medians()
+    rates = cells[POISSON]
+    rate = geometric_mean([rates[one]["per_s"] for one in counting(rates, rounds.quiet)])
     return {
         "slo_p99_ms": slo_p99_ms,
         "highest_poisson_rate": rate.mean,
@@ -166,7 +162,7 @@ async def measure(server: Served, plan: Plan) -> dict[str, Any]:
         "knee_rate": knee(curve).rate,
         "curve": [asdict(found) for found in curve],
         "overload": [overload_row(factor, middle[beyond(factor)]) for factor in OVERLOAD],
-        "ratios": [one.record() for one in answered(rounds.questions, cells, counted)],
+        "ratios": [one.record() for one in rounds.answers()],
         "rounds": rounds.record(),
         "cells": cells,
         "width": plan.width,
@@ -209,7 +205,7 @@ async def in_rounds(
     )
     with steps("rounds") as step:
         for number in rounds:
-            await one_round(number, rounds.open, making, rounds.cells, draw, step)
+            await rounds.measure(number, making, draw, step)
     return rounds
 
 
@@ -349,7 +345,7 @@ def summary(result: Mapping[str, Any]) -> str:
 def show(result: dict[str, Any]) -> None:
     """Print the result for people."""
     console.print(f"{summary(result)}.", markup=False)
-    table = ratio_table(result["ratios"], result["rounds"]["disturbed"])
+    table = ratio_table(result["ratios"])
     console.print("\n".join([*table, f"{result['rounds']['told']}."]), soft_wrap=True)
     curve = Table(title="latency over throughput", title_justify="left")
     for name in ("offered/s", "answered/s", "p50 ms", "p99 ms"):

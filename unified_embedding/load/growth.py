@@ -49,7 +49,7 @@ from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.pictures import square
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.provenance import commit, machine
-from unified_embedding.measure.questions import AskedRounds, answered, medians, one_round
+from unified_embedding.measure.questions import AskedRounds
 from unified_embedding.measure.requests import client_of, embed_request
 from unified_embedding.measure.resuming import left
 from unified_embedding.measure.rounds import Rounds
@@ -299,16 +299,14 @@ def search(plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
 
         async def all_rounds() -> None:
             for number in rounds:
-                await one_round(number, rounds.open, making, rounds.cells, draw, step)
+                await rounds.measure(number, making, draw, step)
 
         asyncio.run(all_rounds())
     return {
-        "ratios": [
-            one.record() for one in answered(rounds.questions, rounds.cells, rounds.counted)
-        ],
+        "ratios": [one.record() for one in rounds.answers()],
         "rounds": rounds.record(),
         "cells": rounds.cells,
-        "medians": medians(rounds.cells, rounds.counted),
+        "medians": rounds.medians(),
         "cores": len(os.sched_getaffinity(0)),
     }
 

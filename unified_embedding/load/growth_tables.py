@@ -201,7 +201,7 @@ def _picture_table(record: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _search_table(record: Mapping[str, Any]) -> Iterator[str]:
-    yield from ratio_table(record["ratios"], record["rounds"]["disturbed"])
+    yield from ratio_table(record["ratios"])
     yield ""
     yield f"{record['rounds']['told']}; {record['rows']:,} codes of {DIM // 8} bytes."
     yield ""

@@ -139,7 +139,7 @@ def capacity(record: Mapping[str, Any]) -> str:
     lines = [
         f"{summary(record)}.",
         "",
-        *ratio_table(record["ratios"], record["rounds"]["disturbed"]),
+        *ratio_table(record["ratios"]),
         "",
         f"{record['rounds']['told']}.",
         "",

@@ -73,7 +73,7 @@ def markdown(result: Mapping[str, Any]) -> str:
     medians = result["medians"]
     parts = [
         f"### {result['embedder']['name']}, engine {result['engine.json']['engine']}",
-        "\n".join(ratio_table(result["ratios"], result["rounds"]["disturbed"])),
+        "\n".join(ratio_table(result["ratios"])),
         f"{result['rounds']['told']}.",
         "\n".join(_system_table(medians)),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 
 from unified_embedding.measure.paired import Target, ratio, settled, told
 from unified_embedding.measure.processes import ProcessTree
-from unified_embedding.measure.rounds import Rounds, paired
+from unified_embedding.measure.rounds import Rounds, counting, paired
 from unified_embedding.retrieval import Interval
 
 Cells = dict[str, dict[int, dict[str, float]]]
@@ -34,29 +34,32 @@ class Question:
     theirs: tuple[str, ...]
     target: Target | None
 
-    def answer(self, cells: Cells, counted: Collection[int]) -> "Answer | None":
-        """From the rounds that count; None when no round has both sides.
+    def answer(self, cells: Cells, quiet: Collection[int]) -> "Answer | None":
+        """From the `quiet` rounds, or all when these are too few; None when none has both sides.
 
         Of several others the harshest decides: the target is met when it is met beside each of
         them, and missed when it is missed beside one.
         """
-        beside = (self._beside(theirs, cells, counted) for theirs in self.theirs)
+        beside = (self._beside(theirs, cells, quiet) for theirs in self.theirs)
         return min((one for one in beside if one), key=self._harshness, default=None)
 
-    def _beside(self, theirs: str, cells: Cells, counted: Collection[int]) -> "Answer | None":
+    def made(self, cells: Cells) -> frozenset[int]:
+        """The rounds that have both sides."""
+        return frozenset(cells.get(self.ours, {})).intersection(
+            *(cells.get(one, {}) for one in self.theirs)
+        )
+
+    def _beside(self, theirs: str, cells: Cells, quiet: Collection[int]) -> "Answer | None":
+        counted = counting(self.made(cells), quiet)
+        if not counted:
+            return None
         sides = [
-            {number: one[self.figure] for number, one in cells.get(cell, {}).items()}
+            {number: one[self.figure] for number, one in cells[cell].items()}
             for cell in (self.ours, theirs)
         ]
-        ours, others = paired(counted, *sides)
-        if ours:
-            return Answer(self, ratio(ours, others), len(ours))
-        # Its rounds were found busy later: they tell the ratio roughly, and decide nothing.
-        ours, others = paired(sides[0], *sides)
-        if not ours:
-            return None
-        roughly = Interval(ratio(ours, others).mean, -math.inf, math.inf)
-        return Answer(self, roughly, len(ours), busy=True)
+        return Answer(
+            self, ratio(*paired(counted, *sides)), len(counted), not counted.issubset(quiet)
+        )
 
     def _harshness(self, answer: "Answer") -> tuple[float, ...]:
         found, target = answer.interval, self.target
@@ -71,16 +74,16 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """A question's interval after so many rounds; `busy` when none of them counts."""
+    """A question's interval after so many rounds; `busy` when the machine was, in some of them."""
 
     question: Question
     interval: Interval
     rounds: int
-    busy: bool = False
+    busy: bool
 
     def settled(self, width: float) -> bool:
-        """No further round is needed."""
-        return settled(self.interval, width, self.question.target)
+        """No further round is needed; a quiet one always is."""
+        return not self.busy and settled(self.interval, width, self.question.target)
 
     def record(self) -> dict[str, Any]:
         """As JSON values."""
@@ -117,7 +120,11 @@ def bounded(mean: float, known: Sequence[float] | None) -> Interval:
 
 
 class AskedRounds(Rounds):
-    """Rounds that go on until every question is answered, or the time is up.
+    """Rounds of one question each, until every one is answered or the time is up.
+
+    The two sides of a ratio are measured one right after the other: what slows a shared machine
+    lasts for a second or two, so that neighbours see the same of it, and the whole round may count
+    as quiet.
 
     Attributes:
         questions: what is asked; more may be added between rounds.
@@ -138,48 +145,59 @@ class AskedRounds(Rounds):
 
     @property
     def open(self) -> list[Question]:
-        """Those that need a further round: all of them as long as the machine is busy."""
-        if self.disturbed:
-            return self.questions
-        answers = [(one, one.answer(self.cells, self.counted)) for one in self.questions]
-        return [one for one, found in answers if not (found and found.settled(self._width))]
+        """Those that need a further round."""
+        return [
+            one
+            for one in self.questions
+            if not ((found := one.answer(self.cells, self.quiet)) and found.settled(self._width))
+        ]
+
+    @property
+    def disturbed(self) -> bool:
+        """Busy rounds are among those that count for some question."""
+        return any(one.busy for one in self.answers())
+
+    def answers(self) -> list[Answer]:
+        """Of the questions that have one."""
+        answers = [one.answer(self.cells, self.quiet) for one in self.questions]
+        return [one for one in answers if one is not None]
+
+    def medians(self) -> dict[str, dict[str, float]]:
+        """Of every cell, over the rounds that count (see `medians`)."""
+        return medians(self.cells, self.quiet)
+
+    async def measure(
+        self,
+        number: int,
+        making: Mapping[str, Callable[[], Awaitable[dict[str, float]]]],
+        draw: random.Random,
+        show: Callable[[str], None],
+    ) -> None:
+        """Round `number`: every cell in the first one, then the cells of one question that is open.
+
+        It is a question that had the fewest rounds; the cells' order is random.
+
+        Args:
+            number: as iterating gives it.
+            making: measures a cell.
+            draw: chooses.
+            show: is told what is measured.
+        """
+        wanted = set(making)
+        if number and (asked := self.open):
+            fewest = min(len(one.made(self.cells)) for one in asked)
+            chosen = draw.choice([one for one in asked if len(one.made(self.cells)) == fewest])
+            wanted = {chosen.ours, *chosen.theirs}
+        for cell in draw.sample(sorted(wanted), len(wanted)):
+            show(f"round {number + 1}, {cell}")
+            self.cells.setdefault(cell, {})[number] = await making[cell]()
 
 
-async def one_round(
-    number: int,
-    asked: Sequence[Question],
-    making: Mapping[str, Callable[[], Awaitable[dict[str, float]]]],
-    cells: Cells,
-    draw: random.Random,
-    show: Callable[[str], None],
-) -> None:
-    """Measure the cells that questions need, in random order; in the first round, every cell.
-
-    `making` measures a cell, and `show` is told which.
-    """
-    wanted = {cell for one in asked for cell in (one.ours, *one.theirs)}
-    if number == 0:
-        wanted |= making.keys()
-    for cell in draw.sample(sorted(wanted), len(wanted)):
-        show(f"round {number + 1}, {cell}")
-        cells.setdefault(cell, {})[number] = await making[cell]()
-
-
-def answered(asked: Sequence[Question], cells: Cells, counted: Collection[int]) -> list[Answer]:
-    """The answers of those that have one."""
-    answers = [one.answer(cells, counted) for one in asked]
-    return [one for one in answers if one is not None]
-
-
-def medians(cells: Cells, counted: frozenset[int]) -> dict[str, dict[str, float]]:
-    """The median of every figure, and the largest memory, over the rounds that count.
-
-    All rounds of a cell that was measured in no such round.
-    """
+def medians(cells: Cells, quiet: Collection[int]) -> dict[str, dict[str, float]]:
+    """The median of every figure, and the largest memory, over a cell's rounds that count."""
     found = {}
     for name, rounds in cells.items():
-        chosen = [rounds[number] for number in sorted(counted & rounds.keys())]
-        chosen = chosen or list(rounds.values())
+        chosen = [rounds[number] for number in sorted(counting(rounds, quiet))]
         found[name] = {
             figure: (max if figure == "memory_mb" else statistics.median)(
                 one[figure] for one in chosen
@@ -189,12 +207,11 @@ def medians(cells: Cells, counted: frozenset[int]) -> dict[str, dict[str, float]
     return found
 
 
-def ratio_table(ratios: Sequence[Mapping[str, Any]], disturbed: bool) -> Iterator[str]:
+def ratio_table(ratios: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Answers as records: the ratio with its interval, the target, the verdict."""
     yield "| ratio, 95 % interval | measured | rounds | target | |"
     yield "|---|---|---|---|---|"
     for one in ratios:
         known = bounded(one["ratio"], None if one["high"] is None else (one["low"], one["high"]))
-        busy = one["verdict"] and (disturbed or one.get("busy"))
-        verdict = one["verdict"] + " (machine busy)" * bool(busy)
+        verdict = one["verdict"] + " (machine busy)" * bool(one["verdict"] and one["busy"])
         yield f"| {one['name']} | {told(known)} | {one['rounds']} | {one['target']} | {verdict} |"

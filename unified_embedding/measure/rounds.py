@@ -34,20 +34,20 @@ class Rounds:
         self.conditions: list[Condition] = []
 
     def __iter__(self) -> Iterator[int]:
-        cores, last = len(os.sched_getaffinity(0)), 0.0
+        cores, took = len(os.sched_getaffinity(0)), list[float]()
         before = look(self._trees)
         while True:
             began = time.monotonic()
             yield len(self.conditions)
             after = look(self._trees)
             self.conditions.append(Condition.between(before, after, cores))
-            before, took = after, time.monotonic() - began
-            # The next one may take as long as the longer one of the last two.
+            before = after
+            took.append(time.monotonic() - began)
+            # The next one may take as long as any but the first, which may be longer than all.
             if not self.disturbed and self._settled():
                 return
-            if time.monotonic() + max(took, last) > self._until:
+            if time.monotonic() + max(took[1:] or took) > self._until:
                 return
-            last = took
 
     @property
     def busy(self) -> dict[int, list[str]]:
@@ -57,16 +57,19 @@ class Rounds:
         return {number: said for number, said in reasons.items() if said}
 
     @property
+    def quiet(self) -> frozenset[int]:
+        """The other ones."""
+        return frozenset(range(len(self.conditions))) - self.busy.keys()
+
+    @property
     def counted(self) -> frozenset[int]:
-        """The rounds that count: the quiet ones, or all when these are too few."""
-        every = frozenset(range(len(self.conditions)))
-        quiet = every - self.busy.keys()
-        return quiet if len(quiet) >= MIN_ROUNDS else every
+        """The rounds that count."""
+        return counting(range(len(self.conditions)), self.quiet)
 
     @property
     def disturbed(self) -> bool:
         """Busy rounds are among those that count."""
-        return bool(self.counted & self.busy.keys())
+        return not self.counted <= self.quiet
 
     def told(self) -> str:
         """How many rounds, and how busy the machine was."""
@@ -87,12 +90,17 @@ class Rounds:
         return {
             "told": self.told(),
             "disturbed": self.disturbed,
-            "counted": sorted(self.counted),
             "rounds": [
                 asdict(one) | {"busy": busy.get(number, [])}
                 for number, one in enumerate(self.conditions)
             ],
         }
+
+
+def counting(made: Collection[int], quiet: Collection[int]) -> frozenset[int]:
+    """Those of the rounds `made` that count: the quiet ones, or all when these are too few."""
+    calm = frozenset(made).intersection(quiet)
+    return calm if len(calm) >= MIN_ROUNDS else frozenset(made)
 
 
 def paired(counted: Collection[int], *series: Mapping[int, float]) -> list[list[float]]:

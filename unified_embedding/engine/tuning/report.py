@@ -137,7 +137,7 @@ def conclusion(record: Mapping[str, Any]) -> Iterator[str]:
     """
     for title, rounds in list(record["rounds"].items())[-1:]:
         if record["ratios"]:
-            yield from ratio_table(record["ratios"], rounds["disturbed"])
+            yield from ratio_table(record["ratios"])
             yield ""
         yield f"{title}: {rounds['told']}."
         yield ""
