@@ -8,7 +8,7 @@ TARGET    ?=
 PRECISION ?=
 PREFIX    ?=
 CONFIG    ?= configs/smoke.yaml
-EMBEDDERS ?= lite0,se
+EMBEDDERS ?= lite0
 MINUTES   ?= 1
 OPENAI_NODE ?= 7.57.0
 SEED      ?= 0
@@ -108,7 +108,7 @@ loadgen: engine .venv/.stamp-peers ## MLPerf LoadGen through our client, as a cr
 soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DURATION=
 	@$(PY) bench/soak.py
 
-bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch (15 min): EMBEDDERS=lite0,se FULL=1
+bench: engine .venv/.stamp-all ## the server compared with its limit, LitServe and FastAPI + torch (10 min): EMBEDDERS=lite0,se FULL=1
 	@$(PY) bench/serving_bench.py --embedders "$(EMBEDDERS)"
 
 growth: engine .venv/.stamp-search ## cost and memory as callers, pictures, threads and servers grow (10 min; resumes): DURATION= FULL=1

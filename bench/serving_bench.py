@@ -88,9 +88,9 @@ WARM_UP_S: Final = 0.3
 # Where the first search for a highest Poisson rate starts, of the closed loop's maximum.
 START_AT: Final = 0.8
 SE_TRUNK: Final = "seresnext101_32x4d"
-# What stopping takes, and how the embedders share the time: a slow one's rounds are longer.
+EMBEDDERS: Final = ("lite0", "se", "se-int8")
+# What stopping takes.
 ENDING_S: Final = 10
-SHARES: Final = {"lite0": 2, "se": 3, "se-int8": 3}
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Plan:
 
 
 def main(
-    minutes: Annotated[float, typer.Option(min=0, help="time in all")] = 15,
+    minutes: Annotated[float, typer.Option(min=0, help="time for each embedder")] = 10,
     seconds: Annotated[
         float, typer.Option(envvar="DURATION", min=0.1, help="seconds of one measurement")
     ] = 1,
@@ -121,7 +121,7 @@ def main(
         float, typer.Option(min=0, help="width of a ratio's interval that ends its rounds")
     ] = 0.04,
     full: Annotated[bool, typer.Option(envvar="FULL", help="take four times as long")] = False,
-    embedders: Annotated[str, typer.Option(help="some of lite0,se,se-int8")] = "lite0,se",
+    embedders: Annotated[str, typer.Option(help="some of lite0,se,se-int8")] = "lite0",
     repository: Annotated[Path, typer.Option(help="where Lite0 is installed")] = REPOSITORY,
     poisson: Annotated[bool, typer.Option(help="also the highest Poisson rates")] = True,
     seed: Annotated[int, typer.Option(help="seed of arrivals and order")] = 0,
@@ -130,18 +130,15 @@ def main(
     """Measure, print and write bench.json and bench.md."""
     minutes *= 4 if full else 1
     names = list(dict.fromkeys(embedders.split(",")))
-    if not set(names) <= SHARES.keys():
-        fail(f"--embedders {embedders}: use some of {', '.join(SHARES)}")
+    if not set(names) <= set(EMBEDDERS):
+        fail(f"--embedders {embedders}: use some of {', '.join(EMBEDDERS)}")
     results: list[dict[str, Any]] = []
     try:
         # The time begins when all engines are built, which the first run has to do.
         prepared = [prepare(name, repository) for name in names]
-        console.print(f"bench of {', '.join(names)}: {minutes:g} minutes at most")
-        end = time.monotonic() + 60 * minutes
-        for number, (name, embedder) in enumerate(zip(names, prepared, strict=True)):
-            left = end - time.monotonic()
-            share = SHARES[name] / sum(SHARES[other] for other in names[number:])
-            until = time.monotonic() + share * left - ENDING_S
+        console.print(f"bench of {', '.join(names)}: {minutes:g} minutes each at most")
+        for number, embedder in enumerate(prepared):
+            until = time.monotonic() + 60 * minutes - ENDING_S
             plan = Plan(seconds, until, width, poisson, seed)
             with tempfile.TemporaryDirectory() as logs:
                 results.append(asyncio.run(measure(embedder, plan, Path(logs))))

@@ -68,7 +68,7 @@ def test_processes_that_wait_count_when_they_are_there_before_and_after() -> Non
 @pytest.mark.parametrize(
     ("change", "sign"),
     [
-        ({"loop_cpu_s": 0.12}, "fixed work took 1.20 of its best CPU time"),
+        ({"loop_cpu_s": 0.12}, "fixed work took 1.20 of its usual CPU time"),
         ({"loop_wait": 1.5}, "fixed work took 1.50 of its CPU time"),
     ],
 )
@@ -158,7 +158,7 @@ def test_a_machine_that_stays_busy_is_said_to_be(clock: Callable[[list[Condition
     assert record["rounds"][0]["busy"] == ["10% of the cores' time stolen"]
 
 
-def test_a_round_asks_one_question_that_had_the_fewest(
+def test_a_round_asks_one_question_in_turns(
     clock: Callable[[list[Condition]], None],
 ) -> None:
     """The first measures everything; each further one has both sides of one ratio, and no more."""
@@ -181,8 +181,9 @@ def test_a_round_asks_one_question_that_had_the_fewest(
         else:
             assert len(order) == 2
             assert "limit" in order
+        # Until there is an interval everyone has as many rounds, and then as much time.
         rounds = [len(question.made(made.cells)) for question in made.open]
-        assert max(rounds) - min(rounds) <= 1
+        assert max(rounds) - min(rounds) <= 1 or min(rounds) >= MIN_ROUNDS
     verdicts = {answer.question.name: answer.record()["verdict"] for answer in made.answers()}
     assert verdicts == {"a": "undecided", "b": "undecided", "c": "met"}
     counts = {question.name: len(question.made(made.cells)) for question in asked}

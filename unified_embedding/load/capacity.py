@@ -51,6 +51,7 @@ CONCURRENCY: Final = 32
 CURVE: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0, 1.1)
 OVERLOAD: Final = (0.5, 1.0, 1.5, 2.0, 3.0)
 OVERLOAD_TIMEOUT_S: Final = 1.0
+LOOP_WARM_UP_S: Final = 1.0
 SETTLING_S: Final = 0.5
 # Nothing is late in a closed loop; this only ends what hangs.
 CLOSED_TIMEOUT_S: Final = 120.0
@@ -180,8 +181,9 @@ async def in_rounds(
     draw, seconds = random.Random(plan.seed), plan.seconds
 
     async def one_loop() -> dict[str, float]:
-        found = await closed_loop(callers.steady, CONCURRENCY, seconds, 1.0)
-        return {"per_s": _rate(found, seconds)}
+        loop = closed_loop(callers.steady, CONCURRENCY, seconds, LOOP_WARM_UP_S)
+        found, cpu = await with_cpu(server, loop, LOOP_WARM_UP_S, seconds)
+        return _rates(found, seconds, cpu)
 
     async def trial(rate: float, number: int) -> Trial:
         return await poisson_trial(callers.patient, rate, seconds, plan.slo_p99_ms, number)
@@ -201,7 +203,10 @@ async def in_rounds(
             overloaded, server, callers.hurried, factor * maximum, seconds, draw
         )
     rounds = AskedRounds(
-        questions(), plan.until, plan.width, trees=[server.tree] if server.tree else []
+        questions(costed=server.tree is not None),
+        plan.until,
+        plan.width,
+        trees=[server.tree] if server.tree else [],
     )
     with steps("rounds") as step:
         for number in rounds:
@@ -220,9 +225,30 @@ def overload_row(factor: float, found: Mapping[str, float]) -> dict[str, float |
     }
 
 
-def _rate(recorder: Recorder, seconds: float) -> float:
-    """Answers per second; none counts as one, since a ratio's logarithm needs something."""
-    return max(1, recorder.completed) / seconds
+async def with_cpu(
+    server: Served, loop: Awaitable[Recorder], warm_up: float, seconds: float
+) -> tuple[Recorder, float | None]:
+    """A loop's recorder, and the CPU seconds that the server used while it was recorded.
+
+    None for them when the server's processes are elsewhere.
+    """
+    if server.tree is None:
+        return await loop, None
+    tree, running = server.tree, asyncio.ensure_future(loop)
+    await asyncio.sleep(warm_up)
+    before = tree.usage()
+    await asyncio.sleep(seconds)
+    used = sum(tree.usage().cpu_since(before).values())
+    return await running, used
+
+
+def _rates(recorder: Recorder, seconds: float, cpu: float | None) -> dict[str, float]:
+    """Answers per second, and per CPU second of the server.
+
+    No answer counts as one, since a ratio's logarithm needs something.
+    """
+    count = max(1, recorder.completed)
+    return {"per_s": count / seconds} | ({"per_cpu_s": count / cpu} if cpu else {})
 
 
 def beyond(factor: float) -> str:
@@ -230,19 +256,22 @@ def beyond(factor: float) -> str:
     return f"{factor:g} times the maximum offered"
 
 
-def questions() -> list[Question]:
-    """What is set against the closed loop's maximum of the same round."""
-    rate = Question("highest Poisson rate / closed loop's maximum", "per_s", POISSON, (LOOP,), None)
-    return [rate] + [
-        Question(
-            f"answered within 1 s at {factor:g} times the maximum / that maximum",
-            "per_s",
-            beyond(factor),
-            (LOOP,),
-            target,
-        )
-        for factor, target in OVERLOAD_TARGETS.items()
+def questions(*, costed: bool) -> list[Question]:
+    """What is set against the closed loop's maximum of the same round.
+
+    `costed`: the server's CPU time is known. Beside it stands that of the callers: where they share
+    its cores, those who are refused take from what could have been answered.
+    """
+    found = [
+        Question("highest Poisson rate / closed loop's maximum", "per_s", POISSON, (LOOP,), None)
     ]
+    for factor, target in OVERLOAD_TARGETS.items():
+        name = f"answered within 1 s at {factor:g} times the maximum / that maximum"
+        found.append(Question(name, "per_s", beyond(factor), (LOOP,), target))
+        if costed:
+            name = f"the same per CPU second of the server, {factor:g} times"
+            found.append(Question(name, "per_cpu_s", beyond(factor), (LOOP,), None))
+    return found
 
 
 def patience_s(slo_p99_ms: float) -> float:
@@ -262,16 +291,17 @@ async def overloaded(
     """Offer `rate` requests/s when every caller gives up after a second.
 
     Returns:
-        Requests per second that were offered, answered in time (per_s), refused and expired; and
-        what the server's processes hold at the end, when they are on this machine.
+        Requests per second that were offered, answered in time (per_s), refused and expired; when
+        the server's processes are on this machine, also those answered per CPU second of theirs,
+        and what they hold at the end.
     """
     profile = RateProfile.parse(f"{rate!r}")
-    recorder = await open_loop(request, profile, seconds, draw.randrange(1 << 30), WARM_UP_S)
+    loop = open_loop(request, profile, seconds, draw.randrange(1 << 30), WARM_UP_S)
+    recorder, cpu = await with_cpu(server, loop, WARM_UP_S, seconds)
     # The server finishes what nobody waits for any more.
     await asyncio.sleep(SETTLING_S)
-    found = {
+    found = _rates(recorder, seconds, cpu) | {
         "offered": recorder.offered / seconds,
-        "per_s": _rate(recorder, seconds),
         "refused": recorder.errors["CANCELLED"] / seconds,
         "expired": recorder.errors["DEADLINE_EXCEEDED"] / seconds,
     }

@@ -3,11 +3,13 @@
 import math
 import random
 import statistics
+import time
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unified_embedding.measure.paired import Target, ratio, settled, told
+from unified_embedding.measure.paired import MIN_ROUNDS, Target, ratio, settled, told
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.rounds import Rounds, counting, paired
 from unified_embedding.retrieval import Interval
@@ -141,6 +143,7 @@ class AskedRounds(Rounds):
         """`width` of an interval that is narrow enough; the others as `Rounds` takes them."""
         super().__init__(until, settled=lambda: not self.open, trees=trees)
         self.questions, self.cells = list(questions), Cells()
+        self._spent: defaultdict[str, float] = defaultdict(float)
         self._width = width
 
     @property
@@ -175,7 +178,8 @@ class AskedRounds(Rounds):
     ) -> None:
         """Round `number`: every cell in the first one, then the cells of one question that is open.
 
-        It is a question that had the fewest rounds; the cells' order is random.
+        It is one that has the fewest rounds, as long as these give no interval, and then one that
+        had the least time; the cells' order is random.
 
         Args:
             number: as iterating gives it.
@@ -183,14 +187,18 @@ class AskedRounds(Rounds):
             draw: chooses.
             show: is told what is measured.
         """
-        wanted = set(making)
-        if number and (asked := self.open):
-            fewest = min(len(one.made(self.cells)) for one in asked)
-            chosen = draw.choice([one for one in asked if len(one.made(self.cells)) == fewest])
-            wanted = {chosen.ours, *chosen.theirs}
+        wanted, began, asked = set(making), time.monotonic(), None
+        if number:
+            asked = min(self.open, key=lambda one: (*self._turn(one), draw.random()))
+            wanted = {asked.ours, *asked.theirs}
         for cell in draw.sample(sorted(wanted), len(wanted)):
             show(f"round {number + 1}, {cell}")
             self.cells.setdefault(cell, {})[number] = await making[cell]()
+        if asked:
+            self._spent[asked.name] += time.monotonic() - began
+
+    def _turn(self, question: Question) -> tuple[float, float]:
+        return min(len(question.made(self.cells)), MIN_ROUNDS), self._spent[question.name]
 
 
 def medians(cells: Cells, quiet: Collection[int]) -> dict[str, dict[str, float]]:

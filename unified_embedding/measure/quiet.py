@@ -21,7 +21,11 @@ STOLEN: Final = 0.02
 OTHERS: Final = 0.05
 """Shares of the cores' time that a quiet machine may give away."""
 SLOWER: Final = 1.1
-"""Of the fixed work: its CPU time over the run's best, and its wall time over its CPU time."""
+"""Of the fixed work: its CPU time over the run's median, and its wall time over its CPU time.
+
+Not over the run's best: beside a hypervisor's other guests the cores are hardly ever at their best,
+and a slowness that stays leaves a ratio alone.
+"""
 
 _STAT: Final = Path("/proc/stat")
 # About 20 ms each, and a glance at the run queue after each of them.
@@ -83,18 +87,18 @@ class Condition:
             loop_wait=max(one.loop_wall_s / one.loop_cpu_s for one in (before, after)),
         )
 
-    def busy(self, fastest: float) -> list[str]:
+    def busy(self, usual: float) -> list[str]:
         """Why the machine was not quiet; empty when it was.
 
         Args:
-            fastest: CPU seconds of the run's fastest fixed work.
+            usual: CPU seconds of the fixed work, the run's median.
         """
-        slower = self.loop_cpu_s / fastest
+        slower = self.loop_cpu_s / usual
         signs = {
             f"{self.stolen:.0%} of the cores' time stolen": self.stolen > STOLEN,
             f"others used {self.others:.0%} of the cores' time": self.others > OTHERS,
             f"{self.waiting:.0f} other processes running": self.waiting > 0,
-            f"fixed work took {slower:.2f} of its best CPU time": slower > SLOWER,
+            f"fixed work took {slower:.2f} of its usual CPU time": slower > SLOWER,
             f"fixed work took {self.loop_wait:.2f} of its CPU time": self.loop_wait > SLOWER,
         }
         return [sign for sign, seen in signs.items() if seen]

@@ -1,6 +1,7 @@
 """Short rounds of paired measurements, as many as it takes or as there is time for."""
 
 import os
+import statistics
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -52,8 +53,10 @@ class Rounds:
     @property
     def busy(self) -> dict[int, list[str]]:
         """Rounds in which the machine was busy, and why."""
-        fastest = min((one.loop_cpu_s for one in self.conditions), default=0.0)
-        reasons = {number: one.busy(fastest) for number, one in enumerate(self.conditions)}
+        if not self.conditions:
+            return {}
+        usual = statistics.median(one.loop_cpu_s for one in self.conditions)
+        reasons = {number: one.busy(usual) for number, one in enumerate(self.conditions)}
         return {number: said for number, said in reasons.items() if said}
 
     @property
