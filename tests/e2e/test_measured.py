@@ -111,7 +111,9 @@ def test_capacity_sets_overload_against_the_maximum(
     for one in record["overload"]:
         assert one["goodput"] > 0
         assert one["memory_mb"] > 50
-    assert [one["verdict"] for one in record["ratios"]] == ["", "undecided", "undecided"]
+    # By the second and by the server's CPU second; the latter has no target.
+    assert [one["verdict"] for one in record["ratios"]] == ["", *["undecided", ""] * 2]
+    assert all(one["ratio"] > 0 for one in record["ratios"])
     assert "at 2 times the maximum / that maximum" in said
     assert "1 round in random order" in said
 
