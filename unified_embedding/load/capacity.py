@@ -43,7 +43,7 @@ from unified_embedding.measure.questions import (
     ratio_table,
 )
 from unified_embedding.measure.recorder import Recorder
-from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.measure.requests import CLOSED_LOOP_TIMEOUT_S, client_of, embed_request
 from unified_embedding.measure.rounds import counting
 from unified_embedding.serving.local_server import end_in_order
 
@@ -53,8 +53,6 @@ OVERLOAD: Final = (0.5, 1.0, 1.5, 2.0, 3.0)
 OVERLOAD_TIMEOUT_S: Final = 1.0
 LOOP_WARM_UP_S: Final = 1.0
 SETTLING_S: Final = 0.5
-# Nothing is late in a closed loop; this only ends what hangs.
-CLOSED_TIMEOUT_S: Final = 120.0
 LOOP, POISSON = "closed loop", "Poisson"
 # Of the time in all: what stopping the server takes.
 _ENDING_S: Final = 5
@@ -131,7 +129,7 @@ async def measure(server: Served, plan: Plan) -> dict[str, Any]:
     async with AsyncExitStack() as stack:
         clients = [
             await stack.enter_async_context(client_of(server.url, wait, server.connection))
-            for wait in (CLOSED_TIMEOUT_S, patience_s(slo_p99_ms), OVERLOAD_TIMEOUT_S)
+            for wait in (CLOSED_LOOP_TIMEOUT_S, patience_s(slo_p99_ms), OVERLOAD_TIMEOUT_S)
         ]
         callers = Callers(*(embed_request(client, images) for client in clients))
         with steps("closed loop") as step:

@@ -50,7 +50,7 @@ from unified_embedding.measure.pictures import square
 from unified_embedding.measure.processes import ProcessTree
 from unified_embedding.measure.provenance import commit, machine
 from unified_embedding.measure.questions import AskedRounds
-from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.measure.requests import CLOSED_LOOP_TIMEOUT_S, client_of, embed_request
 from unified_embedding.measure.resuming import left
 from unified_embedding.measure.rounds import Rounds
 from unified_embedding.serving.local_server import end_in_order
@@ -69,8 +69,6 @@ QUERIES: Final = 200
 ROUNDS: Final = 12
 WARM_UP_S: Final = 0.5
 LOOK_S: Final = 0.5
-# Nothing is late in a closed loop; this only ends what hangs.
-TIMEOUT_S: Final = 300.0
 
 
 @dataclass(frozen=True)
@@ -201,7 +199,7 @@ async def points(
     """Every load's figures, with the most memory meanwhile, and why the machine was busy."""
     assert server.tree is not None  # It was started here.
     found, rounds = [], Rounds(math.inf, settled=lambda: False)
-    async with client_of(server.url, TIMEOUT_S, server.connection) as client:
+    async with client_of(server.url, CLOSED_LOOP_TIMEOUT_S, server.connection) as client:
         for _, load in zip(rounds, loads):  # noqa: B905 - the rounds have no end
             step(", ".join(f"{name} {value}" for name, value in load.point.items()))
             request = embed_request(client, load.images, load.per_request)
@@ -255,7 +253,7 @@ def refused(server: Served, limits: Limits) -> dict[str, Any]:
     side = math.isqrt(limits.max_pixels) + 1
     file = io.BytesIO()
     Image.new("1", (side, side)).save(file, "PNG")
-    with EmbedderClient(server.url, retry=Retry(1), timeout=TIMEOUT_S) as client:
+    with EmbedderClient(server.url, retry=Retry(1), timeout=CLOSED_LOOP_TIMEOUT_S) as client:
         client.info()
         began = time.perf_counter()
         try:
@@ -378,7 +376,7 @@ def servers(plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
 
 async def warmed(server: Served, images: Sequence[bytes]) -> float:
     """Pictures/s of a server that has had its first requests."""
-    async with client_of(server.url, TIMEOUT_S, server.connection) as client:
+    async with client_of(server.url, CLOSED_LOOP_TIMEOUT_S, server.connection) as client:
         request = embed_request(client, images, BATCH)
         await closed_loop(request, INFLIGHT, WARM_UP_S)
         return (await costed_loop(server.tree, request, INFLIGHT, 1.0)).images_per_s

@@ -26,12 +26,10 @@ from unified_embedding.errors import DeadlineExceeded, ServerError, ServerUnavai
 from unified_embedding.load.served import pictures
 from unified_embedding.measure.generator import Request
 from unified_embedding.measure.processes import ProcessTree
-from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.measure.requests import CLOSED_LOOP_TIMEOUT_S, client_of, embed_request
 from unified_embedding.serving.local_server import LocalServer, end, free_ports, start
 
 START_TIMEOUT_S: Final = 300.0
-# Nothing is late in a closed loop; this only ends what hangs.
-TIMEOUT_S: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +96,7 @@ class Triton(System):
         self, images: Sequence[bytes], per_request: int = 1
     ) -> AsyncIterator[Request]:
         """Requests for embedding and code."""
-        async with client_of(self.url, TIMEOUT_S) as client:
+        async with client_of(self.url, CLOSED_LOOP_TIMEOUT_S) as client:
             yield embed_request(client, images, per_request)
 
     @property
@@ -164,7 +162,7 @@ class HttpPeer(System):
         bodies = itertools.cycle([self.body(pictures) for pictures in taken])
         # The default connector keeps 100 connections; no limit of ours may shape the load.
         connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
+        timeout = aiohttp.ClientTimeout(total=CLOSED_LOOP_TIMEOUT_S)
         async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
 
             async def request() -> int:

@@ -7,6 +7,8 @@ from typing import Final
 from unified_embedding.client import AsyncEmbedderClient, Connection, Retry
 from unified_embedding.measure.generator import Request
 
+CLOSED_LOOP_TIMEOUT_S: Final = 300.0
+"""Nothing is late in a closed loop; this only ends what hangs."""
 _UNBOUNDED: Final = 1_000_000
 
 

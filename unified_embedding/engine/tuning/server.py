@@ -12,7 +12,7 @@ from unified_embedding.errors import ServerError
 from unified_embedding.measure.cost import costed_loop
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.processes import ProcessTree
-from unified_embedding.measure.requests import client_of, embed_request
+from unified_embedding.measure.requests import CLOSED_LOOP_TIMEOUT_S, client_of, embed_request
 from unified_embedding.names import DEFAULT
 from unified_embedding.serving import model_config
 from unified_embedding.serving.local_server import start
@@ -21,8 +21,6 @@ from unified_embedding.spec import EmbedderSpec
 
 CALLERS: Final = 32
 WARM_UP_S: Final = 0.4
-# Nothing is late in a closed loop; this only ends what hangs.
-TIMEOUT_S: Final = 120.0
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ async def one_round(server: TunedServer, pictures: Sequence[bytes], seconds: flo
     """
     server.tree.resume()
     try:
-        async with client_of(server.url, TIMEOUT_S) as client:
+        async with client_of(server.url, CLOSED_LOOP_TIMEOUT_S) as client:
             request = embed_request(client, pictures)
             await closed_loop(request, CALLERS, WARM_UP_S)
             found = await costed_loop(server.tree, request, CALLERS, seconds)
