@@ -102,7 +102,7 @@ load: engine ## Locust, closed and open loop, with reports (1 min): HOST= RATE= 
 capacity: engine ## the highest Poisson rate with p99 within SLO_P99_MS=100, latency curve, overload (5 min): HOST= FULL=1
 	@$(PY) bench/capacity.py
 
-loadgen: engine .venv/.stamp-peers ## MLPerf LoadGen through our client, as a cross-check (5 min): HOST= SLO_P99_MS= FULL=1
+loadgen: engine .venv/.stamp-peers ## MLPerf LoadGen through our client, as a cross-check (6 min): HOST= SLO_P99_MS= FULL=1
 	@$(PY) bench/loadgen.py
 
 soak: engine ## 32 callers for ten minutes: memory and cost over time: HOST= DURATION=
