@@ -282,7 +282,9 @@ def search(plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
             growth_tables.FAISS: bare_flat(job),
         }
         asked = World(plan.rows, growth_tables.DIM, plan.seed).queries(QUERIES)
-        stretch = plan.seconds / (len(THREADS) * len(systems))
+        # Many threads on few cores take a third of a second for a search: a short stretch would
+        # be its end, when threads have stopped.
+        stretch = plan.seconds / len(THREADS)
 
         async def searched(name: str, threads: int) -> dict[str, float]:
             return await asyncio.to_thread(at_once, systems[name], asked, threads, stretch)
@@ -292,7 +294,7 @@ def search(plan: Plan, step: Callable[[str], None]) -> dict[str, Any]:
             for name in systems
             for threads in THREADS
         }
-        until = time.monotonic() + ROUNDS * 1.15 * plan.seconds
+        until = time.monotonic() + 1.15 * ROUNDS * len(making) * stretch
         rounds, draw = AskedRounds(questions(), until, 0.02), random.Random(plan.seed)
 
         async def all_rounds() -> None:
