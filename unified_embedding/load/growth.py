@@ -65,7 +65,7 @@ SERVERS: Final = (1, 2, 4)
 # Requests in flight of a back-fill for each server, and pictures in each.
 INFLIGHT, BATCH = 4, 16
 QUERIES: Final = 200
-# Rounds of searching at most; each has a system's turn with every number of threads.
+# Of searching, for each number of threads, at most.
 ROUNDS: Final = 12
 WARM_UP_S: Final = 0.5
 LOOK_S: Final = 0.5
@@ -160,7 +160,7 @@ def minutes(names: Sequence[str], seconds: float) -> float:
         "callers": len(CALLERS),
         "images": len(PER_REQUEST),
         "pictures": 2 * len(SIDES),
-        "search": ROUNDS,
+        "search": 2 * ROUNDS,
         "servers": len(SERVERS),
     }
     # Starting and ending servers, making pictures and codes.
