@@ -58,10 +58,7 @@ from unified_embedding.measure.files import write_json, write_text
 from unified_embedding.measure.generator import closed_loop
 from unified_embedding.measure.poisson_limit import LimitSearch, Trial, poisson_trial
 from unified_embedding.measure.provenance import commit, machine
-from unified_embedding.measure.questions import (
-    AskedRounds,
-    Cells,
-)
+from unified_embedding.measure.questions import AskedRounds, Cells
 from unified_embedding.measure.watch import ServerWatch
 from unified_embedding.serving.local_server import child, end_in_order
 from unified_embedding.spec import EmbedderSpec
@@ -211,6 +208,7 @@ async def measure(embedder: Embedder, plan: Plan, logs: Path) -> dict[str, Any]:
             progress.update(task, description=f"{embedder.name}: {doing}")
 
         cells, rounds = await in_rounds(embedder, systems, roofline, images, plan, show)
+    middle = rounds.medians()
     return {
         "embedder": asdict(embedder) | {"repository": None},
         "engine.json": json.loads(
@@ -219,7 +217,7 @@ async def measure(embedder: Embedder, plan: Plan, logs: Path) -> dict[str, Any]:
         "ratios": [one.record() for one in rounds.answers()],
         "rounds": rounds.record(),
         "cells": rounds.cells,
-        "medians": {name: rounds.medians()[name] for name in cells},
+        "medians": {name: middle[name] for name in cells},
         "stages": stages,
     }
 

@@ -264,8 +264,8 @@ def beyond(factor: float) -> str:
 def questions(*, costed: bool) -> list[Question]:
     """What is set against the closed loop's maximum of the same round.
 
-    `costed`: the server's CPU time is known. Beside it stands that of the callers: where they share
-    its cores, those who are refused take from what could have been answered.
+    `costed`: the server's CPU time is known. A ratio by it leaves out what refused callers take
+    from a server whose cores they share.
     """
     found = [
         Question("highest Poisson rate / closed loop's maximum", "per_s", POISSON, (LOOP,), None)

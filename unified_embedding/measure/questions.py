@@ -149,11 +149,7 @@ class AskedRounds(Rounds):
     @property
     def open(self) -> list[Question]:
         """Those that need a further round."""
-        return [
-            one
-            for one in self.questions
-            if not ((found := one.answer(self.cells, self.quiet)) and found.settled(self._width))
-        ]
+        return [one for one, found in self._asked() if not (found and found.settled(self._width))]
 
     @property
     def disturbed(self) -> bool:
@@ -162,8 +158,7 @@ class AskedRounds(Rounds):
 
     def answers(self) -> list[Answer]:
         """Of the questions that have one."""
-        answers = [one.answer(self.cells, self.quiet) for one in self.questions]
-        return [one for one in answers if one is not None]
+        return [found for _, found in self._asked() if found is not None]
 
     def medians(self) -> dict[str, dict[str, float]]:
         """Of every cell, over the rounds that count (see `medians`)."""
@@ -196,6 +191,10 @@ class AskedRounds(Rounds):
             self.cells.setdefault(cell, {})[number] = await making[cell]()
         if asked:
             self._spent[asked.name] += time.monotonic() - began
+
+    def _asked(self) -> list[tuple[Question, Answer | None]]:
+        quiet = self.quiet
+        return [(one, one.answer(self.cells, quiet)) for one in self.questions]
 
     def _turn(self, question: Question) -> tuple[float, float]:
         return min(len(question.made(self.cells)), MIN_ROUNDS), self._spent[question.name]
